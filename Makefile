@@ -1,0 +1,48 @@
+# Run `make` for the list of targets. Without make, README.md gives the same steps.
+PYTHON ?= python3
+DATA ?=
+BIN := .venv/bin
+STAMP := .venv/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export DATA
+
+.DEFAULT_GOAL := help
+# One step after the other, also under -j: cheapest first, and pytest's closing line last
+.NOTPARALLEL:
+.PHONY: help quickstart test lint sync notebooks pytest lab clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s%s\n", $$1, $$2}' Makefile
+
+quickstart: $(STAMP) ## Install, then train on a small data set or on DATA=folder, and leave a model.onnx
+	@$(BIN)/imgcls quickstart $${DATA:+"$$DATA"}
+
+test: lint sync notebooks pytest ## All checks, cheapest first
+
+lint: $(STAMP) ## ruff
+	@$(BIN)/ruff check --quiet
+
+sync: $(STAMP) ## The package is the export of the notebooks, and the notebooks are clean
+	@$(BIN)/python tools/sync.py
+
+notebooks: $(STAMP) ## Every chapter and tutorial runs
+	@PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2
+
+pytest: $(STAMP) ## The rest of the tests
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q
+
+lab: $(STAMP) ## JupyterLab on the tutorials, on this machine only
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab --ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)/nbs/tutorials" \
+	  $$(test $$(id -u) -ne 0 || echo --allow-root)
+
+clean: ## Remove what builds and tests leave behind; the virtual environment stays
+	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache nbs/models
+	@find imgcls_nb nbs tests tools -name __pycache__ -o -name .ipynb_checkpoints | xargs -r rm -rf
+
+$(STAMP): settings.ini setup.py pyproject.toml
+	@test -x $(BIN)/pip || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "imgcls_nb needs Python 3.11 or newer, and '$(PYTHON)' is not; name another one: make PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	@echo "Installing imgcls_nb and what it needs into .venv; the first time takes some minutes."
+	@$(BIN)/pip install --quiet -e ".[train,lab,dev]"
+	@touch $@
