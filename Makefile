@@ -1,6 +1,7 @@
 # Run `make` for the list of targets. Without make, README.md gives the same steps.
 PYTHON ?= python3
-DATA ?=
+# From the command line only: in the environment DATA may mean anything
+DATA :=
 BIN := .venv/bin
 STAMP := .venv/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -37,7 +38,7 @@ lab: $(STAMP) ## JupyterLab on the tutorials, on this machine only
 
 clean: ## Remove what builds and tests leave behind; the virtual environment stays
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache nbs/models
-	@find imgcls_nb nbs tests tools -name __pycache__ -o -name .ipynb_checkpoints | xargs -r rm -rf
+	@find imgcls_nb nbs tests tools \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 $(STAMP): settings.ini setup.py pyproject.toml
 	@test -x $(BIN)/pip || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \

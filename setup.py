@@ -1,7 +1,7 @@
 "settings.ini to setuptools; a wheel also carries the configs and tutorials as `imgcls_nb/shipped/`"
 from configparser import ConfigParser
 from pathlib import Path
-from shutil import copyfile
+from shutil import copyfile, rmtree
 
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
@@ -16,6 +16,7 @@ class BuildShipped(build_py):
     def run(self):
         super().run()
         if self.editable_mode: return # the code looks in the checkout
+        rmtree(Path(self.build_lib)/'imgcls_nb/shipped', ignore_errors=True) # an earlier build's
         for root, pattern in SHIPPED:
             for src in sorted((here/root).glob(pattern)):
                 if '.ipynb_checkpoints' in src.parts: continue

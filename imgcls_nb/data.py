@@ -4,10 +4,17 @@
 
 # %% auto #0
 __all__ = ['VALID_FOLDERS', 'draw_shape', 'make_shapes', 'PictureList', 'read_class_folders', 'read_list_file', 'read_label_file',
-           'stratified_split', 'find_pictures', 'NormalizePixels', 'ImageDL', 'ImageDataLoaders', 'auto_workers',
-           'dls_from_plan', 'image_dls', 'named_dataset']
+           'stratified_split', 'find_pictures', 'class_names', 'NormalizePixels', 'ImageDL', 'ImageDataLoaders',
+           'auto_workers', 'dls_from_plan', 'image_dls', 'named_dataset']
 
 # %% ../nbs/20_data.ipynb #3b97ad90
+import warnings
+
+with warnings.catch_warnings(): # whoever imports fastai first is told of its use of torch.jit.script
+    warnings.simplefilter('ignore', FutureWarning)
+    import fastai.vision.learner # noqa: F401 (teaches show_batch and show_results to draw pictures)
+
+# %% ../nbs/20_data.ipynb #54e5aeeb
 import hashlib
 import math
 import os
@@ -15,7 +22,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import fastai.vision.data # noqa: F401 (teaches show_batch and show_results to draw pictures)
 import numpy as np
 import torch
 from fastai.data.core import DataLoaders, TfmdDL
@@ -72,9 +78,8 @@ class PictureList:
     def __getitem__(self, i): return self.paths[i], int(self.labels[i])
 
     def name(self, i) -> str: # The picture's identity: the same wherever the folder lies
-        if not isinstance(self.paths[i], str): return f'<{i}>'
-        p = Path(self.paths[i])
-        return p.relative_to(self.root).as_posix() if p.is_relative_to(self.root) else p.as_posix()
+        path = self.paths[i]
+        return path.removeprefix(os.path.join(self.root, '')).replace(os.sep, '/') if isinstance(path, str) else f'<{i}>'
 
     def take(self, idxs) -> 'PictureList': # Some of the pictures, same classes
         return PictureList(self.root, [self.paths[i] for i in idxs], self.labels[idxs], self.vocab)
@@ -197,14 +202,20 @@ def find_pictures(
     "Find the pictures that a plan speaks of"
     root = Path(plan.path).expanduser()
     if not root.is_dir(): raise InputError(f"There is no folder '{root}'. Give the folder that holds your pictures.")
-    vocab = read_label_file(_at(plan.label_file, root), plan.num_classes) if plan.label_file else ()
-    read = partial(_read_set, root=root, plan=plan, names=vocab)
+    read = partial(_read_set, root=root, plan=plan, names=class_names(plan))
     train = read(plan.train or ('train' if (root/'train').is_dir() else ''))
     valid = plan.valid if plan.valid is not None else next((o for o in VALID_FOLDERS if (root/o).is_dir() and (root/'train').is_dir()), 0.2)
     if isinstance(valid, str): return train, read(valid, vocab=train.vocab)
     if not plan.train and any((root/o).is_dir() for o in VALID_FOLDERS) and set(train.vocab) & set(VALID_FOLDERS):
         raise InputError(f"'{root}' has a folder for validation, but none for training. Name them: train='…', valid='…'.")
     return tuple(train.take(o) for o in stratified_split(train.labels, valid, plan.seed))
+
+def class_names(
+    plan:DataPlan, # `path`, `label_file` and `num_classes` are read
+) -> tuple: # Names in the order of the outputs; () where only the pictures can tell
+    "The names of the classes, as far as a plan knows them without looking at pictures"
+    if plan.label_file: return read_label_file(_at(plan.label_file, Path(plan.path)), plan.num_classes)
+    return tuple(str(i) for i in range(plan.num_classes or 0))
 
 def _at(name, root):
     return Path(name) if Path(name).exists() else root/name

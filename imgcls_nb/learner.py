@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['LOSSES', 'OPTIMIZERS', 'FIT_METHODS', 'top1', 'top5', 'ImageLearner', 'fit_cosine', 'learner_from_plan',
-           'run_schedule', 'image_learner', 'Trained', 'load_trained']
+           'run_schedule', 'image_learner', 'train_plan', 'Trained', 'trained_from_plan', 'checkpoint_of',
+           'load_trained', 'TorchPredictor']
 
 # %% ../nbs/45_learner.ipynb #739ae9f9
+from .data import ImageDataLoaders, class_names, dls_from_plan # first, because it imports fastai quietly
+
+# %% ../nbs/45_learner.ipynb #d43e4f05
 import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial, wraps
 
-import fastai.vision.learner # noqa: F401 (teaches show_results to draw pictures)
 import torch
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler, SchedCos, SchedLin, combine_scheds
@@ -25,10 +28,10 @@ from .augment import mix_seed, seeded
 from .callbacks.clock import Clock, EpochMetrics
 from .callbacks.precision import PRECISIONS, auto_channels_last, auto_precision, describe_hardware, precision_callbacks
 from .callbacks.progress import EpochTable
-from .core import InputError, Preprocess, did_you_mean
-from .data import ImageDataLoaders, dls_from_plan
+from .core import InputError, ModelCard, Preprocess, did_you_mean
 from .models import create_model, load_weights, model_preprocess, split_params
 from .plan import FitPlan, ModelPlan, ObjectivePlan, Plan
+from .predict import Predictor
 from .runs import RunFolder, RunWriter, read_manifest
 
 # %% ../nbs/45_learner.ipynb #69773528
@@ -198,6 +201,14 @@ def image_learner(
                 precision=precision, channels_last=channels_last, run=str(run) if run else None, save_interval=save_interval, custom=custom)
     return _build(plan, dls, None if isinstance(loss, str) else loss, None if isinstance(opt, str) else opt, metrics, cbs)
 
+# %% ../nbs/45_learner.ipynb #fd4075fd
+def train_plan(
+    plan:Plan, # What to do
+) -> ImageLearner: # Trained
+    "Do the run that a plan describes"
+    for note in plan.notes: print(note)
+    return run_schedule(learner_from_plan(plan), plan.schedule)
+
 # %% ../nbs/45_learner.ipynb #3a50d9b3
 @dataclass
 class Trained:
@@ -208,13 +219,41 @@ class Trained:
     plan: Plan # How it was made
     facts: dict # Epoch and metrics of the checkpoint
 
+def trained_from_plan(
+    plan:Plan, # How it was made; `data.vocab` names its classes
+    weights, # A weights file
+    facts:dict|None=None, # Epoch and metrics, where they are known
+) -> Trained:
+    "Build the network of a plan, with weights from a file"
+    vocab = plan.data.vocab or class_names(plan.data)
+    model = create_model(plan.model.arch, False, len(vocab), size=plan.data.size, **plan.model.kwargs)
+    load_weights(model, weights)
+    preprocess = Preprocess(**plan.data.preprocess) if plan.data.preprocess else model_preprocess(model, plan.data.size)
+    return Trained(model.eval(), preprocess, vocab, plan, facts or {})
+
+def checkpoint_of(
+    run, # A run folder
+    name:str='best_model', # Which checkpoint
+) -> tuple: # Its plan, its weights file, its facts
+    "What a checkpoint of a run consists of, checked against its hashes"
+    run = RunFolder.open(run)
+    return run.plan, run.path/f'{name}.safetensors', read_manifest(run, name)
+
 def load_trained(
     run, # A run folder
     name:str='best_model', # Which checkpoint
 ) -> Trained:
     "Load the network of a run"
-    run = RunFolder.open(run)
-    plan, facts = run.plan, read_manifest(run, name)
-    model = create_model(plan.model.arch, False, len(plan.data.vocab), size=plan.data.size, **plan.model.kwargs)
-    load_weights(model, run.path/f'{name}.safetensors')
-    return Trained(model.eval(), Preprocess(**plan.data.preprocess), plan.data.vocab, plan, facts)
+    return trained_from_plan(*checkpoint_of(run, name))
+
+# %% ../nbs/45_learner.ipynb #b1c685f7
+class TorchPredictor(Predictor):
+    "A `Predictor` on a trained network that was not exported"
+    def __init__(self,
+        trained:Trained, # From `load_trained`
+    ):
+        self.model, self.path, self.card = trained.model, trained.plan.run, ModelCard(trained.vocab, trained.preprocess)
+        self.labels, self.preprocess = self.card.labels, self.card.preprocess
+
+    def logits(self, x):
+        with torch.no_grad(): return self.model(torch.from_numpy(x)).numpy()
