@@ -41,7 +41,8 @@ def seeded(
 
 # %% ../nbs/15_augment.ipynb #a364d9f3
 AUGMENT_OPS = {
-    'RandomResizedCrop': lambda size, interpolation, **kw: v2.RandomResizedCrop(size, interpolation=interpolation, antialias=True, **kw),
+    'RandomResizedCrop':
+        lambda size, interpolation, **kw: v2.RandomResizedCrop(size, interpolation=interpolation, antialias=True, **kw),
     'Resize': lambda size, interpolation, **kw: v2.Resize(size, interpolation=interpolation, antialias=True, **kw),
     'RandomHorizontalFlip': lambda size, interpolation, **kw: v2.RandomHorizontalFlip(**kw),
     'RandomVerticalFlip': lambda size, interpolation, **kw: v2.RandomVerticalFlip(**kw),
@@ -64,11 +65,13 @@ def augment_ops(
 ) -> tuple: # `(name, arguments)` pairs
     "Spell out a preset, and check the names"
     if isinstance(aug, str):
-        if aug not in PRESETS: raise InputError(f"aug={aug!r} is no preset. Use one of {', '.join(PRESETS)}.{did_you_mean(aug, PRESETS)}")
+        if aug not in PRESETS:
+            raise InputError(f"aug={aug!r} is no preset. Use one of {', '.join(PRESETS)}.{did_you_mean(aug, PRESETS)}")
         return PRESETS[aug]
     for name, _ in aug:
         if name not in AUGMENT_OPS:
-            raise InputError(f"Augmentation '{name}' is unknown. Known: {', '.join(AUGMENT_OPS)}.{did_you_mean(name, AUGMENT_OPS)}")
+            raise InputError(f"Augmentation '{name}' is unknown. Known: {', '.join(AUGMENT_OPS)}."
+                             f"{did_you_mean(name, AUGMENT_OPS)}")
     return tuple((name, dict(args)) for name, args in aug)
 
 # %% ../nbs/15_augment.ipynb #ba76fe45

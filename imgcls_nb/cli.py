@@ -9,6 +9,7 @@ __all__ = ['cmd_train', 'cmd_eval', 'cmd_infer', 'cmd_export', 'cmd_predict', 'c
 # %% ../nbs/85_cli.ipynb #fda11184
 import argparse
 import os
+import shlex
 import sys
 import warnings
 
@@ -20,7 +21,7 @@ def cmd_train(args):
     if bool(args.config) == bool(args.folder): raise InputError("imgcls train takes a folder of pictures, or -c CONFIG.yaml.")
     learn = train_plan(_config_plan(args) if args.config else _folder_plan(args))
     run = learn.run_folder.path.as_posix()
-    print(f"\nThe run is in {run}; its best weights are best_model.safetensors.\nNext: imgcls export {run}")
+    print(f"\nThe run is in {run}; its best weights are best_model.safetensors.\nNext: {shlex.join(['imgcls', 'export', run])}")
 
 def cmd_eval(args):
     from imgcls_nb.evaluate import evaluate_plan
@@ -41,7 +42,7 @@ def cmd_export(args):
     plan, weights = _plan_and_weights(args)
     out = args.out or (_save_dir(args) if args.config else f'{args.run}/model.onnx')
     print(export_onnx(trained_from_plan(plan, weights), out))
-    print(f'Next: imgcls predict {out} PICTURES')
+    print(f"Next: {shlex.join(['imgcls', 'predict', out, 'PICTURES'])}")
 
 def cmd_predict(args):
     from imgcls_nb.predict import Predictor
@@ -59,7 +60,9 @@ def cmd_config(args):
 # %% ../nbs/85_cli.ipynb #f6ed776c
 def _config_plan(args):
     from imgcls_nb.config import plan_from_config, read_config
-    return plan_from_config(read_config(args.config, args.override), tuple(o.partition('=')[0].strip() for o in args.override))
+    plan = plan_from_config(read_config(args.config, args.override), tuple(o.partition('=')[0].strip() for o in args.override))
+    for note in plan.notes: print(note, file=sys.stderr)
+    return plan
 
 def _folder_plan(args):
     from imgcls_nb.config import plan_from_folder
@@ -111,7 +114,8 @@ def make_parser() -> argparse.ArgumentParser:
         p.set_defaults(func=func)
         if config:
             p.add_argument('-c', '--config', help='a PaddleClas YAML file')
-            p.add_argument('-o', '--override', action='append', default=[], metavar='KEY=VALUE', help='change one value of it; repeatable')
+            p.add_argument('-o', '--override', action='append', default=[], metavar='KEY=VALUE',
+                           help='change one value of it; repeatable')
         return p
 
     p = verb('quickstart', cmd_quickstart, 'Run the quickstart notebook on your pictures, or on handwritten digits', config=False)
@@ -120,16 +124,17 @@ def make_parser() -> argparse.ArgumentParser:
     for name, kind in (('arch', str), ('epochs', int), ('size', int), ('seed', int)): p.add_argument(f'--{name}', type=kind)
 
     p = verb('train', cmd_train, 'Train on a folder of pictures, or as a YAML file says')
-    p.add_argument('folder', nargs='?', help='one subfolder for each class, or train and valid folders of such, or the root of list files')
+    p.add_argument('folder', nargs='?',
+                   help='one subfolder for each class, or train and valid folders of such, or the root of list files')
     p.add_argument('--arch', help='timm or PaddleClas name (default: resnet18)')
     p.add_argument('--pretrained', nargs='?', const=True, help='start from published weights, or from a file')
-    for name, kind, text in (('epochs', int, 'epochs of training (default: 5)'), ('lr', float, 'highest learning rate'),
-                             ('train', str, 'folder or list file to train on'), ('valid', str, 'folder, list file, or share to hold out'),
-                             ('size', int, 'pixels (default: 224)'), ('bs', int, 'pictures in a batch (default: 32)'),
-                             ('aug', str, 'none, light, standard or strong'), ('seed', int, 'of everything random (default: 42)'),
-                             ('run', str, 'run folder (default: runs/FOLDER)'), ('num-workers', str, 'loader processes'),
-                             ('precision', str, 'auto, fp32, bf16 or fp16'), ('label-file', str, 'names of the classes of list files')):
-        p.add_argument(f'--{name}', type=kind, help=text)
+    options = (('epochs', int, 'epochs of training (default: 5)'), ('lr', float, 'highest learning rate'),
+               ('train', str, 'folder or list file to train on'), ('valid', str, 'folder, list file, or share to hold out'),
+               ('size', int, 'pixels (default: 224)'), ('bs', int, 'pictures in a batch (default: 32)'),
+               ('aug', str, 'none, light, standard or strong'), ('seed', int, 'of everything random (default: 42)'),
+               ('run', str, 'run folder (default: runs/FOLDER)'), ('num-workers', str, 'loader processes'),
+               ('precision', str, 'auto, fp32, bf16 or fp16'), ('label-file', str, 'names of the classes of list files'))
+    for name, kind, text in options: p.add_argument(f'--{name}', type=kind, help=text)
 
     for name, func, text in (('eval', cmd_eval, 'Evaluate a run on its validation pictures'),
                              ('infer', cmd_infer, 'Label pictures with the weights of a run'),
@@ -147,10 +152,10 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('--topk', type=int, default=5, help='classes to name (default: %(default)s)')
     p.add_argument('--threads', type=int, help='CPU threads')
 
-    p = verbs.add_parser('config', help='Show the plan that a YAML file makes', description='Show the plan that a YAML file makes')
-    p.set_defaults(func=cmd_config)
+    p = verb('config', cmd_config, 'Show the plan that a YAML file makes', config=False)
     p.add_argument('config', help='a PaddleClas YAML file')
-    p.add_argument('-o', '--override', action='append', default=[], metavar='KEY=VALUE', help='change one value of it; repeatable')
+    p.add_argument('-o', '--override', action='append', default=[], metavar='KEY=VALUE',
+                   help='change one value of it; repeatable')
     return parser
 
 # %% ../nbs/85_cli.ipynb #22e3aa1a
@@ -166,12 +171,13 @@ def main(
     except ModuleNotFoundError as e: message, status = _missing(e), 2
     except KeyboardInterrupt: message, status = 'interrupted; the run folder holds what was reached.', 130
     except Exception as e: # a defect
-        message, status = f"{type(e).__name__}: {e}\nThis is a defect. Set IMGCLS_TRACEBACK=1 and run it again to see where it happened.", 2
+        defect = "This is a defect. Set IMGCLS_TRACEBACK=1 and run it again to see where it happened."
+        message, status = f"{type(e).__name__}: {e}\n{defect}", 2
     print(f'imgcls: {message}', file=sys.stderr)
     return status
 
 def _missing(e):
-    return (f"'{e.name}' is not installed. The base package only predicts; training needs the train extra, notebooks the lab extra: "
-            "pip install 'imgcls_nb[train,lab]'")
+    return (f"'{e.name}' is not installed. The base package only predicts; training needs the train extra, "
+            "notebooks the lab extra: pip install 'imgcls_nb[train,lab]'")
 
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main()) # in the notebook there is no file

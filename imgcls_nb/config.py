@@ -48,7 +48,8 @@ def read_config(
     "Read a config and apply overrides"
     file = find_config(path)
     try: cfg = yaml.safe_load(file.read_text('utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as e: raise InputError(f"'{path}' is not valid YAML ({e}).") from e
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as e:
+        raise InputError(f"'{path}' is not valid YAML ({e}).") from e
     if not isinstance(cfg, dict) or not all(isinstance(o, dict) for o in cfg.values()):
         raise InputError(f"'{path}' is no config: expected sections such as Global, Arch and DataLoader.")
     cfg = _read_values(cfg)
@@ -82,7 +83,8 @@ def _step(here, key, walked, text):
 
 def _position(here, key, walked, text):
     if re.fullmatch(r'-?\d+', key) and -len(here) <= int(key) < len(here): return int(key)
-    raise InputError(f"-o {text}: '{'.'.join(walked)}' is a list of {len(here)}; '{key}' is no position in it (0 to {len(here) - 1}).")
+    where = '.'.join(walked)
+    raise InputError(f"-o {text}: '{where}' is a list of {len(here)}; '{key}' is no position in it (0 to {len(here) - 1}).")
 
 SECTIONS = 'Global Arch Loss Optimizer DataLoader Metric AMP EMA Infer'.split()
 
@@ -101,7 +103,9 @@ class _Section:
 
     def one_of(self, key, known, default):
         v = self.get(key, default)
-        if v not in known: raise InputError(f"{self.name}.{key}={v!r} is not supported. Known: {', '.join(map(str, known))}.{did_you_mean(v, known)}")
+        if v not in known:
+            raise InputError(f"{self.name}.{key}={v!r} is not supported. "
+                             f"Known: {', '.join(map(str, known))}.{did_you_mean(v, known)}")
         return v
 
     def done(self, harmless=''):
@@ -114,7 +118,8 @@ class _Section:
 def _single_ops(ops, name): # a list of one-key dicts, as (name, section) pairs
     for i, o in enumerate(ops or ()):
         if isinstance(o, str): o = {o: None}
-        if not isinstance(o, dict) or len(o) != 1: raise InputError(f"{name}[{i}]: expected one operation with its arguments, found {o!r}.")
+        if not isinstance(o, dict) or len(o) != 1:
+            raise InputError(f"{name}[{i}]: expected one operation with its arguments, found {o!r}.")
         op, args = next(iter(o.items()))
         yield op, _Section(args, f'{name}[{i}].{op}')
 
@@ -124,7 +129,8 @@ def _eval_preprocess(ops, name):
     for op, s in _single_ops(ops, name):
         if op == 'ResizeImage':
             how['resize_short'], size = s.get('resize_short'), s.get('size')
-            if size and not how['resize_short']: how['resize'] = size_hw(size if isinstance(size, int) else tuple(size)[::-1], s.name)
+            if size and not how['resize_short']:
+                how['resize'] = size_hw(size if isinstance(size, int) else tuple(size)[::-1], s.name)
             how |= _interpolation(s)
         elif op == 'CropImage':
             size = s.get('size')
@@ -148,12 +154,15 @@ def _augmentation(ops, name, preprocess):
     out = []
     for op, s in _single_ops(ops, name):
         if op == 'RandCropImage':
-            out.append(('RandomResizedCrop', dict(size=list(size_hw(s.get('size'), s.name)), scale=list(s.get('scale', [0.08, 1.0])),
-                                                  ratio=list(s.get('ratio', [3/4, 4/3])), **_only_name(_interpolation(s)))))
+            size, scale, ratio = size_hw(s.get('size'), s.name), s.get('scale', [0.08, 1.0]), s.get('ratio', [3/4, 4/3])
+            args = dict(size=list(size), scale=list(scale), ratio=list(ratio), **_only_name(_interpolation(s)))
+            out.append(('RandomResizedCrop', args))
         elif op == 'RandFlipImage':
             flip = s.one_of('flip_code', (1, 0, -1), 1)
             out += [(f, {}) for f in (['RandomHorizontalFlip'] if flip else []) + (['RandomVerticalFlip'] if flip < 1 else [])]
-        elif op == 'ResizeImage': out.append(('Resize', dict(size=list(size_hw(s.get('size'), s.name)), **_only_name(_interpolation(s)))))
+        elif op == 'ResizeImage':
+            size = size_hw(s.get('size'), s.name)
+            out.append(('Resize', dict(size=list(size), **_only_name(_interpolation(s)))))
         elif op == 'NormalizeImage':
             if _normalization(s) != (preprocess.mean, preprocess.std):
                 raise InputError(f"{s.name} normalizes with another mean or std than the evaluation does. Make them equal.")
@@ -166,7 +175,8 @@ def _only_name(how): return dict(interpolation=how['interpolation'])
 EVAL_OPS = 'DecodeImage ResizeImage CropImage NormalizeImage ToCHWImage'.split()
 TRAIN_OPS = 'DecodeImage RandCropImage RandFlipImage ResizeImage NormalizeImage ToCHWImage'.split()
 
-def _unknown_op(op, name, known): return InputError(f"{name}: operation '{op}' is not supported.{did_you_mean(op, known)} Known: {', '.join(known)}.")
+def _unknown_op(op, name, known):
+    return InputError(f"{name}: operation '{op}' is not supported.{did_you_mean(op, known)} Known: {', '.join(known)}.")
 
 # %% ../nbs/80_config.ipynb #e0f02fce
 def _data_plan(cfg, num_classes, seed, label_file):
@@ -175,8 +185,11 @@ def _data_plan(cfg, num_classes, seed, label_file):
     sets, samplers, procs = zip(*((o.sub('dataset'), o.sub('sampler'), o.sub('loader')) for o in (train, valid)))
     for s in sets: s.one_of('name', ('ImageNetDataset',), 'ImageNetDataset')
     roots, lists = ([s.get(k) for s in sets] for k in ('image_root', 'cls_label_path'))
-    if None in roots + lists: raise InputError("DataLoader: both Train.dataset and Eval.dataset need image_root and cls_label_path.")
-    if roots[0] != roots[1]: raise InputError(f"DataLoader: Train and Eval have different image_root, {roots[0]} and {roots[1]}. Use their common parent.")
+    if None in roots + lists:
+        raise InputError("DataLoader: both Train.dataset and Eval.dataset need image_root and cls_label_path.")
+    if roots[0] != roots[1]:
+        raise InputError(f"DataLoader: Train and Eval have different image_root, {roots[0]} and {roots[1]}. "
+                         "Use their common parent.")
     preprocess = _eval_preprocess(sets[1].get('transform_ops'), 'DataLoader.Eval.dataset.transform_ops')
     augment = _augmentation(sets[0].get('transform_ops'), 'DataLoader.Train.dataset.transform_ops', preprocess)
     sampler = 'DistributedBatchSampler', 'BatchSampler'
@@ -191,7 +204,8 @@ def _data_plan(cfg, num_classes, seed, label_file):
     return plan
 
 # %% ../nbs/80_config.ipynb #0ad25b69
-NO_NORM_DECAY = ('MobileNetV3', 'MobileNetV4', 'PPHGNet', 'PPLCNet', 'ESNet', 'EfficientNetV2', 'GhostNet', 'LeViT', 'pcpvt', 'alt_gvt')
+NO_NORM_DECAY = ('MobileNetV3', 'MobileNetV4', 'PPHGNet', 'PPLCNet', 'ESNet', 'EfficientNetV2', 'GhostNet', 'LeViT',
+                 'pcpvt', 'alt_gvt')
 _OPTIMIZERS = {'Momentum': 'sgd', 'SGD': 'sgd', 'AdamW': 'adamw', 'Adam': 'adam'}
 
 def _objective(cfg, arch):
@@ -203,15 +217,18 @@ def _objective(cfg, arch):
         args.done('weight')
     loss.done('Eval')
     name = s.one_of('name', tuple(_OPTIMIZERS), 'Momentum')
-    args = dict(mom=s.get('momentum', 0.9)) if name == 'Momentum' else dict(mom=s.get('beta1', 0.9), sqr_mom=s.get('beta2', 0.999),
-                                                                       eps=s.get('epsilon', 1e-8)) if name.startswith('Adam') else {}
+    args = {}
+    if name == 'Momentum': args = dict(mom=s.get('momentum', 0.9))
+    if name.startswith('Adam'):
+        args = dict(mom=s.get('beta1', 0.9), sqr_mom=s.get('beta2', 0.999), eps=s.get('epsilon', 1e-8))
     reg = s.sub('regularizer')
     reg.one_of('name', ('L2',), 'L2')
     wd = reg.get('coeff', s.get('weight_decay', 0.))
     reg.done()
     s.get('lr')
     s.done('weight_decay')
-    return ObjectivePlan('cross_entropy', float(smoothing), _OPTIMIZERS[name], args, float(wd), not arch.startswith(NO_NORM_DECAY))
+    decay_norm_bias = not arch.startswith(NO_NORM_DECAY)
+    return ObjectivePlan('cross_entropy', float(smoothing), _OPTIMIZERS[name], args, float(wd), decay_norm_bias)
 
 def _schedule(cfg, epochs):
     s = _Section((cfg.get('Optimizer') or {}).get('lr'), 'Optimizer.lr')
@@ -229,19 +246,22 @@ def plan_from_config(
 ) -> Plan:
     "The plan that a PaddleClas config describes"
     for k in cfg:
-        if k not in SECTIONS: raise InputError(f"Section '{k}' is unknown.{did_you_mean(k, SECTIONS)} Known: {', '.join(SECTIONS)}.")
+        if k not in SECTIONS:
+            raise InputError(f"Section '{k}' is unknown.{did_you_mean(k, SECTIONS)} Known: {', '.join(SECTIONS)}.")
     g, arch, amp = (_Section(cfg.get(o), o) for o in ('Global', 'Arch', 'AMP'))
     name, num_classes, seed, epochs = arch.get('name'), arch.get('class_num', 1000), g.get('seed', 42), g.get('epochs', 20)
     if not name: raise InputError("Arch.name is missing. Give an architecture, such as MobileNetV3_large_x1_0.")
-    if g.get('checkpoints'): raise InputError("Global.checkpoints: continuing from a checkpoint is not supported. Use Global.pretrained_model.")
+    if g.get('checkpoints'):
+        raise InputError("Global.checkpoints: continuing from a checkpoint is not supported. Use Global.pretrained_model.")
     if cfg.get('EMA'): raise InputError("EMA is not supported. Take the section out.")
     label_file, notes = _label_file(cfg)
     device, more = _device(g.get('device', 'gpu'), 'Global.device' in demanded)
-    pretrained = g.get('pretrained_model') or arch.get('pretrained', False)
+    published, file = arch.get('pretrained', False), g.get('pretrained_model')
     precision = {None: 'auto', True: 'auto', False: 'fp32'}[amp.get('use_amp')]
     amp.done('level scale_loss use_dynamic_loss_scaling use_fp16_test use_promote')
+    kwargs = {k: arch.get(k) for k in ('drop_rate', 'drop_path_rate') if arch.get(k) is not None}
     plan = Plan(_data_plan(cfg, num_classes, seed, label_file),
-                ModelPlan(name, pretrained, num_classes, {k: arch.get(k) for k in ('drop_rate', 'drop_path_rate') if arch.get(k) is not None}),
+                ModelPlan(name, file or published, num_classes, kwargs),
                 _objective(cfg, name), _schedule(cfg, epochs), precision, device=device, notes=tuple(notes + more),
                 run=str(Path(g.get('output_dir', './output'))/name), save_interval=max(0, g.get('save_interval', 1)))
     if g.get('eval_interval', 1) != 1 or g.get('eval_during_train', True) is not True or g.get('use_visualdl', False):
@@ -258,7 +278,8 @@ def _label_file(cfg):
 def _device(name, demanded):
     import torch
     known = {'gpu': ('cuda', torch.cuda.is_available()), 'cpu': ('cpu', True), 'mps': ('mps', torch.backends.mps.is_available())}
-    if name not in known: raise InputError(f"Global.device={name!r} is not supported. Use gpu, cpu or mps.{did_you_mean(name, known)}")
+    if name not in known:
+        raise InputError(f"Global.device={name!r} is not supported. Use gpu, cpu or mps.{did_you_mean(name, known)}")
     device, there = known[name]
     if there: return device, []
     if demanded: raise InputError(f"Global.device={name} was asked for, but this machine has none. Use -o Global.device=cpu.")
@@ -288,5 +309,6 @@ def plan_from_folder(
     method, names = ('fine_tune', ('epochs', 'base_lr')) if pretrained else ('fit_one_cycle', ('n_epoch', 'lr_max'))
     data = DataPlan(str(path), train, read_value(valid), label_file, size=size_hw(size), augment=augment_ops(aug), bs=bs,
                     num_workers=read_value(num_workers), seed=seed)
-    return Plan(data, ModelPlan(arch, pretrained), schedule=(FitPlan(method, {names[0]: epochs} | ({names[1]: lr} if lr else {})),),
+    fit = FitPlan(method, {names[0]: epochs} | ({names[1]: lr} if lr else {}))
+    return Plan(data, ModelPlan(arch, pretrained), schedule=(fit,),
                 precision=precision, run=str(run or Path('runs')/(Path(path).resolve().name or 'run')))

@@ -99,7 +99,8 @@ def _from_array(a):
 def _reason(e, source):
     if isinstance(e, FileNotFoundError): return 'no such file'
     if isinstance(e, PermissionError): return 'no permission to read it'
-    if isinstance(source, (str, os.PathLike)) and os.path.isfile(source) and not os.path.getsize(source): return 'the file is empty'
+    is_file = isinstance(source, (str, os.PathLike)) and os.path.isfile(source)
+    if is_file and not os.path.getsize(source): return 'the file is empty'
     return 'unknown format' if isinstance(e, Image.UnidentifiedImageError) else str(e) or type(e).__name__
 
 # %% ../nbs/00_core.ipynb #a3e4df58
@@ -244,7 +245,8 @@ class ModelCard:
     ) -> 'ModelCard':
         "Read a card, checking all that prediction relies on"
         try: card = json.loads(text)
-        except (ValueError, RecursionError) as e: raise ModelFileError(f"{where}: its '{CARD_KEY}' entry is no JSON ({e}).") from e
+        except (ValueError, RecursionError) as e:
+            raise ModelFileError(f"{where}: its '{CARD_KEY}' entry is no JSON ({e}).") from e
         return _read_card(cls, card, where)
 
 # %% ../nbs/00_core.ipynb #5ee3f682
@@ -254,9 +256,10 @@ def _read_card(cls, card, where):
     if card.get('schema') != CARD_SCHEMA:
         raise ModelFileError(f"{where}: written with card schema {card.get('schema')!r}; this version reads {CARD_SCHEMA}. "
                              "Install the version of imgcls_nb that wrote it, or export the model again.")
-    labels = card.get('labels')
-    if not (isinstance(labels, list) and labels and all(isinstance(o, str) for o in labels)): raise bad("it holds no list of labels.")
-    if not (isinstance(card.get('temperature'), (int, float)) and card['temperature'] > 0): raise bad("its temperature is not a positive number.")
+    labels, temperature = card.get('labels'), card.get('temperature')
+    if not (isinstance(labels, list) and labels and all(isinstance(o, str) for o in labels)):
+        raise bad("it holds no list of labels.")
+    if not (isinstance(temperature, (int, float)) and temperature > 0): raise bad("its temperature is not a positive number.")
     if unknown := set(card) - {f.name for f in fields(cls)}: raise bad(f"it has unknown entries {sorted(unknown)}.")
     try: preprocess = Preprocess(**card['preprocess'])
     except (KeyError, TypeError, InputError) as e: raise bad(f"its preprocessing cannot be read ({e}).") from e

@@ -100,11 +100,14 @@ class PictureList:
 def read_class_folders(
     path, # Folder with one subfolder a class
     vocab:tuple=(), # Classes of the training set; others are refused
+    skip:tuple=(), # Names of subfolders that are no classes
 ) -> PictureList:
     "Read pictures whose folder is their label"
     path = Path(path)
-    if not path.is_dir(): raise InputError(f"There is no folder '{path}'. Give a folder with one subfolder of pictures for each class.")
-    files = {d.name: list_images(d) for d in sorted(path.iterdir()) if d.is_dir() and not d.name.startswith('.')}
+    if not path.is_dir():
+        raise InputError(f"There is no folder '{path}'. Give a folder with one subfolder of pictures for each class.")
+    folders = [d for d in sorted(path.iterdir()) if d.is_dir() and not d.name.startswith('.') and d.name not in skip]
+    files = {d.name: list_images(d) for d in folders}
     files = {k: v for k, v in files.items() if v}
     if not files:
         loose = len([o for o in list_images(path) if o.parent == path])
@@ -112,14 +115,16 @@ def read_class_folders(
         raise InputError(f"'{path}' {what}. Put each class in a subfolder of its own, such as {path}/cat and {path}/dog.")
     if vocab: _check_known(set(files), vocab, path)
     elif len(files) == 1:
-        raise InputError(f"'{path}' holds one class only, '{next(iter(files))}'. Telling apart needs two; add another class folder.")
+        only = next(iter(files))
+        raise InputError(f"'{path}' holds one class only, '{only}'. Telling apart needs two; add another class folder.")
     vocab = vocab or tuple(files)
     return PictureList(path, [o for v in files.values() for o in v], [vocab.index(k) for k, v in files.items() for _ in v], vocab)
 
 def _check_known(found, vocab, where):
     if new := sorted(found - set(vocab)):
-        raise InputError(f"{where}: classes {new} are not in the training set, which has {_some(vocab)}. The network has no output "
-                         f"for them: add training pictures, or take them out of the validation set.{did_you_mean(new[0], vocab)}")
+        raise InputError(f"{where}: classes {new} are not in the training set, which has {_some(vocab)}. "
+                         "The network has no output for them: add training pictures, or take them out of the validation set."
+                         f"{did_you_mean(new[0], vocab)}")
 
 def _some(names, n=12): return ', '.join(map(str, list(names)[:n])) + (f' and {len(names) - n} more' if len(names) > n else '')
 
@@ -142,8 +147,9 @@ def read_list_file(
         paths.append(path)
         labels.append(label)
     if bad:
-        raise InputError(f"'{file}' has {len(bad)} bad line{'s' if len(bad) > 1 else ''}, each should be 'name{delimiter}label':\n  "
-                         + '\n  '.join(bad[:20]) + (f'\n  and {len(bad) - 20} more' if len(bad) > 20 else ''))
+        count = f"{len(bad)} bad line{'s' if len(bad) > 1 else ''}"
+        shown = '\n  '.join(bad[:20]) + (f'\n  and {len(bad) - 20} more' if len(bad) > 20 else '')
+        raise InputError(f"'{file}' has {count}, each should be 'name{delimiter}label':\n  {shown}")
     if not paths: raise InputError(f"'{file}' names no pictures. Each line should be 'name{delimiter}label'.")
     return PictureList(root, paths, labels, vocab or [str(i) for i in range(num_classes or max(labels) + 1)])
 
@@ -157,7 +163,8 @@ def _parse_line(line, root, delimiter, limit):
     path = root/name.strip()
     if not name: return f"'{line}' has no {delimiter!r} between name and label", path, 0
     if not label.strip().isdecimal(): return f"label '{label}' of '{name}' is not a whole number from 0", path, 0
-    if limit and int(label) >= limit: return f"label {int(label)} of '{name}' is not below the number of classes, {limit}", path, 0
+    if limit and int(label) >= limit:
+        return f"label {int(label)} of '{name}' is not below the number of classes, {limit}", path, 0
     return (None if path.is_file() else f"there is no file '{path}'"), path, int(label)
 
 # %% ../nbs/20_data.ipynb #49e1d1cd
@@ -183,7 +190,8 @@ def stratified_split(
     seed:int=42, # Decides which ones
 ) -> tuple: # Two arrays of positions: training, validation
     "Hold out the same share of every class"
-    if not 0 < fraction < 1: raise InputError(f"valid={fraction} is no share. Hold out between 0 and 1, such as 0.2, or name a folder.")
+    if not 0 < fraction < 1:
+        raise InputError(f"valid={fraction} is no share. Hold out between 0 and 1, such as 0.2, or name a folder.")
     held = []
     for c in np.unique(labels):
         idxs = np.flatnonzero(labels == c)
@@ -194,7 +202,7 @@ def stratified_split(
     return np.setdiff1d(np.arange(len(labels)), held), held
 
 # %% ../nbs/20_data.ipynb #b99ac185
-VALID_FOLDERS = ('valid', 'val', 'validation', 'test')
+VALID_FOLDERS = ('valid', 'val', 'validation')
 
 def find_pictures(
     plan:DataPlan, # `path`, `train`, `valid`, `label_file`, `num_classes`, `delimiter` and `seed` are read
@@ -202,12 +210,14 @@ def find_pictures(
     "Find the pictures that a plan speaks of"
     root = Path(plan.path).expanduser()
     if not root.is_dir(): raise InputError(f"There is no folder '{root}'. Give the folder that holds your pictures.")
+    has_train = (root/'train').is_dir()
+    valid = plan.valid
+    if valid is None: valid = next((o for o in VALID_FOLDERS if has_train and (root/o).is_dir()), 0.2)
     read = partial(_read_set, root=root, plan=plan, names=class_names(plan))
-    train = read(plan.train or ('train' if (root/'train').is_dir() else ''))
-    valid = plan.valid if plan.valid is not None else next((o for o in VALID_FOLDERS if (root/o).is_dir() and (root/'train').is_dir()), 0.2)
+    train = read(plan.train or ('train' if has_train else ''), skip=(valid,) if isinstance(valid, str) else ())
     if isinstance(valid, str): return train, read(valid, vocab=train.vocab)
-    if not plan.train and any((root/o).is_dir() for o in VALID_FOLDERS) and set(train.vocab) & set(VALID_FOLDERS):
-        raise InputError(f"'{root}' has a folder for validation, but none for training. Name them: train='…', valid='…'.")
+    if not plan.train and not has_train and (odd := set(train.vocab) & set(VALID_FOLDERS)):
+        raise InputError(f"'{root}' has a folder '{min(odd)}', but no 'train'. Is it for validation? Say so: valid='{min(odd)}'.")
     return tuple(train.take(o) for o in stratified_split(train.labels, valid, plan.seed))
 
 def class_names(
@@ -220,15 +230,16 @@ def class_names(
 def _at(name, root):
     return Path(name) if Path(name).exists() else root/name
 
-def _read_set(name, root, plan, names, vocab=()):
+def _read_set(name, root, plan, names, vocab=(), skip=()):
     where = _at(name, root) if name else root
-    if where.is_dir(): return _limit(read_class_folders(where, vocab), plan)
+    if where.is_dir(): return _limit(read_class_folders(where, vocab, skip), plan)
     if not where.exists(): raise InputError(f"There is no '{name}', neither here nor in '{root}'. Give a folder or a list file.")
     return read_list_file(where, root, plan.delimiter, plan.num_classes or len(vocab) or None, vocab or names)
 
 def _limit(pics, plan):
     if plan.num_classes and len(pics.vocab) != plan.num_classes:
-        raise InputError(f"'{pics.root}' has {len(pics.vocab)} class folders ({_some(pics.vocab)}), but num_classes is {plan.num_classes}.")
+        raise InputError(f"'{pics.root}' has {len(pics.vocab)} class folders ({_some(pics.vocab)}), "
+                         f"but num_classes is {plan.num_classes}.")
     return pics
 
 # %% ../nbs/20_data.ipynb #b316a93b
@@ -238,7 +249,8 @@ class NormalizePixels(DisplayedTransform):
     def __init__(self, preprocess): self.preprocess = preprocess
     def encodes(self, x:TensorImage): return self.preprocess.normalize(x, partial(torch.as_tensor, device=x.device))
     def decodes(self, x:TensorImage):
-        mean, std = (torch.as_tensor(o, dtype=x.dtype, device=x.device).view(-1, 1, 1) for o in (self.preprocess.mean, self.preprocess.std))
+        pre = self.preprocess
+        mean, std = (torch.as_tensor(o, dtype=x.dtype, device=x.device).view(-1, 1, 1) for o in (pre.mean, pre.std))
         return (x*std + mean).clamp(0, 1)
 
 # %% ../nbs/20_data.ipynb #41c874e2
@@ -364,7 +376,8 @@ def named_dataset(
 ) -> Path: # A folder of class folders
     "Write a data set that needs no download, unless it is there already"
     makers = dict(digits=_write_digits, shapes=make_shapes)
-    if name not in makers: raise InputError(f"There is no data set '{name}'. Known: {', '.join(makers)}.{did_you_mean(name, makers)}")
+    if name not in makers:
+        raise InputError(f"There is no data set '{name}'. Known: {', '.join(makers)}.{did_you_mean(name, makers)}")
     path = Path(root)/name
     if not (path/'.complete').exists():
         makers[name](path)

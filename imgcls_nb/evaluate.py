@@ -30,7 +30,8 @@ class Evaluation:
         self.probs, self.targs = np.asarray(probs, np.float32), np.asarray(targs, np.int64)
         self.vocab, self.paths = tuple(map(str, vocab)), [str(o) for o in paths]
         if self.probs.shape != (len(self.targs), len(self.vocab)):
-            raise InputError(f"Probabilities of shape {self.probs.shape} do not fit {len(self.targs)} targets and {len(self.vocab)} classes.")
+            raise InputError(f"Probabilities of shape {self.probs.shape} do not fit {len(self.targs)} targets "
+                             f"and {len(self.vocab)} classes.")
 
     @property
     def preds(self) -> np.ndarray: return self.probs.argmax(1) # Class numbers, (N,)
@@ -73,13 +74,15 @@ class Evaluation:
         path, # An .npz file
     ):
         "Keep the table, to look at later without the network"
-        np.savez_compressed(path, probs=self.probs, targs=self.targs, vocab=np.array(self.vocab), paths=np.array(self.paths, dtype=str))
+        np.savez_compressed(path, probs=self.probs, targs=self.targs,
+                            vocab=np.array(self.vocab), paths=np.array(self.paths, dtype=str))
 
     @classmethod
     def load(cls, path) -> 'Evaluation':
         "Read what `save` wrote"
         try:
-            with np.load(path, allow_pickle=False) as f: return cls(f['probs'], f['targs'], f['vocab'].tolist(), f['paths'].tolist())
+            with np.load(path, allow_pickle=False) as f:
+                return cls(f['probs'], f['targs'], f['vocab'].tolist(), f['paths'].tolist())
         except (OSError, ValueError, KeyError) as e: raise InputError(f"'{path}' holds no saved predictions ({e}).") from e
 
     def __repr__(self):
@@ -95,7 +98,8 @@ def evaluate(
     if isinstance(learn, (str, Path)): return Evaluation.load(learn)
     dl = dl or learn.dls.valid
     with learn.no_bar(): probs, targs = learn.get_preds(dl=dl)
-    if (targs < 0).any(): raise InputError("These pictures have no labels, so there is nothing to compare with. Use a loader with labels.")
+    if (targs < 0).any():
+        raise InputError("These pictures have no labels, so there is nothing to compare with. Use a loader with labels.")
     return Evaluation(probs.numpy(), targs.numpy(), learn.dls.vocab, [dl.dataset.name(i) for i in range(len(dl.dataset))])
 
 # %% ../nbs/55_evaluate.ipynb #95b685ff
@@ -123,5 +127,6 @@ def plot_confusion(
         ax.set_xticks(range(n), ev.vocab, rotation=90 if max(map(len, ev.vocab)) > 2 else 0)
         ax.set_yticks(range(n), ev.vocab)
     if n <= 20:
-        for t, p in zip(*np.nonzero(cm)): ax.text(p, t, cm[t, p], ha='center', va='center', fontsize=8, color='w' if share[t, p] > .5 else 'k')
+        for t, p in zip(*np.nonzero(cm)):
+            ax.text(p, t, cm[t, p], ha='center', va='center', fontsize=8, color='w' if share[t, p] > .5 else 'k')
     return ax

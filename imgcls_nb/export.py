@@ -60,8 +60,8 @@ class ExportReport:
     megabytes: float # Of the file
 
     def __str__(self):
-        return (f"{self.path} ({self.megabytes:.1f} MB, opset {self.opset}): on {self.pictures} pictures the largest difference is "
-                f"{self.max_diff:.1e} (logits spread {self.spread:.1f}), top-1 agrees on {self.top1_agreement:.1%}")
+        return (f"{self.path} ({self.megabytes:.1f} MB, opset {self.opset}): on {self.pictures} pictures the largest difference "
+                f"is {self.max_diff:.1e} (logits spread {self.spread:.1f}), top-1 agrees on {self.top1_agreement:.1%}")
 
 def compare(
     model, # The network, in evaluation mode
@@ -108,7 +108,8 @@ def _gate(trained, part, path, pictures, max_rel_diff, opset):
         raise InputError(f"'{path}' was not written: the exported model answers with numbers that are not finite.")
     a, b = compare(trained.model, predictor, pictures)
     diff, spread = np.abs(a - b), float(a.std())
-    report = ExportReport(str(path), len(a), float(diff.max()), float(diff.mean()), spread, float((a.argmax(1) == b.argmax(1)).mean()),
+    agreement = float((a.argmax(1) == b.argmax(1)).mean())
+    report = ExportReport(str(path), len(a), float(diff.max()), float(diff.mean()), spread, agreement,
                           opset, part.stat().st_size/1e6)
     if not diff.max() <= max_rel_diff*spread:
         raise InputError(f"'{path}' was not written: torch and ONNX Runtime disagree. {report}. "

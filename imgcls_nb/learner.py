@@ -55,7 +55,8 @@ OPTIMIZERS = {'adamw': Adam, 'adam': partial(Adam, decouple_wd=False), 'sgd': pa
               'rmsprop': partial(RMSProp, decouple_wd=False)}
 
 def _pick(kind, name, known):
-    if name not in known: raise InputError(f"{kind}={name!r} is unknown. Use one of {', '.join(known)}.{did_you_mean(name, known)}")
+    if name not in known:
+        raise InputError(f"{kind}={name!r} is unknown. Use one of {', '.join(known)}.{did_you_mean(name, known)}")
     return known[name]
 
 # %% ../nbs/45_learner.ipynb #35bd8d04
@@ -87,9 +88,13 @@ class ImageLearner(Learner):
         with self.removed_cbs(self._grab_cbs(EpochTable)), self.no_logging(): yield self
 
 def _note_fit(plan, method, args):
-    plain = {k: dict(slice=[v.start, v.stop]) if isinstance(v, slice) else v for k, v in args.items() if k != 'cbs' and v is not None}
-    custom = ('cbs',) if args.get('cbs') else ()
-    return replace(plan, schedule=(*plan.schedule, FitPlan(method, plain)), custom=tuple(dict.fromkeys(plan.custom + custom)))
+    plain, custom = {}, list(plan.custom)
+    for k, v in args.items():
+        if v is None: continue
+        v = dict(slice=[v.start, v.stop]) if isinstance(v, slice) else v.item() if hasattr(v, 'item') else v
+        if isinstance(v, (bool, int, float, str, dict)) or isinstance(v, (list, tuple)) and k == 'moms': plain[k] = v
+        elif k not in custom: custom.append(k)
+    return replace(plan, schedule=(*plan.schedule, FitPlan(method, plain)), custom=tuple(custom))
 
 def _noted(method):
     @wraps(method)
@@ -131,12 +136,13 @@ def _build(plan, dls, loss_func=None, opt_func=None, metrics=None, cbs=None):
     model, dls = _build_model(plan, dls, channels_last)
     loss_func = loss_func or _pick('loss', obj.loss, LOSSES)(label_smoothing=obj.label_smoothing)
     opt_func = opt_func or partial(_pick('opt', obj.opt, OPTIMIZERS), **obj.opt_args)
-    learn = ImageLearner(dls, model, loss_func, opt_func, splitter=split_params, wd=obj.weight_decay, wd_bn_bias=obj.decay_norm_bias,
+    learn = ImageLearner(dls, model, loss_func, opt_func, splitter=split_params,
+                         wd=obj.weight_decay, wd_bn_bias=obj.decay_norm_bias,
                          metrics=metrics or ([top1, top5] if dls.c > 5 else [top1]), path=plan.run or '.',
                          cbs=[Clock(plan.data.seed), EpochMetrics(), EpochTable(), *precise, *(cbs or [])])
     learn.remove_cbs(ProgressCallback)
-    learn.plan = replace(plan, data=dls.plan, model=replace(plan.model, num_classes=dls.c), precision=precision, channels_last=channels_last,
-                         device=str(device), schedule=())
+    learn.plan = replace(plan, data=dls.plan, model=replace(plan.model, num_classes=dls.c), precision=precision,
+                         channels_last=channels_last, device=str(device), schedule=())
     if plan.run: learn.add_cb(RunWriter(RunFolder(plan.run), _describe_data(dls), plan.save_interval))
     learn.run_folder = RunFolder(plan.run) if plan.run else None
     print(describe_hardware(device, precision, channels_last, dls.train.fake_l.num_workers))
@@ -144,7 +150,8 @@ def _build(plan, dls, loss_func=None, opt_func=None, metrics=None, cbs=None):
 
 def _build_model(plan, dls, channels_last):
     if plan.model.num_classes not in (None, dls.c):
-        raise InputError(f"The model is to have {plan.model.num_classes} outputs, but the data have {dls.c} classes. Make them equal.")
+        raise InputError(f"The model is to have {plan.model.num_classes} outputs, but the data have {dls.c} classes. "
+                         "Make them equal.")
     with seeded(mix_seed(plan.data.seed, 'init')):
         model = create_model(plan.model.arch, plan.model.pretrained, dls.c, size=plan.data.size, **plan.model.kwargs)
     model.to(dls.device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
@@ -159,7 +166,8 @@ def learner_from_plan(
 ) -> ImageLearner:
     "Build the learner that a plan describes, ready for `run_schedule`"
     if not plan.replayable:
-        raise InputError(f"This plan cannot be replayed: {', '.join(plan.custom)} were objects. Build it with image_learner and hand them in.")
+        raise InputError(f"This plan cannot be replayed: {', '.join(plan.custom)} were objects. "
+                         "Build it with image_learner and hand them in.")
     return _build(plan, dls_from_plan(plan.data, plan.device))
 
 def run_schedule(
@@ -169,7 +177,8 @@ def run_schedule(
     "Make the training calls that a plan lists"
     for o in schedule:
         _pick('method', o.method, {m: m for m in FIT_METHODS})
-        getattr(learn, o.method)(**{k: slice(*v['slice']) if isinstance(v, dict) and 'slice' in v else v for k, v in o.args.items()})
+        args = {k: slice(*v['slice']) if isinstance(v, dict) and 'slice' in v else v for k, v in o.args.items()}
+        getattr(learn, o.method)(**args)
     return learn
 
 # %% ../nbs/45_learner.ipynb #e60a5d2e
@@ -194,11 +203,12 @@ def image_learner(
     "Join data and a network in a fastai `Learner`"
     given = dict(loss=loss, opt=opt, metrics=metrics, cbs=cbs)
     custom = tuple(k for k, v in given.items() if v is not None and not isinstance(v, str))
-    objective = ObjectivePlan(loss if isinstance(loss, str) else 'cross_entropy', label_smoothing, opt if isinstance(opt, str) else 'adamw',
-                              opt_args or {}, wd, decay_norm_bias)
+    objective = ObjectivePlan(loss if isinstance(loss, str) else 'cross_entropy', label_smoothing,
+                              opt if isinstance(opt, str) else 'adamw', opt_args or {}, wd, decay_norm_bias)
     _pick('precision', precision, {p: p for p in PRECISIONS})
-    plan = Plan(dls.plan, ModelPlan(arch, pretrained if isinstance(pretrained, bool) else str(pretrained), kwargs=kwargs), objective,
-                precision=precision, channels_last=channels_last, run=str(run) if run else None, save_interval=save_interval, custom=custom)
+    weights = pretrained if isinstance(pretrained, bool) else str(pretrained)
+    plan = Plan(dls.plan, ModelPlan(arch, weights, kwargs=kwargs), objective, precision=precision, channels_last=channels_last,
+                run=str(run) if run else None, save_interval=save_interval, custom=custom)
     return _build(plan, dls, None if isinstance(loss, str) else loss, None if isinstance(opt, str) else opt, metrics, cbs)
 
 # %% ../nbs/45_learner.ipynb #fd4075fd
@@ -206,7 +216,6 @@ def train_plan(
     plan:Plan, # What to do
 ) -> ImageLearner: # Trained
     "Do the run that a plan describes"
-    for note in plan.notes: print(note)
     return run_schedule(learner_from_plan(plan), plan.schedule)
 
 # %% ../nbs/45_learner.ipynb #3a50d9b3

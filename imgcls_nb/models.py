@@ -40,19 +40,22 @@ def resolve_arch(
         base, _, tag = name.partition('.')
         tags = [o.partition('.')[2] for o in timm.list_pretrained(f'{base}.*')] if tag else []
         if not tag or tag in tags: return name
-        raise InputError(f"Architecture '{base}' has no weights tagged '{tag}'. Known tags: {', '.join(tags)}.{did_you_mean(tag, tags)}")
+        raise InputError(f"Architecture '{base}' has no weights tagged '{tag}'. Known tags: {', '.join(tags)}."
+                         f"{did_you_mean(tag, tags)}")
     raise InputError(f"There is no architecture '{arch}'.{did_you_mean(arch, [*timm.list_models(), *paddleclas_names()])} "
                      "timm.list_models('*part*') lists what there is.")
 
 # %% ../nbs/25_models.ipynb #2bd53609
 def _hub_file(arch):
     cfg = timm.get_pretrained_cfg(arch)
-    return cfg and cfg.hf_hub_id, f'https://huggingface.co/{cfg.hf_hub_id}/resolve/main/model.safetensors' if cfg and cfg.hf_hub_id else None
+    repo = cfg and cfg.hf_hub_id
+    return repo, f'https://huggingface.co/{repo}/resolve/main/model.safetensors' if repo else None
 
 def _in_cache(arch):
     from huggingface_hub import try_to_load_from_cache
     repo, _ = _hub_file(arch)
-    return bool(repo) and any(isinstance(try_to_load_from_cache(repo, f), str) for f in ('model.safetensors', 'pytorch_model.bin'))
+    files = ('model.safetensors', 'pytorch_model.bin')
+    return bool(repo) and any(isinstance(try_to_load_from_cache(repo, f), str) for f in files)
 
 def _hub_answers(timeout_s=3.):
     if os.environ.get('HF_HUB_OFFLINE', '').lower() in ('1', 'true', 'yes', 'on'): return False
@@ -88,7 +91,9 @@ def read_weights(
 ) -> dict: # Name to tensor
     "Read tensors from a file; no file can run code here"
     path = find_weights(path)
-    try: state = safetensors.torch.load_file(path) if path.suffix == '.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
+    try:
+        if path.suffix == '.safetensors': state = safetensors.torch.load_file(path)
+        else: state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e: # the readers raise a dozen types for damaged files
         raise InputError(f"'{path}' cannot be read as weights ({str(e).splitlines()[0] if str(e) else type(e).__name__}).") from e
     state = next((state[k] for k in ('state_dict', 'model') if isinstance(state, dict) and isinstance(state.get(k), dict)), state)
@@ -146,7 +151,8 @@ class _Loose: fixed_input_size = False
 def _no_weights(arch, name):
     repo, url = _hub_file(name)
     if not repo: return f"'{arch}' has no published weights. Pass pretrained=False, or the path of a weights file."
-    return (f"The weights of '{arch}' are not in the cache, and the hub cannot be reached. On a machine with a network fetch\n  {url}\n"
+    return (f"The weights of '{arch}' are not in the cache, and the hub cannot be reached. "
+            f"On a machine with a network fetch\n  {url}\n"
             f"and pass its path: pretrained='model.safetensors'. Or train from scratch: pretrained=False.")
 
 # %% ../nbs/25_models.ipynb #f5ad7cd1

@@ -80,8 +80,8 @@ class Plan:
 
     @property
     def epochs(self) -> int: # Of the whole schedule, frozen ones included
-        return sum(o.args.get('n_epoch', o.args.get('epochs', 0)) + (o.args.get('freeze_epochs', 1) if o.method == 'fine_tune' else 0)
-                   for o in self.schedule)
+        n = sum(o.args.get('n_epoch', o.args.get('epochs', 0)) for o in self.schedule)
+        return n + sum(o.args.get('freeze_epochs', 1) for o in self.schedule if o.method == 'fine_tune')
 
 # %% ../nbs/05_plan.ipynb #cccc0bad
 def _plain(o):

@@ -125,5 +125,6 @@ def _read_model_card(session, path):
     if len(shape) != 4 or any(isinstance(a, int) and a != b for a, b in zip(shape[1:], says)):
         raise ModelFileError(f"'{path}' says its pictures are {says}, but its graph takes {shape}. Export the model again.")
     if len(out) != 2 or out[1] != len(card.labels):
-        raise ModelFileError(f"'{path}' names {len(card.labels)} labels, but its graph answers with {out}. Export the model again.")
+        raise ModelFileError(f"'{path}' names {len(card.labels)} labels, but its graph answers with {out}. "
+                             "Export the model again.")
     return card

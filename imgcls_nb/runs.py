@@ -69,7 +69,8 @@ def _take_tensors(o, name, tensors):
         tensors[name] = o.detach().cpu().contiguous().clone()
         return {'tensor': name}
     if isinstance(o, dict): return {'dict': {k: _take_tensors(v, f'{name}.{k}', tensors) for k, v in o.items()}}
-    if isinstance(o, (list, tuple)) or hasattr(o, 'map'): return {'list': [_take_tensors(v, f'{name}.{i}', tensors) for i, v in enumerate(o)]}
+    if isinstance(o, (list, tuple)) or hasattr(o, 'map'):
+        return {'list': [_take_tensors(v, f'{name}.{i}', tensors) for i, v in enumerate(o)]}
     return {'value': o.item() if hasattr(o, 'item') else o}
 
 def _put_tensors(o, tensors):
@@ -107,7 +108,8 @@ class RunFolder:
         run = cls(path)
         if run.exists: return run
         near = sorted(o.name for o in run.path.parent.glob('*') if cls(o).exists)
-        raise InputError(f"'{path}' is no run folder: it has no config.yaml." + (f" Runs beside it: {', '.join(near[:8])}." if near else ""))
+        raise InputError(f"'{path}' is no run folder: it has no config.yaml."
+                         + (f" Runs beside it: {', '.join(near[:8])}." if near else ""))
 
     @property
     def exists(self) -> bool: return (self.path/'config.yaml').is_file()
@@ -128,7 +130,8 @@ class RunFolder:
             os.replace(self.path, aside)
             print(f"{self.path} held a run already; it is kept as {aside}.")
         try: self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as e: raise InputError(f"The run folder '{self.path}' cannot be made ({e}). Give another one as run=….") from e
+        except OSError as e:
+            raise InputError(f"The run folder '{self.path}' cannot be made ({e}). Give another one as run=….") from e
         self.write_plan(plan)
         write_atomic(self.path/'env.json', json.dumps(describe_env(), indent=1).encode())
         write_atomic(self.path/'data.json', json.dumps(data, indent=1, ensure_ascii=False).encode())
@@ -210,7 +213,8 @@ def read_manifest(
     for part, want in facts['sha256'].items():
         file = run.path/f'{name}.{part}'
         if not file.is_file() or sha256(file) != want:
-            raise InputError(f"'{file}' is damaged: its content is not what the checkpoint recorded. Use another checkpoint of the run.")
+            raise InputError(f"'{file}' is damaged: its content is not what the checkpoint recorded. "
+                             "Use another checkpoint of the run.")
     return facts
 
 # %% ../nbs/40_runs.ipynb #3dfd84a0
@@ -237,8 +241,10 @@ class RunWriter(Callback):
     def after_epoch(self):
         if not self.trained: return # predictions and searches have no epoch to keep
         self.trained = False
-        facts = dict(epoch=self.clock.epochs, step=self.clock.steps) | {k: _number(v) for k, v in self.epoch_metrics.values.items()}
-        self.run_folder.log('epoch', **facts, lr=_number(self.opt.hypers[-1]['lr']), seconds=round(time.time() - self.train_start, 3))
+        facts = dict(epoch=self.clock.epochs, step=self.clock.steps)
+        facts |= {k: _number(v) for k, v in self.epoch_metrics.values.items()}
+        seconds = round(time.time() - self.train_start, 3)
+        self.run_folder.log('epoch', **facts, lr=_number(self.opt.hypers[-1]['lr']), seconds=seconds)
         self._save(facts)
 
     def _save(self, facts):

@@ -27,4 +27,5 @@ def shipped_path(
     "Where a file that travels with the package lies on this machine"
     for folder in _roots():
         if (folder/name).exists(): return folder/name
-    raise InputError(f"The package carries no '{name}'.{did_you_mean(name, list_shipped())} It carries: {', '.join(list_shipped())}.")
+    names = list_shipped()
+    raise InputError(f"The package carries no '{name}'.{did_you_mean(name, names)} It carries: {', '.join(names)}.")

@@ -56,15 +56,23 @@ def run_notebook(
     watcher = threading.Thread(target=_show_epochs, args=(watch, done, show), daemon=True)
     if watch: watcher.start()
     try: client.execute()
-    except CellExecutionError as e: raise _as_input_error(e, out) from e
-    except DeadKernelError as e: raise InputError(f"The notebook's kernel died, most often for want of memory. See '{out}'.") from e
+    except CellExecutionError as e:
+        if e.ename.rpartition('.')[2] in ('InputError', 'BadPictureError', 'ModelFileError'): raise InputError(e.evalue) from e
+        failed = _write_notebook(nb, out.with_name(f'failed_{out.name}'))
+        raise InputError(f"A cell failed with {e.ename}: {e.evalue}. The notebook as far as it got is '{failed}'.") from e
+    except DeadKernelError as e:
+        raise InputError("The notebook's kernel died, most often for want of memory. Take smaller pictures or batches.") from e
     finally:
         done.set()
         if watch: watcher.join()
-        out.parent.mkdir(parents=True, exist_ok=True)
-        nbformat.write(nb, out)
-        out.with_suffix('.html').write_text(HTMLExporter(sanitize_html=False).from_notebook_node(nb)[0], 'utf-8')
+    _write_notebook(nb, out)
     return nb
+
+def _write_notebook(nb, out):
+    out.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nb, out)
+    out.with_suffix('.html').write_text(HTMLExporter(sanitize_html=False).from_notebook_node(nb)[0], 'utf-8')
+    return out
 
 def _headings(nb):
     titles, title = {}, None
@@ -72,10 +80,6 @@ def _headings(nb):
         if c.cell_type == 'markdown' and (m := re.match(r'#+ (.+)', c.source)): title = m[1]
         elif c.cell_type == 'code' and title: titles[i], title = title, None
     return titles
-
-def _as_input_error(e, out):
-    if e.ename.rpartition('.')[2] in ('InputError', 'BadPictureError', 'ModelFileError'): return InputError(e.evalue)
-    return InputError(f"A cell failed with {e.ename}: {e.evalue}. The notebook as far as it got is '{out}'.")
 
 def _show_epochs(folder, done, show):
     seen, began = 0, time.time()
@@ -98,13 +102,12 @@ def quickstart(
     "Run the quickstart notebook on your own pictures, or on digits"
     run = Path(run)
     if data is not None:
-        if not Path(data).is_dir(): raise InputError(f"There is no folder '{data}'. Give a folder with one subfolder of pictures for each class.")
+        if not Path(data).is_dir():
+            raise InputError(f"There is no folder '{data}'. Give a folder with one subfolder of pictures for each class.")
         settings['data'] = str(Path(data).resolve())
     nb = with_settings(nbformat.read(shipped_path('tutorials/quickstart.ipynb'), as_version=4), dict(settings, run=str(run)))
-    run_notebook(nb, run.with_name(f'.{run.name}.executed')/'quickstart.ipynb', Path.cwd(), watch=run, show=show)
-    for o in run.with_name(f'.{run.name}.executed').iterdir(): o.replace(run/o.name)
-    run.with_name(f'.{run.name}.executed').rmdir()
-    return json.loads((run/'summary.json').read_text('utf-8'))
+    run_notebook(nb, run/'quickstart.ipynb', Path.cwd(), watch=run, show=show)
+    return json.loads((run/'summary.json').read_text('utf-8')) | dict(page=(run/'quickstart.html').as_posix())
 
 def describe_summary(
     summary:dict, # From `quickstart`

@@ -44,7 +44,8 @@ def describe_hardware(
     units = 'bf16 units' if kind == 'cpu' and _cpu_bf16() else torch.cuda.get_device_name(device) if kind == 'cuda' else ''
     threads = f'{torch.get_num_threads()} threads' if kind == 'cpu' else ''
     where = ', '.join(o for o in (threads, units) if o)
-    return (f"{torch.device(device)}{f' ({where})' if where else ''}: {precision}, {'channels_last' if channels_last else 'channels_first'}, "
+    layout = 'channels_last' if channels_last else 'channels_first'
+    return (f"{torch.device(device)}{f' ({where})' if where else ''}: {precision}, {layout}, "
             f"{num_workers} loader process{'' if num_workers == 1 else 'es'}")
 
 # %% ../../nbs/35_callbacks.precision.ipynb #127edfd4
@@ -74,7 +75,8 @@ def precision_callbacks(
 ) -> list:
     "The callbacks that make a learner train in `precision`"
     if precision not in PRECISIONS[1:]:
-        raise InputError(f"precision={precision!r} is unknown. Use one of {', '.join(PRECISIONS)}.{did_you_mean(precision, PRECISIONS)}")
+        raise InputError(f"precision={precision!r} is unknown. Use one of {', '.join(PRECISIONS)}."
+                         f"{did_you_mean(precision, PRECISIONS)}")
     if precision == 'fp16' and torch.device(device).type != 'cuda':
         raise InputError(f"fp16 needs a CUDA device to scale its losses; the device is {device}. Use bf16 or auto.")
     return {'fp32': [], 'bf16': [Precision()], 'fp16': [MixedPrecision()]}[precision]

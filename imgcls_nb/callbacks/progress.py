@@ -34,7 +34,8 @@ class _Terminal: # finished rows stay, the running one moves
 def _html(rows, note):
     cells = lambda tag, row: ''.join(f'<{tag}>{c}</{tag}>' for c in row)
     body = ''.join(f'<tr>{cells("td", r)}</tr>' for r in rows[1:])
-    return f'<table><thead><tr>{cells("th", rows[0])}</tr></thead><tbody>{body}</tbody></table>' + (f'<p>{note}</p>' if note else '')
+    head = f'<tr>{cells("th", rows[0])}</tr>'
+    return f'<table><thead>{head}</thead><tbody>{body}</tbody></table>' + (f'<p>{note}</p>' if note else '')
 
 # %% ../../nbs/37_callbacks.progress.ipynb #25e095ff
 class EpochTable(Callback):
@@ -53,7 +54,8 @@ class EpochTable(Callback):
     def after_batch(self):
         if self.table is None or time.monotonic() - self.shown_at < self.every_s: return
         self.shown_at = time.monotonic()
-        self.table.show(self.rows, f'epoch {self._epoch() + 1}: {(self.iter + 1)/self.n_iter:.0%}, loss {self.smooth_loss.item():.4f}')
+        note = f'epoch {self._epoch() + 1}: {(self.iter + 1)/self.n_iter:.0%}, loss {self.smooth_loss.item():.4f}'
+        self.table.show(self.rows, note)
 
     def _add_row(self, values):
         self.rows.append([self._epoch(), *(f'{v:.4f}' if isinstance(v, float) else v for v in values[1:])])

@@ -1,0 +1,322 @@
+"Reading folders and list files, and batches that repeat bit for bit"
+import hashlib
+import random
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from imgcls_nb.core import BadPictureError, InputError, Preprocess, list_images
+from imgcls_nb.data import (
+    ImageDL,
+    PictureList,
+    class_names,
+    find_pictures,
+    image_dls,
+    make_shapes,
+    read_class_folders,
+    read_label_file,
+    read_list_file,
+    stratified_split,
+)
+from imgcls_nb.plan import DataPlan
+
+
+def touch(folder, *names):
+    for o in names:
+        (folder/o).parent.mkdir(parents=True, exist_ok=True)
+        (folder/o).touch()
+    return folder
+
+# Class folders
+
+def test_class_folders(tmp_path):
+    touch(tmp_path, 'b/2.png', 'b/1.jpg', 'a c/deep/x.PNG', 'ü/y.webp', 'empty/notes.txt', '.hidden/z.png', 'loose.png')
+    pics = read_class_folders(tmp_path)
+    assert pics.vocab == ('a c', 'b', 'ü') and pics.labels.tolist() == [0, 1, 1, 2]
+    assert [pics.name(i) for i in range(4)] == ['a c/deep/x.PNG', 'b/1.jpg', 'b/2.png', 'ü/y.webp']
+    assert pics.counts() == {'a c': 1, 'b': 2, 'ü': 1}
+
+def test_names_and_hash_do_not_depend_on_the_place(tmp_path, monkeypatch):
+    for o in ('one', 'two/deep'): touch(tmp_path/o, 'a/1.png', 'b/2.png')
+    one, two = (read_class_folders(tmp_path/o) for o in ('one', 'two/deep'))
+    monkeypatch.chdir(tmp_path/'two')
+    assert one.list_hash() == two.list_hash() == read_class_folders('deep').list_hash() == read_class_folders('./deep/').list_hash()
+    touch(tmp_path, 'one/b/3.png')
+    assert read_class_folders(tmp_path/'one').list_hash() != two.list_hash()
+
+@pytest.mark.parametrize('files, says', [
+    ((), "holds no pictures"), (('notes.txt', 'a/notes.txt'), "holds no pictures"), (('1.png', '2.jpg'), "2 pictures but no class folders"),
+    (('a/1.png', 'a/2.png'), "one class only, 'a'"), (('a/1.png', 'b/readme.txt'), "one class only, 'a'"),
+    (('a/1.png', '.b/2.png'), "one class only, 'a'")], ids=str)
+def test_folders_without_classes(tmp_path, files, says):
+    touch(tmp_path, *files)
+    with pytest.raises(InputError, match=f"'{tmp_path}' holds.*{says}"): read_class_folders(tmp_path)
+    with pytest.raises(InputError, match=says): image_dls(tmp_path)
+
+def test_missing_folder(tmp_path):
+    for read in (read_class_folders, image_dls):
+        with pytest.raises(InputError, match="There is no folder '.*nowhere'"): read(tmp_path/'nowhere')
+
+def test_a_class_that_training_does_not_have(tmp_path):
+    touch(tmp_path, *(f'train/{c}/1.png' for c in ('cat', 'dog')), *(f'valid/{c}/1.png' for c in ('cat', 'dogs', 'mouse')))
+    with pytest.raises(InputError, match=r"valid: classes \['dogs', 'mouse'\] are not in the training set, which has cat, dog\..*'dog'"):
+        image_dls(tmp_path)
+
+def test_a_class_that_validation_does_not_have(tmp_path):
+    touch(tmp_path, *(f'train/{c}/1.png' for c in ('cat', 'cow', 'dog')), 'valid/dog/1.png')
+    train, valid = find_pictures(DataPlan(str(tmp_path)))
+    assert train.vocab == valid.vocab == ('cat', 'cow', 'dog') and valid.labels.tolist() == [2]
+
+@pytest.mark.parametrize('name', ['valid', 'val', 'validation', 'test'])
+def test_the_folder_beside_train(tmp_path, name):
+    touch(tmp_path, 'train/a/1.png', 'train/b/1.png', f'{name}/a/2.png', f'{name}/b/3.png')
+    assert [o.root for o in find_pictures(DataPlan(str(tmp_path)))] == [tmp_path/'train', tmp_path/name]
+
+def test_validation_without_training(tmp_path):
+    touch(tmp_path, 'valid/a/1.png', 'valid/b/2.png', 'training/a/3.png')
+    with pytest.raises(InputError, match='has a folder for validation, but none for training'): image_dls(tmp_path)
+
+def test_folders_of_the_working_directory_are_not_mistaken(tmp_path, monkeypatch):
+    for o in ('here', 'there'): touch(tmp_path/o, *(f'{part}/{c}/{o}.png' for part in ('train', 'valid') for c in 'ab'))
+    monkeypatch.chdir(tmp_path/'here')
+    assert [o.name(0) for o in find_pictures(DataPlan(str(tmp_path/'there')))] == ['a/there.png']*2
+
+@pytest.mark.parametrize('plan, says', [
+    (dict(valid='nowhere'), "There is no 'nowhere', neither here nor in"), (dict(train='nowhere'), "There is no 'nowhere'"),
+    (dict(valid=0), 'valid=0 is no share'), (dict(valid=1.), 'is no share'), (dict(valid=-.2), 'is no share'),
+    (dict(valid=float('nan')), 'is no share'), (dict(num_classes=2), '3 class folders .circle, square, triangle., but num_classes is 2'),
+    (dict(label_file='nowhere.txt'), "no .*file '.*nowhere.txt'")], ids=str)
+def test_plans_that_find_nothing(shapes, plan, says):
+    with pytest.raises(InputError, match=says): find_pictures(DataPlan(str(shapes), **plan))
+
+# List files
+
+@pytest.fixture
+def listed(tmp_path):
+    "Reads the text of a list file whose pictures are a/0.png to a/3.png and 'b c/x y.png'"
+    touch(tmp_path, *(f'a/{i}.png' for i in range(4)), 'b c/x y.png')
+    def read(text, **kwargs):
+        (tmp_path/'list.txt').write_bytes(text if isinstance(text, bytes) else text.encode())
+        return read_list_file(tmp_path/'list.txt', tmp_path, **kwargs)
+    return read
+
+@pytest.mark.parametrize('text, kwargs', [
+    ('a/0.png 0\na/1.png 2\n', {}), ('a/0.png 0\na/1.png 2', {}), ('a/0.png 0\r\na/1.png 2\r\n', {}), ('\ufeffa/0.png 0\na/1.png 2', {}),
+    ('# list\n\na/0.png 0\n  \n#a/3.png 1\na/1.png 2\n\n', {}), ('a/0.png\t0\na/1.png\t2\n', dict(delimiter='\t')),
+    ('a/0.png,0\na/1.png,2\n', dict(delimiter=',')), ('  a/0.png   0 \na/1.png  02\n', {}), ('./a/0.png 0\na/1.png 2\n', {})], ids=repr)
+def test_list_files(listed, text, kwargs):
+    pics = listed(text, **kwargs)
+    assert pics.labels.tolist() == [0, 2] and pics.vocab == ('0', '1', '2')
+    assert [pics.name(i) for i in range(2)] == ['a/0.png', 'a/1.png']
+
+@pytest.mark.parametrize('delimiter', [' ', '\t', ','])
+def test_names_with_spaces(listed, delimiter):
+    assert listed(f'b c/x y.png{delimiter}1\n', delimiter=delimiter).name(0) == 'b c/x y.png'
+
+def test_classes_of_list_files(listed):
+    assert listed('a/0.png 1', num_classes=4).vocab == ('0', '1', '2', '3')
+    assert listed('a/0.png 1', vocab=('cat', 'dog')).vocab == ('cat', 'dog')
+
+def test_all_bad_lines_in_one_report(listed):
+    text = '\ufeff# names\na/0.png 0\nmissing.png 1\r\n\na/1.png one\na/1.png -1\na/2.png 3\nonlyname\na/3.png 1.0\na 0\na/0.png 2\n'
+    with pytest.raises(InputError) as e: listed(text, num_classes=3)
+    first, *lines = str(e.value).splitlines()
+    assert first == f"{first.partition(' has ')[0]} has 7 bad lines, each should be 'name label':" and "list.txt'" in first
+    assert [o.split(':')[0].strip() for o in lines] == [f'line {n}' for n in (3, 5, 6, 7, 8, 9, 10)]
+    for o, says in zip(lines, ("no file '.*missing.png'", "'one' of 'a/1.png' is not a whole number", "'-1'", 'label 3 .*not below .* 3',
+                               "'onlyname' has no ' '", "'1.0'", "no file '.*a'")):
+        assert __import__('re').search(says, o), o
+
+def test_a_long_report_ends(listed):
+    with pytest.raises(InputError) as e: listed('x.png 0\n'*1000)
+    assert 'has 1000 bad lines' in str(e.value) and 'line 20:' in str(e.value) and 'line 21:' not in str(e.value)
+    assert str(e.value).endswith('and 980 more')
+
+@pytest.mark.parametrize('text, kwargs, says', [
+    ('', {}, "list.txt' names no pictures"), ('# only a comment\n', {}, 'names no pictures'), ('a/0.png 0', dict(delimiter='\t'), r"no '\\t'"),
+    ('a/0.png\t0', {}, "no ' ' between"), ('a/0.png 2', dict(vocab=('x', 'y')), 'not below the number of classes, 2'),
+    ('ü.png 0'.encode('latin-1'), {}, "list.txt' is not UTF-8"), ('a/0.png 0'.encode('utf-16'), {}, 'is not UTF-8')])
+def test_bad_list_files(listed, text, kwargs, says):
+    with pytest.raises(InputError, match=says): listed(text, **kwargs)
+
+def test_missing_list_file(tmp_path):
+    with pytest.raises(InputError, match="no list file '.*none.txt'"): read_list_file(tmp_path/'none.txt', tmp_path)
+
+def test_list_files_to_a_plan(tmp_path):
+    touch(tmp_path, *(f'jpg/{i}.png' for i in range(6)))
+    (tmp_path/'train.txt').write_text('jpg/0.png 0\njpg/1.png 1\njpg/2.png 2\n')
+    (tmp_path/'valid.txt').write_text('jpg/3.png 1\n')
+    (tmp_path/'names.txt').write_text('0 pink primrose\n1 globe thistle\n2 daffodil\n')
+    plan = DataPlan(str(tmp_path), 'train.txt', 'valid.txt', 'names.txt')
+    train, valid = find_pictures(plan)
+    assert train.vocab == valid.vocab == class_names(plan) == ('pink primrose', 'globe thistle', 'daffodil')
+    assert (len(train), len(valid), valid.name(0)) == (3, 1, 'jpg/3.png')
+    (tmp_path/'valid.txt').write_text('jpg/3.png 1\njpg/4.png 3\n')
+    with pytest.raises(InputError, match="valid.txt' has 1 bad line,.*\n.*line 2: label 3 .*classes, 3"): find_pictures(plan)
+    (tmp_path/'names.txt').write_text('0 pink primrose\n1 globe thistle\n')
+    with pytest.raises(InputError, match="train.txt' has 1 bad line,.*\n.*line 3: label 2 .*classes, 2"): find_pictures(plan)
+
+# Names of classes
+
+@pytest.mark.parametrize('text, kwargs, names', [
+    ('0 a circle\n2 three corners\n', {}, ('a circle', '1', 'three corners')), ('\ufeff1 b\r\n0 a\r\n\r\n', {}, ('a', 'b')),
+    ('0 a\n1 b\n', dict(num_classes=3), ('a', 'b', '2')), ('0\n1 ü, x\n', {}, ('0', 'ü, x'))])
+def test_label_files(tmp_path, text, kwargs, names):
+    (tmp_path/'names.txt').write_text(text, 'utf-8', newline='')
+    assert read_label_file(tmp_path/'names.txt', **kwargs) == names
+
+@pytest.mark.parametrize('text, says', [
+    (b'', 'names no classes'), (b'\n \n', 'names no classes'), (b'0 a\ncat\n-1 dog\n', "line 2: 'cat' .*\n.*line 3: '-1 dog'"),
+    (b'0 a\xff', 'is not UTF-8'), (b'0 a\n1 b\n0 c\n', 'line 3')])
+def test_bad_label_files(tmp_path, text, says):
+    (tmp_path/'names.txt').write_bytes(text)
+    with pytest.raises(InputError, match=f"names.txt'(.|\n)*{says}"): read_label_file(tmp_path/'names.txt')
+
+# Holding out
+
+@pytest.mark.parametrize('seed', [0, 42, 2**40])
+@pytest.mark.parametrize('fraction', [.01, .2, .5, .9, .99])
+def test_split_is_disjoint_complete_and_even(seed, fraction):
+    labels = np.random.default_rng(1).permutation(np.repeat([0, 1, 2, 5], [1, 2, 10, 37]))
+    train, held = stratified_split(labels, fraction, seed)
+    assert sorted([*train, *held]) == list(range(50)) and not set(train) & set(held)
+    for c, n in ((0, 1), (1, 2), (2, 10), (5, 37)):
+        assert (labels[held] == c).sum() == min(max(1, round(n*fraction)), n - 1), c
+
+def test_split_depends_on_the_seed_only():
+    labels = np.repeat(range(4), 25)
+    splits = []
+    for o in (3, 4, 3):
+        np.random.seed(o), random.seed(o), torch.manual_seed(o)
+        splits.append(stratified_split(labels, .2, seed=7)[1].tolist())
+    assert splits[0] == splits[1] == splits[2] == stratified_split(labels.tolist(), .2, 7)[1].tolist()
+    assert len({tuple(stratified_split(labels, .2, s)[1]) for s in range(20)}) == 20
+
+def test_nothing_to_hold_out():
+    with pytest.raises(InputError, match='one picture only'): stratified_split(np.arange(5), .2)
+
+# Batches
+
+HOW = dict(size=32, bs=16, aug='strong', device='cpu')
+
+def hash_batches(dl, epoch=0):
+    "Of every batch, pixel for pixel, in order"
+    dl.epoch = epoch
+    return [hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest() for x, y in dl]
+
+@pytest.fixture(scope='module')
+def expected(shapes):
+    "Of two epochs, without loader processes"
+    return [hash_batches(image_dls(shapes, **HOW, num_workers=0).train, e) for e in range(2)]
+
+def test_the_loader_changes_with_what_it_should_only(shapes, expected):
+    assert len(expected[0]) == 3 and not set(expected[0]) & set(expected[1]), "epochs differ in every batch"
+    assert not set(expected[0]) & set(hash_batches(image_dls(shapes, **HOW, num_workers=0, seed=43).train)), "and so do seeds"
+    again = image_dls(shapes, **HOW, num_workers=0).train
+    assert hash_batches(again, 1) == expected[1] and hash_batches(again, 0) == expected[0], "in any order"
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_loader_processes_change_nothing(shapes, expected, workers):
+    dl = image_dls(shapes, **HOW, num_workers=workers).train
+    assert [hash_batches(dl, e) for e in range(2)] == expected
+
+SPAWNED = """
+import sys, torch
+from imgcls_nb.data import image_dls
+sys.path.insert(0, sys.argv[2])
+from test_data import HOW, hash_batches
+
+if __name__ == '__main__':
+    torch.multiprocessing.set_start_method('spawn')
+    print(*hash_batches(image_dls(sys.argv[1], **HOW, num_workers=2).train, 1))
+"""
+
+def test_spawned_loader_processes_change_nothing(shapes, expected, tmp_path):
+    script = tmp_path/'spawned.py'
+    script.write_text(SPAWNED)
+    done = subprocess.run([sys.executable, script, shapes, __file__.rpartition('test_data')[0]], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == expected[1]
+
+def peek_one(dls): dls.train.one_batch()
+def peek_show(dls): dls.show_batch(max_n=4)
+def peek_valid(dls): list(dls.valid)
+def peek_part(dls): next(iter(dls.train))
+def peek_item(dls): dls.train.create_item(5)
+def peek_new(dls): list(dls.train.new(bs=7))
+
+@pytest.mark.parametrize('peek', [peek_one, peek_show, peek_valid, peek_part, peek_item, peek_new])
+def test_peeking_changes_nothing(shapes, expected, peek):
+    dls = image_dls(shapes, **HOW, num_workers=0)
+    peek(dls)
+    assert hash_batches(dls.train) == expected[0]
+    peek(dls)
+    assert hash_batches(dls.train, 1) == expected[1]
+
+def states(): return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
+
+@pytest.mark.parametrize('seed', [0, 1])
+def test_global_generators_neither_matter_nor_move(shapes, expected, seed):
+    dls = image_dls(shapes, **HOW, num_workers=0)
+    random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+    before = states()
+    for i in range(4): dls.train.create_item(i)
+    assert states() == before
+    assert hash_batches(dls.train) == expected[0]
+
+def test_a_moved_folder_gives_the_same_batches(shapes, expected, tmp_path, monkeypatch):
+    shutil.copytree(shapes, tmp_path/'moved here')
+    monkeypatch.chdir(tmp_path)
+    assert hash_batches(image_dls('moved here', **HOW, num_workers=0).train) == expected[0]
+
+def test_every_picture_once_an_epoch(shapes):
+    dl = image_dls(shapes, **HOW, num_workers=0).train
+    for dl.epoch in range(3): assert sorted(dl.get_idxs()) == list(range(48))
+    assert dl.get_idxs() != sorted(dl.get_idxs())
+
+def test_drop_last(shapes):
+    assert [len(y) for _, y in image_dls(shapes, **HOW | dict(bs=20), num_workers=0).train] == [20, 20, 8]
+    assert [len(y) for _, y in image_dls(shapes, **HOW | dict(bs=20), num_workers=0, drop_last=True).train] == [20, 20]
+
+@pytest.mark.parametrize('pre', [
+    None, Preprocess(crop=(24, 40), resize_short=44, antialias=False), Preprocess(crop=(32, 32), resize_short=32, mean=(.4,), std=(.2,))])
+def test_the_validation_loader_is_the_preprocessing(shapes, pre):
+    dls = image_dls(shapes, **HOW, preprocess=pre, num_workers=0)
+    x, y = map(torch.cat, zip(*dls.valid))
+    want = np.stack([dls.preprocess(o) for o in dls.valid_ds.paths])
+    assert want.dtype == np.float32 and x.numpy().tobytes() == want.tobytes()
+    assert y.tolist() == dls.valid_ds.labels.tolist()
+
+def test_a_loader_of_unlabelled_pictures(shapes):
+    dls = image_dls(shapes, **HOW, num_workers=0)
+    files = list_images(shapes)[::-7]
+    x = torch.cat([b[0] for b in dls.test_dl(files)])
+    assert np.array_equal(x.numpy(), np.stack([dls.preprocess(o) for o in files]))
+    assert len(dls.test_dl(shapes/'circle').dataset) == 20
+
+# Pictures that turn bad
+
+def cut(file): file.write_bytes(file.read_bytes()[:file.stat().st_size//2])
+def overwrite(file): file.write_text('I am not a picture')
+def remove(file): file.unlink()
+
+@pytest.mark.parametrize('workers', [0, 1])
+@pytest.mark.parametrize('damage', [cut, overwrite, remove])
+@pytest.mark.parametrize('part', ['train', 'valid'])
+def test_a_picture_that_turns_bad_is_named(tmp_path, part, damage, workers):
+    dls = image_dls(make_shapes(tmp_path/'shapes', n=4), **HOW, num_workers=workers)
+    dl = getattr(dls, part)
+    damage(tmp_path/'shapes'/dl.dataset.name(1))
+    with pytest.raises(BadPictureError) as e: list(dl)
+    assert str(e.value).startswith(f'{dl.dataset.paths[1]}: not a picture that can be read (')
+    assert 'Traceback' not in str(e.value) and '\n' not in str(e.value)
+
+def test_pictures_can_be_anything_that_opens():
+    pics = PictureList('.', [np.full((40, 40, 3), 10*i, np.uint8) for i in range(4)], [0, 1, 0, 1], ('a', 'b'))
+    x, y = ImageDL(pics, Preprocess(crop=(32, 32), resize_short=32, mean=(0,)*3, std=(1,)*3), bs=4, num_workers=0).one_batch()
+    assert x[:, 0, 0, 0].mul(255).round().tolist() == [0, 10, 20, 30] and y.tolist() == [0, 1, 0, 1]
+    assert pics.name(2) == '<2>'
