@@ -94,7 +94,7 @@ class PictureList:
     def decode(self, o, full=True): # What `show_batch` writes above a picture
         return (o[0], Category(self.vocab[int(o[1])] if int(o[1]) >= 0 else '?'), *o[2:])
 
-    def __repr__(self): return f'{len(self)} pictures of {len(self.vocab)} classes in {self.root}'
+    def __repr__(self): return f'{len(self)} pictures of {len(self.vocab)} classes in {self.root.name}'
 
 # %% ../nbs/20_data.ipynb #ae19af5d
 def read_class_folders(

@@ -143,7 +143,7 @@ def create_model(
     try: model = timm.create_model(name, pretrained=pretrained is True, num_classes=num_classes, **kwargs)
     except (TypeError, AssertionError) as e: raise InputError(f"'{arch}' cannot be built with {kwargs} ({e}).") from e
     if isinstance(pretrained, (str, os.PathLike)) and (head := load_weights(model, pretrained, new_head=True)):
-        print(f"Weights from {pretrained}; the head ({', '.join(head)}) is new, for {num_classes} classes.")
+        print(f"Weights from {Path(pretrained).name}; the head ({', '.join(head)}) is new, for {num_classes} classes.")
     return model
 
 class _Loose: fixed_input_size = False

@@ -95,7 +95,7 @@ class Predictor:
 
     def __repr__(self):
         h, w = self.preprocess.size
-        return f'Predictor({str(self.path)!r}: {len(self.labels)} classes, {w}x{h} pixels)'
+        return f'Predictor({self.path.name}: {len(self.labels)} classes, {w}x{h} pixels)'
 
 def _name(source): return os.fspath(source) if isinstance(source, (str, os.PathLike)) else f'<{type(source).__name__}>'
 

@@ -44,18 +44,17 @@ def test_names_and_hash_do_not_depend_on_the_place(tmp_path, monkeypatch):
     for o in ('one', 'two/deep'): touch(tmp_path/o, 'a/1.png', 'b/2.png')
     one, two = (read_class_folders(tmp_path/o) for o in ('one', 'two/deep'))
     monkeypatch.chdir(tmp_path/'two')
-    assert one.list_hash() == two.list_hash() == read_class_folders('deep').list_hash() == read_class_folders('./deep/').list_hash()
+    for o in ('deep', './deep/', '../two/deep'): assert read_class_folders(o).list_hash() == one.list_hash() == two.list_hash()
     touch(tmp_path, 'one/b/3.png')
     assert read_class_folders(tmp_path/'one').list_hash() != two.list_hash()
 
 @pytest.mark.parametrize('files, says', [
-    ((), "holds no pictures"), (('notes.txt', 'a/notes.txt'), "holds no pictures"), (('1.png', '2.jpg'), "2 pictures but no class folders"),
-    (('a/1.png', 'a/2.png'), "one class only, 'a'"), (('a/1.png', 'b/readme.txt'), "one class only, 'a'"),
-    (('a/1.png', '.b/2.png'), "one class only, 'a'")], ids=str)
-def test_folders_without_classes(tmp_path, files, says):
-    touch(tmp_path, *files)
-    with pytest.raises(InputError, match=f"'{tmp_path}' holds.*{says}"): read_class_folders(tmp_path)
-    with pytest.raises(InputError, match=says): image_dls(tmp_path)
+    ([], 'no pictures'), (['notes.txt', 'a/notes.txt'], 'no pictures'), (['1.png', '2.jpg'], '2 pictures but no class folders'),
+    (['a/1.png', 'a/2.png'], "one class only, 'a'"), (['a/1.png', 'b/readme.txt'], "one class only, 'a'"),
+    (['a/1.png', '.b/2.png'], "one class only, 'a'")], ids=str)
+@pytest.mark.parametrize('read', [read_class_folders, image_dls])
+def test_folders_without_classes(tmp_path, read, files, says):
+    with pytest.raises(InputError, match=f"'{tmp_path}' holds {says}"): read(touch(tmp_path, *files))
 
 def test_missing_folder(tmp_path):
     for read in (read_class_folders, image_dls):
@@ -63,7 +62,7 @@ def test_missing_folder(tmp_path):
 
 def test_a_class_that_training_does_not_have(tmp_path):
     touch(tmp_path, *(f'train/{c}/1.png' for c in ('cat', 'dog')), *(f'valid/{c}/1.png' for c in ('cat', 'dogs', 'mouse')))
-    with pytest.raises(InputError, match=r"valid: classes \['dogs', 'mouse'\] are not in the training set, which has cat, dog\..*'dog'"):
+    with pytest.raises(InputError, match=r"valid: classes \['dogs', 'mouse'\] are not in the training set, which has cat, dog\."):
         image_dls(tmp_path)
 
 def test_a_class_that_validation_does_not_have(tmp_path):
@@ -71,14 +70,23 @@ def test_a_class_that_validation_does_not_have(tmp_path):
     train, valid = find_pictures(DataPlan(str(tmp_path)))
     assert train.vocab == valid.vocab == ('cat', 'cow', 'dog') and valid.labels.tolist() == [2]
 
-@pytest.mark.parametrize('name', ['valid', 'val', 'validation', 'test'])
+@pytest.mark.parametrize('name', ['valid', 'val', 'validation'])
 def test_the_folder_beside_train(tmp_path, name):
     touch(tmp_path, 'train/a/1.png', 'train/b/1.png', f'{name}/a/2.png', f'{name}/b/3.png')
     assert [o.root for o in find_pictures(DataPlan(str(tmp_path)))] == [tmp_path/'train', tmp_path/name]
 
+def test_a_test_folder_is_left_alone(tmp_path):
+    touch(tmp_path, *(f'train/{c}/{i}.png' for c in 'ab' for i in range(5)), 'test/a/9.png', 'test/c/9.png')
+    assert [(o.root, len(o)) for o in find_pictures(DataPlan(str(tmp_path)))] == [(tmp_path/'train', 8), (tmp_path/'train', 2)]
+
 def test_validation_without_training(tmp_path):
     touch(tmp_path, 'valid/a/1.png', 'valid/b/2.png', 'training/a/3.png')
-    with pytest.raises(InputError, match='has a folder for validation, but none for training'): image_dls(tmp_path)
+    with pytest.raises(InputError, match="has a folder 'valid', but no 'train'"): image_dls(tmp_path)
+
+def test_a_named_validation_folder_is_no_class(tmp_path):
+    touch(tmp_path, *(f'{c}/{i}.png' for c in 'ab' for i in range(3)), 'held out/a/4.png', 'held out/b/5.png')
+    train, valid = find_pictures(DataPlan(str(tmp_path), valid='held out'))
+    assert train.vocab == valid.vocab == ('a', 'b') and (len(train), len(valid)) == (6, 2)
 
 def test_folders_of_the_working_directory_are_not_mistaken(tmp_path, monkeypatch):
     for o in ('here', 'there'): touch(tmp_path/o, *(f'{part}/{c}/{o}.png' for part in ('train', 'valid') for c in 'ab'))
@@ -88,8 +96,8 @@ def test_folders_of_the_working_directory_are_not_mistaken(tmp_path, monkeypatch
 @pytest.mark.parametrize('plan, says', [
     (dict(valid='nowhere'), "There is no 'nowhere', neither here nor in"), (dict(train='nowhere'), "There is no 'nowhere'"),
     (dict(valid=0), 'valid=0 is no share'), (dict(valid=1.), 'is no share'), (dict(valid=-.2), 'is no share'),
-    (dict(valid=float('nan')), 'is no share'), (dict(num_classes=2), '3 class folders .circle, square, triangle., but num_classes is 2'),
-    (dict(label_file='nowhere.txt'), "no .*file '.*nowhere.txt'")], ids=str)
+    (dict(valid=float('nan')), 'is no share'), (dict(label_file='nowhere.txt'), "no .*file '.*nowhere.txt'"),
+    (dict(num_classes=2), '3 class folders .circle, square, triangle., but num_classes is 2')], ids=str)
 def test_plans_that_find_nothing(shapes, plan, says):
     with pytest.raises(InputError, match=says): find_pictures(DataPlan(str(shapes), **plan))
 
@@ -105,9 +113,11 @@ def listed(tmp_path):
     return read
 
 @pytest.mark.parametrize('text, kwargs', [
-    ('a/0.png 0\na/1.png 2\n', {}), ('a/0.png 0\na/1.png 2', {}), ('a/0.png 0\r\na/1.png 2\r\n', {}), ('\ufeffa/0.png 0\na/1.png 2', {}),
-    ('# list\n\na/0.png 0\n  \n#a/3.png 1\na/1.png 2\n\n', {}), ('a/0.png\t0\na/1.png\t2\n', dict(delimiter='\t')),
-    ('a/0.png,0\na/1.png,2\n', dict(delimiter=',')), ('  a/0.png   0 \na/1.png  02\n', {}), ('./a/0.png 0\na/1.png 2\n', {})], ids=repr)
+    ('a/0.png 0\na/1.png 2\n', {}), ('a/0.png 0\na/1.png 2', {}), ('a/0.png 0\r\na/1.png 2\r\n', {}),
+    ('\ufeffa/0.png 0\na/1.png 2', {}), ('# list\n\na/0.png 0\n  \n#a/3.png 1\na/1.png 2\n\n', {}),
+    ('a/0.png\t0\na/1.png\t2\n', dict(delimiter='\t')),
+    ('a/0.png,0\na/1.png,2\n', dict(delimiter=',')), ('  a/0.png   0 \na/1.png  02\n', {}),
+    ('./a/0.png 0\na/1.png 2\n', {})], ids=repr)
 def test_list_files(listed, text, kwargs):
     pics = listed(text, **kwargs)
     assert pics.labels.tolist() == [0, 2] and pics.vocab == ('0', '1', '2')
@@ -122,14 +132,15 @@ def test_classes_of_list_files(listed):
     assert listed('a/0.png 1', vocab=('cat', 'dog')).vocab == ('cat', 'dog')
 
 def test_all_bad_lines_in_one_report(listed):
-    text = '\ufeff# names\na/0.png 0\nmissing.png 1\r\n\na/1.png one\na/1.png -1\na/2.png 3\nonlyname\na/3.png 1.0\na 0\na/0.png 2\n'
-    with pytest.raises(InputError) as e: listed(text, num_classes=3)
-    first, *lines = str(e.value).splitlines()
-    assert first == f"{first.partition(' has ')[0]} has 7 bad lines, each should be 'name label':" and "list.txt'" in first
-    assert [o.split(':')[0].strip() for o in lines] == [f'line {n}' for n in (3, 5, 6, 7, 8, 9, 10)]
-    for o, says in zip(lines, ("no file '.*missing.png'", "'one' of 'a/1.png' is not a whole number", "'-1'", 'label 3 .*not below .* 3',
-                               "'onlyname' has no ' '", "'1.0'", "no file '.*a'")):
-        assert __import__('re').search(says, o), o
+    lines = ['\ufeff# names', 'a/0.png 0', 'missing.png 1\r', '', 'a/1.png one', 'a/1.png -1', 'a/2.png 3',
+             'onlyname', 'a/3.png 1.0', 'a 0']
+    with pytest.raises(InputError) as e: listed('\n'.join(lines), num_classes=3)
+    first, *report = str(e.value).splitlines()
+    assert "list.txt' has 7 bad lines, each should be 'name label':" in first
+    says = {3: 'missing.png', 5: "'one' of 'a/1.png' is not a whole number", 6: "'-1'", 7: "label 3 of 'a/2.png' is not below",
+            8: "'onlyname' has no ' '", 9: "'1.0'", 10: 'no file'}
+    assert len(report) == len(says)
+    for o, (n, part) in zip(report, says.items()): assert o.strip().startswith(f'line {n}: ') and part in o
 
 def test_a_long_report_ends(listed):
     with pytest.raises(InputError) as e: listed('x.png 0\n'*1000)
@@ -137,8 +148,9 @@ def test_a_long_report_ends(listed):
     assert str(e.value).endswith('and 980 more')
 
 @pytest.mark.parametrize('text, kwargs, says', [
-    ('', {}, "list.txt' names no pictures"), ('# only a comment\n', {}, 'names no pictures'), ('a/0.png 0', dict(delimiter='\t'), r"no '\\t'"),
-    ('a/0.png\t0', {}, "no ' ' between"), ('a/0.png 2', dict(vocab=('x', 'y')), 'not below the number of classes, 2'),
+    ('', {}, "list.txt' names no pictures"), ('# only a comment\n', {}, 'names no pictures'),
+    ('a/0.png 0', dict(delimiter='\t'), r"no '\\t'"), ('a/0.png\t0', {}, "no ' ' between"),
+    ('a/0.png 2', dict(vocab=('x', 'y')), 'not below the number of classes, 2'),
     ('ü.png 0'.encode('latin-1'), {}, "list.txt' is not UTF-8"), ('a/0.png 0'.encode('utf-16'), {}, 'is not UTF-8')])
 def test_bad_list_files(listed, text, kwargs, says):
     with pytest.raises(InputError, match=says): listed(text, **kwargs)
@@ -170,8 +182,8 @@ def test_label_files(tmp_path, text, kwargs, names):
     assert read_label_file(tmp_path/'names.txt', **kwargs) == names
 
 @pytest.mark.parametrize('text, says', [
-    (b'', 'names no classes'), (b'\n \n', 'names no classes'), (b'0 a\ncat\n-1 dog\n', "line 2: 'cat' .*\n.*line 3: '-1 dog'"),
-    (b'0 a\xff', 'is not UTF-8'), (b'0 a\n1 b\n0 c\n', 'line 3')])
+    (b'', 'names no classes'), (b'\n \n', 'names no classes'),
+    (b'0 a\ncat\n-1 dog\n', "line 2: 'cat' .*\n.*line 3: '-1 dog'"), (b'0 a\xff', 'is not UTF-8')])
 def test_bad_label_files(tmp_path, text, says):
     (tmp_path/'names.txt').write_bytes(text)
     with pytest.raises(InputError, match=f"names.txt'(.|\n)*{says}"): read_label_file(tmp_path/'names.txt')
@@ -283,7 +295,8 @@ def test_drop_last(shapes):
     assert [len(y) for _, y in image_dls(shapes, **HOW | dict(bs=20), num_workers=0, drop_last=True).train] == [20, 20]
 
 @pytest.mark.parametrize('pre', [
-    None, Preprocess(crop=(24, 40), resize_short=44, antialias=False), Preprocess(crop=(32, 32), resize_short=32, mean=(.4,), std=(.2,))])
+    None, Preprocess(crop=(24, 40), resize_short=44, antialias=False),
+    Preprocess(crop=(32, 32), resize_short=32, mean=(.4,), std=(.2,))])
 def test_the_validation_loader_is_the_preprocessing(shapes, pre):
     dls = image_dls(shapes, **HOW, preprocess=pre, num_workers=0)
     x, y = map(torch.cat, zip(*dls.valid))
@@ -304,9 +317,9 @@ def cut(file): file.write_bytes(file.read_bytes()[:file.stat().st_size//2])
 def overwrite(file): file.write_text('I am not a picture')
 def remove(file): file.unlink()
 
-@pytest.mark.parametrize('workers', [0, 1])
-@pytest.mark.parametrize('damage', [cut, overwrite, remove])
-@pytest.mark.parametrize('part', ['train', 'valid'])
+@pytest.mark.parametrize('part, damage, workers', [ # torch takes 5 seconds to end a loader process, so only one case has one
+    ('train', cut, 0), ('train', overwrite, 0), ('train', remove, 0), ('valid', cut, 0), ('valid', overwrite, 0),
+    ('train', overwrite, 1)])
 def test_a_picture_that_turns_bad_is_named(tmp_path, part, damage, workers):
     dls = image_dls(make_shapes(tmp_path/'shapes', n=4), **HOW, num_workers=workers)
     dl = getattr(dls, part)

@@ -10,7 +10,7 @@ import sys
 import time
 
 from fastai.callback.core import Callback
-from fastcore.basics import noop
+from fastai.imports import noop
 from IPython import get_ipython
 from IPython.display import HTML, display
 
@@ -67,5 +67,5 @@ class EpochTable(Callback):
 
     def close(self): # also called when a fit is interrupted
         if self.table is None: return
-        self.table.show(self.rows, last=True)
+        if len(self.rows) > 1: self.table.show(self.rows, last=True)
         self.learn.logger, self.table = self.old_logger, None
