@@ -162,6 +162,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'imgcls_nb.data.ImageDL.create_item': ('data.html#imagedl.create_item', 'imgcls_nb/data.py'),
                                 'imgcls_nb.data.ImageDL.get_idxs': ('data.html#imagedl.get_idxs', 'imgcls_nb/data.py'),
                                 'imgcls_nb.data.ImageDL.new': ('data.html#imagedl.new', 'imgcls_nb/data.py'),
+                                'imgcls_nb.data.ImageDL.vocab': ('data.html#imagedl.vocab', 'imgcls_nb/data.py'),
                                 'imgcls_nb.data.ImageDataLoaders': ('data.html#imagedataloaders', 'imgcls_nb/data.py'),
                                 'imgcls_nb.data.ImageDataLoaders.__init__': ('data.html#imagedataloaders.__init__', 'imgcls_nb/data.py'),
                                 'imgcls_nb.data.ImageDataLoaders.c': ('data.html#imagedataloaders.c', 'imgcls_nb/data.py'),

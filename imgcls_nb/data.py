@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastai.data.core import DataLoaders, TfmdDL
-from fastai.data.transforms import Category
+from fastai.data.transforms import Category, CategoryMap
 from fastai.torch_core import TensorCategory, TensorImage, TensorImageBW, default_device
 from fasttransform import DisplayedTransform
 from PIL import Image
@@ -92,7 +92,7 @@ class PictureList:
         return hashlib.sha256(lines.encode()).hexdigest()
 
     def decode(self, o, full=True): # What `show_batch` writes above a picture
-        return (o[0], Category(self.vocab[int(o[1])] if int(o[1]) >= 0 else '?'), *o[2:])
+        return (o[0], Category(self.vocab[int(o[1])])) if len(o) > 1 else o
 
     def __repr__(self): return f'{len(self)} pictures of {len(self.vocab)} classes in {self.root.name}'
 
@@ -267,6 +267,9 @@ class ImageDL(TfmdDL):
         self.augment = Augment(ops, preprocess)
         super().__init__(dataset, after_batch=kwargs.pop('after_batch', None) or NormalizePixels(preprocess), **kwargs)
 
+    @property
+    def vocab(self) -> CategoryMap: return CategoryMap(self.dataset.vocab, sort=False) # as fastai has it
+
     def get_idxs(self):
         if not self.shuffle: return list(range(self.n))
         return np.random.default_rng(mix_seed(self.seed, 'order', self.epoch)).permutation(self.n).tolist()
@@ -275,8 +278,8 @@ class ImageDL(TfmdDL):
         i = i or 0 # fastai asks for item None when it wants any
         path, label = self.dataset[i]
         pixels = self.augment.pixels(path, mix_seed(self.seed, self.epoch, self.dataset.name(i)))
-        image = TensorImage if len(pixels) == 3 else TensorImageBW
-        return image(torch.from_numpy(pixels)), TensorCategory(label)
+        image = (TensorImage if len(pixels) == 3 else TensorImageBW)(torch.from_numpy(pixels))
+        return (image, TensorCategory(label)) if label >= 0 else (image,) # without a label there is no loss to compute
 
     def new(self, dataset=None, cls=None, **kwargs):
         new = super().new(dataset, cls, **dict(preprocess=self.preprocess, ops=self.ops, seed=self.seed) | kwargs)
@@ -296,7 +299,7 @@ class ImageDataLoaders(DataLoaders):
         self.plan, self.preprocess = plan, preprocess
 
     @property
-    def vocab(self) -> tuple: return self.train.dataset.vocab
+    def vocab(self) -> CategoryMap: return self.train.vocab # class names, in the order of the outputs
 
     @property
     def c(self) -> int: return len(self.vocab) # What fastai calls the number of outputs

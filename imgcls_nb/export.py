@@ -121,7 +121,7 @@ def _trained(learn):
     if isinstance(learn, Trained): return learn
     if not isinstance(learn, ImageLearner): return load_trained(learn)
     model = copy.deepcopy(learn.model).to('cpu', memory_format=torch.contiguous_format).float().eval()
-    return Trained(model, learn.preprocess, learn.dls.vocab, learn.plan, learn.epoch_metrics.values)
+    return Trained(model, learn.preprocess, tuple(learn.dls.vocab), learn.plan, learn.epoch_metrics.values)
 
 def _valid_pictures(learn, trained, n=64):
     pics = learn.dls.valid_ds if isinstance(learn, ImageLearner) else find_pictures(trained.plan.data)[1]

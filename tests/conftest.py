@@ -1,4 +1,8 @@
+import os
+
 import pytest
+
+os.environ.setdefault('OMP_NUM_THREADS', '1') # threads that wait for a busy core make tiny steps take seconds
 
 
 def has_gpu():
@@ -22,3 +26,21 @@ def shapes(tmp_path_factory):
     "60 pictures: circles, squares and triangles; not to be changed"
     from imgcls_nb.data import make_shapes
     return make_shapes(tmp_path_factory.mktemp('data')/'shapes')
+
+@pytest.fixture(scope='session')
+def trained_run(shapes, tmp_path_factory):
+    "A run folder of a small network that knows its shapes; not to be changed"
+    from imgcls_nb.data import image_dls
+    from imgcls_nb.learner import image_learner
+    dls = image_dls(shapes, size=32, bs=8, aug='light', device='cpu', num_workers=0)
+    learn = image_learner(dls, 'test_resnet', run=tmp_path_factory.mktemp('runs')/'shapes', save_interval=0)
+    with learn.no_bar(): learn.fit_one_cycle(12, 1e-2)
+    return learn.run_folder.path
+
+@pytest.fixture(scope='session')
+def model_file(trained_run, tmp_path_factory):
+    "A model.onnx, alone in its folder; not to be changed"
+    from imgcls_nb.export import export_onnx
+    file = tmp_path_factory.mktemp('models')/'model.onnx'
+    export_onnx(trained_run, file)
+    return file

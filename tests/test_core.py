@@ -89,6 +89,14 @@ def test_unreadable_files_are_named(tmp_path, read, name):
     for o in (tmp_path/name, str(tmp_path/name)):
         with pytest.raises(BadPictureError, match=rf'{name}: not a picture that can be read \(.*{why}'): read(o)
 
+@pytest.mark.parametrize('kind', ['jpeg', 'png', 'gif', 'tiff', 'webp', 'half.jpeg', 'half.png'])
+@pytest.mark.parametrize('read', [open_image, Preprocess()], ids=['open', 'preprocess'])
+def test_no_file_stays_open(tmp_path, kind, read, recwarn):
+    (tmp_path/'x').write_bytes(BAD_FILES.get(kind) or encode(PIC, kind))
+    try: read(tmp_path/'x')
+    except Exception: pass
+    assert not [o for o in recwarn.list if issubclass(o.category, ResourceWarning)]
+
 @pytest.mark.parametrize('data', [b'', b'no', BAD_FILES['half.jpeg'], BAD_FILES['half.png']], ids=len)
 def test_unreadable_bytes(data):
     with pytest.raises(BadPictureError, match='^<bytes>: not a picture'): open_image(data)

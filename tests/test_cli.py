@@ -1,0 +1,285 @@
+"`imgcls`: every stage after the other, as a person types it, and every slip answered in one message"
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import onnx
+import pytest
+import torch
+
+from imgcls_nb.cli import main
+from imgcls_nb.core import list_images
+
+QUICK = 'configs/quick_start/MobileNetV3_large_x1_0.yaml'
+SMALL = ['--arch', 'test_resnet', '--size', '32', '--bs', '16', '--epochs', '2']
+
+def start(cwd, *args):
+    return subprocess.Popen([sys.executable, '-m', 'imgcls_nb.cli', *map(str, args)], cwd=cwd, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+def done(process, status=0):
+    out, err = process.communicate()
+    assert process.returncode == status and 'Traceback' not in err, err
+    return out, err
+
+@pytest.fixture
+def imgcls(tmp_path, monkeypatch, capsys):
+    "Runs a command in a new folder, without a process of its own"
+    monkeypatch.chdir(tmp_path)
+    def run(*args, status=0):
+        try: got = main(list(map(str, args)))
+        except SystemExit as e: got = e.code
+        out, err = capsys.readouterr()
+        assert got == status, err
+        assert 'Traceback' not in err and 'This is a defect' not in err, err
+        return out, err
+    return run
+
+@pytest.fixture
+def refused(imgcls):
+    "Runs a command that must fail, for its one message"
+    def run(*args):
+        out, err = imgcls(*args, status=2)
+        assert err.count('imgcls: ') == 1, err
+        return err.partition('imgcls: ')[2]
+    return run
+
+def words(o): return ' '.join(o) if isinstance(o, list) else '' # names of cases
+
+def labels(out): return dict(re.findall(r'^(.+?): (\S+) \d+\.\d%', out, re.M))
+
+# The way from a folder
+
+@pytest.fixture(scope='module')
+def trained(shapes, tmp_path_factory):
+    "A folder in which `imgcls train` was run, and what it said"
+    cwd = tmp_path_factory.mktemp('shell')
+    return cwd, done(start(cwd, 'train', shapes, *SMALL, '--run', 'runs/shapes'))[0]
+
+def test_from_a_folder_to_predictions(trained, shapes):
+    cwd, said = trained
+    assert re.search(r'^ +epoch +train_loss +valid_loss +top1', said, re.M) and len(re.findall(r'^ +[12] +\d', said, re.M)) == 2
+    assert 'The run is in runs/shapes' in said and 'Next: imgcls export runs/shapes' in said
+    verbs = [start(cwd, 'eval', 'runs/shapes'), start(cwd, 'infer', 'runs/shapes', shapes/'circle', shapes/'square/003.png'),
+             start(cwd, 'export', 'runs/shapes')]
+    report, inferred, exported = (done(o)[0] for o in verbs)
+    facts = json.loads((cwd/'runs/shapes/best_model.json').read_text())
+    assert all(o in report for o in ('circle', 'square', 'triangle', 'precision', 'recall'))
+    assert f"Evaluation(12 pictures, 3 classes, top1 {facts['top1']:.4f})" in report
+    assert 'runs/shapes/model.onnx' in exported and 'top-1 agrees on 100.0%' in exported
+    assert 'Next: imgcls predict runs/shapes/model.onnx PICTURES' in exported
+    predicted = done(start(cwd, 'predict', 'runs/shapes/model.onnx', shapes/'circle', shapes/'square/003.png', '--topk', '2'))[0]
+    assert list(labels(predicted)) == [str(o) for o in [*list_images(shapes/'circle'), shapes/'square/003.png']]
+    assert labels(predicted) == labels(inferred) and set(labels(predicted).values()) <= {'circle', 'square', 'triangle'}
+    assert all(o.count('%') == 2 for o in predicted.splitlines())
+
+# The way from a PaddleClas config
+
+@pytest.fixture
+def listed(shapes, tmp_path):
+    "The overrides that bring the shipped config to a small data set, network and size"
+    shutil.copytree(shapes, tmp_path/'data')
+    lines = [f'{c}/{n:03}.png {i}\n' for i, c in enumerate(('circle', 'square', 'triangle')) for n in range(20)]
+    (tmp_path/'data/train_list.txt').write_text(''.join(lines[::2]))
+    (tmp_path/'data/val_list.txt').write_text(''.join(lines[1::4]))
+    (tmp_path/'data/names.txt').write_text('0 a circle\n1 square\n2 triangle\n')
+    loaders = {'Train': ('train', 'RandCropImage.size=32'), 'Eval': ('val', 'ResizeImage.resize_short=36')}
+    settings = ['Arch.name=test_resnet', 'Arch.class_num=3', 'Global.epochs=1', 'Global.device=cpu', 'Optimizer.lr.warmup_epoch=0',
+                'Infer.infer_imgs=data/square', 'Infer.PostProcess.class_id_map_file=data/names.txt',
+                'DataLoader.Eval.dataset.transform_ops.2.CropImage.size=32',
+                'Infer.transforms.1.ResizeImage.resize_short=36', 'Infer.transforms.2.CropImage.size=32']
+    for k, (name, size) in loaders.items():
+        settings += [f'DataLoader.{k}.dataset.image_root=data', f'DataLoader.{k}.dataset.cls_label_path=data/{name}_list.txt',
+                     f'DataLoader.{k}.dataset.transform_ops.1.{size}', f'DataLoader.{k}.sampler.batch_size=16',
+                     f'DataLoader.{k}.loader.num_workers=0']
+    return ['-c', QUICK, *(p for o in settings for p in ('-o', o))]
+
+def test_from_a_config_to_predictions(listed, imgcls, tmp_path):
+    out, err = done(start(tmp_path, 'train', *listed))
+    assert 'The run is in output/test_resnet' in out and (tmp_path/'output/test_resnet/epoch_1.safetensors').exists()
+    weights = ['-o', 'Global.pretrained_model=output/test_resnet/best_model']
+    report, _ = imgcls('eval', *listed, *weights)
+    facts = json.loads((tmp_path/'output/test_resnet/best_model.json').read_text())
+    assert 'a circle' in report and f"Evaluation(15 pictures, 3 classes, top1 {facts['top1']:.4f})" in report
+    inferred, _ = imgcls('infer', *listed, *weights)
+    assert len(inferred.splitlines()) == 20 and 'data/square/000.png: ' in inferred
+    exported, _ = imgcls('export', *listed, *weights)
+    assert (tmp_path/'inference/inference.onnx').exists() and 'inference/inference.onnx' in exported
+    predicted, _ = imgcls('predict', 'inference/inference.onnx', 'data/square')
+    assert predicted.splitlines()[0].startswith('data/square/000.png: ') and 'a circle' in predicted
+    assert re.findall(r'^.*?(?= [\d.]+%)', predicted, re.M) == re.findall(r'^.*?(?= [\d.]+%)', inferred, re.M)
+    plan, _ = imgcls('config', QUICK, *listed[2:], *weights)
+    assert 'arch: test_resnet' in plan and 'pretrained: output/test_resnet/best_model' in plan
+    one, _ = imgcls('infer', *listed, *weights, 'data/circle/001.png')
+    assert one.startswith('data/circle/001.png: ') and len(one.splitlines()) == 1, "named pictures come before the config's"
+
+# Pictures that cannot be read
+
+def test_a_mix_of_pictures(model_file, shapes, imgcls, tmp_path):
+    for o in ('a.png', 'c.png', 'd/e.png'):
+        (tmp_path/'mix'/o).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(shapes/'circle/001.png', tmp_path/'mix'/o)
+    (tmp_path/'mix/b.jpg').write_text('I am not a picture')
+    (tmp_path/'mix/cut.png').write_bytes((shapes/'circle/001.png').read_bytes()[:150])
+    (tmp_path/'mix/notes.txt').write_text('not asked for')
+    out, err = imgcls('predict', model_file, 'mix', status=1)
+    assert list(labels(out)) == ['mix/a.png', 'mix/c.png', 'mix/d/e.png']
+    first, second, last = err.splitlines()
+    assert first.startswith('mix/b.jpg: not a picture') and second.startswith('mix/cut.png: not a picture')
+    assert last == '2 of 5 pictures could not be read.'
+    out, err = done(start(tmp_path, 'predict', model_file, 'mix', 'mix/notes.txt'), status=1)
+    assert len(labels(out)) == 3 and '3 of 6 pictures' in err
+
+def test_predict_without_pictures(model_file, refused, tmp_path):
+    (tmp_path/'empty').mkdir()
+    assert 'no file or folder' in refused('predict', model_file, 'nowhere.png')
+    assert 'no pictures in empty' in refused('predict', model_file, 'empty')
+
+# Slips
+
+def touch(folder, *names):
+    for o in names:
+        (folder/o).parent.mkdir(parents=True, exist_ok=True)
+        (folder/o).touch()
+
+@pytest.mark.parametrize('files, says', [
+    ([], 'holds no pictures'), (['a/1.png', 'a/2.png'], "one class only, 'a'"), (['1.png'], '1 pictures but no class folders'),
+    ([f'{p}/{c}/1.png' for p, cs in (('train', 'ab'),
+    ('valid', 'abc')) for c in cs], r"\['c'\] are not in the training set, which has a, b")])
+def test_train_on_folders_that_will_not_do(refused, tmp_path, files, says):
+    (tmp_path/'photos').mkdir()
+    touch(tmp_path/'photos', *files)
+    assert re.search(says, refused('train', 'photos', *SMALL))
+    assert not (tmp_path/'runs').exists()
+
+BAD_LIST = 'circle/000.png 0\nmissing.png 1\ncircle/001.png x\n\nsquare/000.png 3\nnothing\n'
+
+def test_bad_lines_of_a_list_are_one_report(listed, refused, tmp_path):
+    (tmp_path/'data/val_list.txt').write_text(BAD_LIST)
+    said = refused('train', *listed)
+    assert "val_list.txt' has 4 bad lines" in said and re.findall(r'line (\d)', said) == ['2', '3', '5', '6']
+    assert not (tmp_path/'output').exists()
+
+@pytest.mark.parametrize('args, says', [
+    (['--arch', 'resnet81'], "no architecture 'resnet81'.*Did you mean .*'resnet18'"), (['--epochs', '0'], 'epochs=0'),
+    (['--arch', 'test_resnet.x'], "no weights tagged 'x'"), (['--size', '0'], 'size=0'),
+    (['--aug', 'stron'], "Did you mean 'strong'"),
+    (['--bs', '0'], 'bs'), (['--lr', '-1'], 'lr'), (['--num-workers', 'x'], 'num.workers'),
+    (['--precision', 'bf61'], "Did you mean 'bf16'"),
+    (['--valid', 'nowhere'], "no 'nowhere'"), (['--valid', '1.5'], 'no share'), (['--train', 'list.txt'], "no 'list.txt'"),
+    (['--pretrained', 'nowhere.pth'], "no weights at 'nowhere.pth'"), (['--label-file', 'nowhere.txt'], 'nowhere.txt'),
+    (['--arch', 'test_vit', '--size', '50'], 'test_vit'), (['--run', 'file/run'], 'file/run'), (['-o', 'Global.epochs=1'], '-o'),
+    (['-c', QUICK], 'a folder of pictures, or -c')], ids=words)
+def test_settings_that_cannot_be(refused, shapes, tmp_path, args, says):
+    (tmp_path/'file').touch()
+    said = refused('train', shapes, *SMALL, *args)
+    assert re.search(says, said), said
+    assert not list(tmp_path.glob('runs/*'))
+
+def test_settings_beside_a_config_are_not_lost(listed, refused):
+    assert '--epochs' in refused('train', *listed, '--epochs', '3')
+
+def test_weights_that_do_not_fit_name_the_tensors(listed, refused, shapes, tmp_path, trained_run):
+    from imgcls_nb.models import create_model
+    torch.save(create_model('test_convnext', num_classes=3).state_dict(), tmp_path/'other.pth')
+    other = ['-o', 'Global.pretrained_model=other']
+    for args in (['train', shapes, *SMALL, '--pretrained', 'other'], ['eval', *listed, *other], ['export', *listed, *other]):
+        said = refused(*args)
+        for o in ("other.pth' do not fit the model", 'missing in the file', 'conv1.0.weight', 'unknown to the model', 'stem.0.weight'):
+            assert o in said
+    four = ['-o', 'Arch.class_num=4', '-o', 'Infer.PostProcess.class_id_map_file=None']
+    assert 'fc.weight: (3, ' in refused('infer', *listed, *four, '-o', f'Global.pretrained_model={trained_run}/latest')
+
+@pytest.mark.parametrize('kind, says', [
+    ('text', 'cannot be opened as an ONNX model'), ('foreign', 'not one of ours'), ('missing', 'There is no model file'),
+    ('folder', 'There is no model file')])
+def test_models_that_are_not_ours(refused, shapes, tmp_path, model_file, kind, says):
+    if kind == 'text': (tmp_path/'m.onnx').write_text('no')
+    if kind == 'folder': (tmp_path/'m.onnx').mkdir()
+    if kind == 'foreign':
+        proto = onnx.load(model_file)
+        del proto.metadata_props[:]
+        onnx.save(proto, tmp_path/'m.onnx')
+    said = refused('predict', 'm.onnx', shapes)
+    assert 'm.onnx' in said and says in said
+    assert done(start(tmp_path, 'predict', 'm.onnx', shapes), status=2)[1] == f'imgcls: {said}', "and so it is in its own process"
+
+@pytest.mark.parametrize('verb', ['eval', 'infer', 'export'])
+def test_runs_that_are_none(refused, tmp_path, trained_run, shapes, verb):
+    (tmp_path/'empty').mkdir()
+    for o in ('nowhere', 'empty', shapes): assert 'is no run folder' in refused(verb, o)
+    assert 'Runs beside it: shapes' in refused(verb, trained_run.parent/'shape')
+    assert "no checkpoint 'epoch_9'. It has: best_model, latest" in refused(verb, trained_run, '--weights', 'epoch_9')
+    assert 'takes a run folder, or -c' in refused(verb)
+    assert 'needs weights: -o Global.pretrained_model=' in refused(verb, '-c', QUICK)
+    assert "no weights at 'nowhere'" in refused(verb, '-c', QUICK, '-o', 'Global.pretrained_model=nowhere')
+
+def test_a_damaged_checkpoint(refused, trained_run, tmp_path):
+    run = shutil.copytree(trained_run, tmp_path/'run')
+    (run/'best_model.safetensors').write_bytes((run/'best_model.safetensors').read_bytes()[:-1])
+    for verb in ('eval', 'infer', 'export'): assert "best_model.safetensors' is damaged" in refused(verb, 'run')
+
+def test_pictures_that_moved_away(refused, imgcls, trained_run, shapes, tmp_path):
+    run = shutil.copytree(trained_run, tmp_path/'run')
+    (run/'config.yaml').write_text((run/'config.yaml').read_text().replace(str(shapes), 'gone'))
+    assert "no folder 'gone'" in refused('eval', 'run')
+    assert labels(imgcls('infer', 'run', shapes/'circle')[0]), "to label other pictures they are not needed"
+
+def test_infer_without_pictures(refused, trained_run):
+    assert 'no pictures to label. Name them, or give -o Infer.infer_imgs' in refused('infer', trained_run)
+
+@pytest.mark.parametrize('args, says', [
+    ([], 'required'), (['tarin', 'x'], "invalid choice: 'tarin'"),
+    (['train', 'x', '--epohcs', '3'], 'unrecognized arguments: --epohcs'),
+    (['train', 'x', '--epochs', 'three'], "invalid int value: 'three'"), (['predict', 'm.onnx'], 'required'),
+    (['predict'], 'required'),
+    (['config'], 'required')], ids=words)
+def test_what_cannot_be_parsed(imgcls, args, says):
+    out, err = imgcls(*args, status=2)
+    assert says in err and 'usage: imgcls' in err and not out
+
+def test_an_unknown_verb_in_a_process_of_its_own(tmp_path):
+    assert "invalid choice: 'tarin'" in done(start(tmp_path, 'tarin'), status=2)[1]
+
+@pytest.mark.parametrize('args, says', [
+    (['config', 'nowhere.yaml'], "no config file 'nowhere.yaml'"), (['train'], 'a folder of pictures, or -c'),
+    (['config', QUICK, '-o', 'Globl.x=1'], "no 'Globl'.*Did you mean 'Global'"),
+    (['config', QUICK, '-o', 'Global.epoch=1'], "Did you mean 'epochs'"),
+    (['config', QUICK, '-o', 'Global.epochs'], 'written key=value'), (['quickstart', 'nowhere'], "no folder 'nowhere'"),
+    (['train', 'nowhere'], "no folder 'nowhere'")], ids=words)
+def test_other_slips(refused, args, says): assert re.search(says, refused(*args))
+
+def test_a_device_that_is_asked_for(refused, imgcls, monkeypatch):
+    import torchvision.transforms.v2  # noqa: F401 (looks for a GPU when it is imported)
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    assert 'Global.device=gpu was asked for' in refused('config', QUICK, '-o', 'Global.device=gpu')
+    out, err = imgcls('config', QUICK)
+    assert 'device: cpu' in out and 'the CPU is used' in err
+
+@pytest.mark.parametrize('error, status, says', [
+    (KeyboardInterrupt(), 130, 'interrupted; the run folder holds what was reached'),
+    (PermissionError(13, 'denied', 'x.png'), 2, 'x.png'),
+    (ModuleNotFoundError('no', name='timm'), 2, "'timm' is not installed.*pip install 'imgcls_nb.train,lab.'"),
+    (ZeroDivisionError('division by zero'), 2, 'ZeroDivisionError: division by zero\nThis is a defect. Set IMGCLS_TRACEBACK=1')])
+def test_errors_that_are_not_the_users(monkeypatch, capsys, error, status, says):
+    def fail(*_, **__): raise error
+    monkeypatch.setattr('imgcls_nb.learner.train_plan', fail)
+    monkeypatch.delenv('IMGCLS_TRACEBACK', raising=False)
+    assert main(['train', '.']) == status
+    assert re.search(says, capsys.readouterr().err)
+    monkeypatch.setenv('IMGCLS_TRACEBACK', '1')
+    with pytest.raises(type(error)): main(['train', '.'])
+
+def test_output_to_a_pipe_that_closes(model_file, shapes, tmp_path):
+    command = [sys.executable, '-m', 'imgcls_nb.cli', 'predict', str(model_file), str(shapes)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline().strip()
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait() != 0 and 'Traceback' not in err and 'Exception' not in err, err
+
+def test_the_table_is_plain_where_there_is_no_terminal(trained):
+    assert not re.search('[\r\x1b█]', trained[1]) and os.linesep in trained[1]

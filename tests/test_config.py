@@ -1,0 +1,269 @@
+"PaddleClas's YAML and `-o`: what a text means, the plan that comes out, and every slip named"
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torchvision.transforms.v2  # noqa: F401 (looks for a GPU when it is imported, so before we say that there is none)
+import yaml
+
+from imgcls_nb.config import find_config, plan_from_config, plan_from_folder, read_config, read_value
+from imgcls_nb.core import InputError, Preprocess
+from imgcls_nb.plan import DataPlan, FitPlan, ModelPlan, ObjectivePlan, plan_from_yaml, plan_to_dict, plan_to_yaml
+
+QUICK = 'configs/quick_start/MobileNetV3_large_x1_0.yaml'
+TRAIN, EVAL = (f'DataLoader.{o}.dataset.transform_ops' for o in ('Train', 'Eval'))
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    monkeypatch.setattr('torch.backends.mps.is_available', lambda: False)
+
+def plan(*overrides, config=QUICK, demanded=()): return plan_from_config(read_config(config, overrides), demanded)
+
+# Values
+
+@pytest.mark.parametrize('text, value', [
+    ('5', 5), ('-3', -3), ('0.5', .5), ('.5', .5), ('1e-3', .001), ('1.0e-6', 1e-6), ('5.', 5.), (' 7 ', 7), ('1_000', 1000),
+    ('1.0/255.0', 1/255), ('1/255', 1/255), ('1./255.', 1/255), (' 1 / 2 ', .5), ('-1e2/4', -25.), ('1/0', '1/0'),
+    ('1/2/3', '1/2/3'),
+    ('True', True), ('true', True), ('FALSE', False), ('null', None), ('None', None), ('', ''), ('~', '~'), ('on', 'on'),
+    ('[1, 2]', [1, 2]), ('[0.5, [1]]', [.5, [1]]), ('(3, 4)', (3, 4)), ("{'a': 1}", {'a': 1}), ('[1, 2', '[1, 2'),
+    ('[a, b]', '[a, b]'),
+    ("'5'", '5'), ('"a b"', 'a b'), ("'", "'"), ('a=b', 'a=b'), ('resnet18', 'resnet18'), ('./output/', './output/'),
+    ('007', '007'),
+    ('C:\\new', 'C:\\new'), ('ü 日', 'ü 日'), ('["ü"]', ['ü']), ('2021-01-01', '2021-01-01'), ('a\0b', 'a\0b'),
+    ('['*5000, '['*5000)],
+    ids=lambda o: repr(o)[:20])
+def test_read_value(text, value):
+    got = read_value(text)
+    assert got == value and type(got) is type(value)
+
+@pytest.mark.parametrize('value', [5, .5, None, True, [1], {'a': 1}], ids=repr)
+def test_values_that_are_no_text_stay(value): assert read_value(value) is value
+
+@pytest.mark.parametrize('code', [
+    '__import__("os").system("touch trace")', 'open("trace", "w")', '[open("trace", "w")]', 'exec("open(1)")', '(lambda: 0)()'])
+def test_code_is_never_run(tmp_path, monkeypatch, code):
+    monkeypatch.chdir(tmp_path)
+    assert read_value(code) == code
+    cfg = read_config(QUICK, [f'Global.output_dir={code}'])
+    assert cfg['Global']['output_dir'] == code and not (tmp_path/'trace').exists()
+
+@pytest.mark.parametrize('text', ["!!python/object/apply:os.system ['touch trace']", 'Global: !!python/name:os.system'])
+def test_yaml_runs_no_code(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    Path('x.yaml').write_text(text)
+    with pytest.raises(InputError, match="'x.yaml' is not valid YAML"): read_config('x.yaml')
+    assert not Path('trace').exists()
+
+# Overrides
+
+@pytest.mark.parametrize('override, path, value', [
+    ('Global.epochs=5', ('Global', 'epochs'), 5), (' Global.epochs = 5', ('Global', 'epochs'), 5),
+    ('Global.output_dir=./a=b', ('Global', 'output_dir'), './a=b'), ("Arch.name='test_resnet'", ('Arch', 'name'), 'test_resnet'),
+    ('Global.output_dir="a b"', ('Global', 'output_dir'), 'a b'), ('Global.seed=7', ('Global', 'seed'), 7),
+    (f'{TRAIN}.1.RandCropImage.size=32', ('DataLoader', 'Train', 'dataset', 'transform_ops', 1, 'RandCropImage', 'size'), 32),
+    (f'{TRAIN}.-1.NormalizeImage.scale=1', ('DataLoader', 'Train', 'dataset', 'transform_ops', 3, 'NormalizeImage', 'scale'), 1),
+    (f'{EVAL}.1=None', ('DataLoader', 'Eval', 'dataset', 'transform_ops', 1), None),
+    ('Loss.Train.0.CELoss.epsilon=0.1', ('Loss', 'Train', 0, 'CELoss', 'epsilon'), .1),
+    ('AMP.use_amp=False', ('AMP', 'use_amp'), False)])
+def test_overrides(override, path, value):
+    here = read_config(QUICK, [override])
+    for key in path: here = here[key]
+    assert here == value
+
+def test_later_overrides_win(): assert read_config(QUICK, ['Global.epochs=5', 'Global.epochs=6'])['Global']['epochs'] == 6
+
+@pytest.mark.parametrize('override, says', [
+    ('Global.epochs', 'an override is written key=value'), ('=5', 'an override is written key=value'),
+    ('', 'an override is written'),
+    ('Globl.epochs=5', "the config has no 'Globl'.*Did you mean 'Global'"), ('.epochs=5', "has no ''"),
+    ('DataLoader.Trian.sampler.batch_size=2', "DataLoader has no 'Trian'.*Did you mean 'Train'"),
+    ('DataLoader.Train.datset.image_root=x', "DataLoader.Train has no 'datset'.*Did you mean 'dataset'"),
+    (f'{TRAIN}.4.X.size=1', "is a list of 4; '4' is no position in it .0 to 3"), (f'{TRAIN}.-5.X=1', "'-5' is no position"),
+    (f'{TRAIN}.first.X=1', "'first' is no position"), (f'{TRAIN}.9=x', "'9' is no position"),
+    (f'{TRAIN}.1.5=x', 'RandCropImage|5'),
+    ('Global.checkpoints.x=1', "'Global.checkpoints' is None and has no keys below it"),
+    ('Global.checkpoints.x.y=1', "'Global.checkpoints' is None"), ('Global.epochs.x=1', "'Global.epochs' is 20 and has no keys")])
+def test_overrides_that_lead_nowhere(override, says):
+    with pytest.raises(InputError, match=f'(-o {override}.*)?{says}'): plan(override)
+
+# Files
+
+def test_configs_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_config(QUICK) == find_config('quick_start/MobileNetV3_large_x1_0.yaml') == find_config(f'somewhere/ppcls/{QUICK}')
+    (tmp_path/QUICK).parent.mkdir(parents=True)
+    (tmp_path/QUICK).write_text('Global: {epochs: 3}')
+    assert read_config(QUICK) == dict(Global=dict(epochs=3)), "one's own file comes first"
+
+@pytest.mark.parametrize('text, says', [
+    ('', 'is no config'), ('- a', 'is no config'), ('text', 'is no config'), ('Global: 5', 'is no config'),
+    ('Global: [', 'is not valid YAML'),
+    (b'Global: {a: \xff}', 'is not valid YAML'), ('a: b: c', 'is not valid YAML'),
+    ('['*10_000, 'is not valid YAML')], ids=lambda o: str(o)[:12])
+def test_files_that_are_no_configs(tmp_path, text, says):
+    (tmp_path/'x.yaml').write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=f"x.yaml' {says}"): read_config(tmp_path/'x.yaml')
+
+def test_missing_configs():
+    with pytest.raises(InputError, match="no config file 'configs/quick_start/MobileNetV3.yaml'.*Did you mean '?configs/quick"):
+        find_config('configs/quick_start/MobileNetV3.yaml')
+
+# The plan
+
+def test_the_quick_start_config_field_by_field():
+    p = plan()
+    root = './dataset/flowers102/'
+    assert p.data == DataPlan(
+        root, f'{root}train_list.txt', f'{root}val_list.txt', num_classes=102, size=(224, 224), bs=32, valid_bs=64, num_workers=4,
+        preprocess=Preprocess(crop=(224, 224), resize_short=256, interpolation='bilinear', antialias=False).to_dict(),
+        augment=(('RandomResizedCrop', dict(size=[224, 224], scale=[.08, 1.], ratio=[3/4, 4/3], interpolation='bilinear')),
+                 ('RandomHorizontalFlip', {})))
+    assert p.model == ModelPlan('MobileNetV3_large_x1_0', False, 102)
+    assert p.objective == ObjectivePlan('cross_entropy', 0., 'sgd', dict(mom=.9), 1e-6, decay_norm_bias=False)
+    assert p.schedule == (FitPlan('fit_cosine', dict(n_epoch=20, lr=.00375, warmup_epochs=5., warmup_lr=0., lr_min=0.)),)
+    assert (p.precision, p.channels_last, p.device, p.save_interval) == ('auto', 'auto', 'cpu', 1)
+    assert Path(p.run) == Path('output/MobileNetV3_large_x1_0') and p.replayable and p.epochs == 20
+    assert len(p.notes) == 2 and 'flowers102_label_list.txt' in p.notes[0] and 'device gpu' in p.notes[1]
+    assert plan_to_dict(plan_from_yaml(plan_to_yaml(p))) == plan_to_dict(p)
+
+@pytest.mark.parametrize('overrides, field', [
+    (['Arch.pretrained=True'], lambda p: p.model.pretrained is True),
+    (['Global.pretrained_model=w'], lambda p: p.model.pretrained == 'w'),
+    (['Arch.pretrained=True', 'Global.pretrained_model=w'], lambda p: p.model.pretrained == 'w'), # the weights to evaluate
+    (['Arch.name=ResNet50'], lambda p: p.objective.decay_norm_bias and Path(p.run) == Path('output/ResNet50')),
+    (['Arch.drop_rate=0.2'], lambda p: p.model.kwargs == dict(drop_rate=.2)), (['Global.seed=7'], lambda p: p.data.seed == 7),
+    (['Loss.Train.0.CELoss.epsilon=0.1'], lambda p: p.objective.label_smoothing == .1),
+    (['Optimizer.name=AdamW', 'Optimizer.momentum=None'],
+     lambda p: (p.objective.opt, p.objective.opt_args) == ('adamw', dict(mom=.9, sqr_mom=.999, eps=1e-8))),
+    (['Optimizer.lr.warmup_start_lr=1e-5', 'Optimizer.lr.eta_min=1e-4'],
+     lambda p: p.schedule[0].args | dict(warmup_lr=1e-5, lr_min=1e-4) == p.schedule[0].args),
+    (['AMP.use_amp=False'], lambda p: p.precision == 'fp32'),
+    (['AMP.use_amp=True', 'AMP.level=O1'], lambda p: p.precision == 'auto'),
+    (['Global.save_interval=-1'], lambda p: p.save_interval == 0), ([f'{TRAIN}.2.RandFlipImage.flip_code=0'],
+     lambda p: [o for o, _ in p.data.augment] == ['RandomResizedCrop', 'RandomVerticalFlip']),
+    ([f'{TRAIN}.2.RandFlipImage.flip_code=-1'],
+     lambda p: [o for o, _ in p.data.augment][1:] == ['RandomHorizontalFlip', 'RandomVerticalFlip']),
+    ([f'{EVAL}.1.ResizeImage.backend=pil', f'{EVAL}.1.ResizeImage.interpolation=bicubic'],
+     lambda p: (p.data.preprocess['interpolation'], p.data.preprocess['antialias']) == ('bicubic', True)),
+    ([f'{EVAL}.1.ResizeImage={{"size": [300, 200]}}', f'{EVAL}.2.CropImage.size=[280, 160]'], # width before height
+     lambda p: (p.data.preprocess['resize'], p.data.preprocess['crop'], p.data.size) == ([200, 300], [160, 280], (160, 280))),
+    (['DataLoader.Train.dataset.delimiter="\\t"'], lambda p: p.data.delimiter == '\t')], ids=str)
+def test_what_an_override_does_to_the_plan(overrides, field): assert field(plan(*overrides))
+
+def test_label_names_are_taken_when_the_file_is_there(tmp_path):
+    (tmp_path/'names.txt').write_text('0 a\n')
+    p = plan(f'Infer.PostProcess.class_id_map_file={tmp_path}/names.txt')
+    assert p.data.label_file == f'{tmp_path}/names.txt' and len(p.notes) == 1
+
+def test_numbers_up_to_255(tmp_path):
+    cfg = yaml.safe_load(find_config(QUICK).read_text('utf-8'))
+    for part, i in (('Train', 3), ('Eval', 3)):
+        cfg['DataLoader'][part]['dataset']['transform_ops'][i]['NormalizeImage'] = dict(
+            scale='1.0', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], order='', channel_num=3)
+    (tmp_path/'x.yaml').write_text(yaml.safe_dump(cfg))
+    pre, want = Preprocess(**plan(config=tmp_path/'x.yaml').data.preprocess), Preprocess(**plan().data.preprocess)
+    pic = np.random.default_rng(0).integers(0, 256, (300, 250, 3), np.uint8)
+    assert np.abs(pre(pic) - want(pic)).max() < 1e-4 and np.abs(want(pic)).max() < 3
+
+# Devices
+
+@pytest.mark.parametrize('name, kind', [('gpu', 'cuda'), ('mps', 'mps')])
+def test_a_device_that_is_preferred_or_demanded(monkeypatch, name, kind):
+    p = plan(f'Global.device={name}')
+    assert p.device == 'cpu' and [o for o in p.notes if f'device {name}' in o and 'CPU is used' in o]
+    with pytest.raises(InputError, match=f'Global.device={name} was asked for, but this machine has none.*-o Global.device=cpu'):
+        plan(f'Global.device={name}', demanded=('Global.device',))
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    monkeypatch.setattr('torch.backends.mps.is_available', lambda: True)
+    for demanded in ((), ('Global.device',)):
+        p = plan(f'Global.device={name}', demanded=demanded)
+        assert p.device == kind and not [o for o in p.notes if 'device' in o]
+
+def test_the_cpu_is_always_there():
+    assert plan('Global.device=cpu', demanded=('Global.device',)).device == 'cpu'
+    with pytest.raises(InputError, match="Global.device='cpuu' is not supported. Use gpu, cpu or mps. Did you mean 'cpu'"):
+        plan('Global.device=cpuu')
+
+# Slips
+
+@pytest.mark.parametrize('override, near', [
+    ('Global.epoch=5', 'epochs'), ('Global.save_intervall=1', 'save_interval'), ('Arch.class_nums=3', 'class_num'),
+    ('Loss.Trian=1', 'Train'), ('Loss.Train.0.CELoss.epsilonn=1', 'epsilon'), ('Optimizer.momentun=1', 'momentum'),
+    ('Optimizer.lr.warmup_epochs=1', 'warmup_epoch'), ('Optimizer.regularizer.coef=1', 'coeff'), ('AMP.use_ampp=True', 'use_amp'),
+    ('DataLoader.Trian=1', 'Train'), ('DataLoader.Train.samplr=1', 'sampler'),
+    ('DataLoader.Train.sampler.batchsize=1', 'batch_size'),
+    ('DataLoader.Eval.sampler.batch_sizes=1', 'batch_size'), ('DataLoader.Train.loader.num_worker=1', 'num_workers'),
+    ('DataLoader.Train.dataset.image_rot=x', 'image_root'), ('DataLoader.Eval.dataset.cls_label_paths=x', 'cls_label_path'),
+    (f'{EVAL}.1.ResizeImage.resize_shrot=1', 'resize_short'), (f'{TRAIN}.1.RandCropImage.sizes=1', 'size'),
+    (f'{TRAIN}.3.NormalizeImage.means=1', 'mean'), ('Infer.infer_img=x', 'infer_imgs'),
+    ('Infer.PostProcess.class_id_map=x', 'class_id_map_file'), ('Metric.Evall=1', 'Eval')])
+def test_unknown_keys_are_refused(override, near):
+    where = override.partition('=')[0].rpartition('.')
+    with pytest.raises(InputError, match=f"{where[2]}.*Did you mean .*'{near}'"): plan(override)
+
+def test_unknown_sections_are_refused():
+    with pytest.raises(InputError, match="Section 'Optimiser' is unknown.*Did you mean 'Optimizer'"):
+        plan_from_config(read_config(QUICK) | dict(Optimiser={}))
+
+@pytest.mark.parametrize('override, says', [
+    (f'{TRAIN}.2={{"RandFlipImag": {{}}}}', "'RandFlipImag' is not supported.*Did you mean 'RandFlipImage'"),
+    (f'{TRAIN}.2=RandErasing', "'RandErasing' is not supported.*Known: DecodeImage"),
+    (f'{EVAL}.2={{"CropImag": {{}}}}', "'CropImag' is not supported.*Did you mean 'CropImage'"),
+    (f'{EVAL}.2={{"RandCropImage": {{"size": 32}}}}', "'RandCropImage' is not supported"),
+    (f'{EVAL}.2={{"CropImage": {{"size": 9}}, "x": 1}}', 'expected one operation'), (f'{EVAL}.2=5', 'expected one operation'),
+    (f'{EVAL}.1.ResizeImage.interpolation=bicubik', "Did you mean 'bicubic'"),
+    (f'{EVAL}.1.ResizeImage.backend=cv', "Did you mean 'cv2'"),
+    (f'{EVAL}.2.CropImage.size=300', 'does not fit'), (f'{TRAIN}.3.NormalizeImage.mean=[0, 0, 0]', 'another mean or std'),
+    (f'{TRAIN}.2.RandFlipImage.flip_code=3', 'flip_code=3 is not supported'),
+    ('Loss.Train.0={"MultiLoss": {}}', "'MultiLoss' is not supported"),
+    ('Optimizer.name=Momentun', "Did you mean 'Momentum'"), ('Optimizer.lr.name=Cosin', "Did you mean 'Cosine'"),
+    ('Optimizer.regularizer.name=L1', "name='L1' is not supported"),
+    ('Optimizer.lr.learning_rate=None', 'learning_rate is missing'),
+    ('DataLoader.Train.dataset.name=ImageNetDatset', "Did you mean 'ImageNetDataset'"),
+    ('DataLoader.Train.sampler.name=PKSampler', 'not supported'),
+    ('DataLoader.Train.sampler.shuffle=False', 'shuffle must be True'),
+    ('DataLoader.Eval.dataset.image_root=./other', 'different image_root'),
+    ('DataLoader.Train.dataset.cls_label_path=None', 'need image_root and cls_label_path'),
+    ('Arch.name=None', 'Arch.name is missing'),
+    ('EMA.decay=0.9', 'EMA is not supported'), ('Global.checkpoints=output/x/latest', 'Use Global.pretrained_model'),
+    ('Global.eval_during_train=False', 'eval_during_train')])
+def test_what_is_not_supported_is_refused(override, says):
+    with pytest.raises(InputError, match=says): plan(override)
+
+WRONG = {
+    'Global.epochs': ('', 'abc', '0', '-1', '2.5', '__import__("os")'), 'Global.seed': ('x',), 'Global.save_interval': ('x',),
+    'Global': ('5',), 'Arch': ('x',), 'Arch.class_num': ('', 'ten', '0'), 'Arch.name': ('', '5'), 'AMP.use_amp': ('maybe',),
+    'Optimizer': ('x',), 'Optimizer.lr': ('5',), 'Optimizer.lr.learning_rate': ('', 'fast'), 'Optimizer.lr.warmup_epoch': ('x',),
+    'Optimizer.momentum': ('x',), 'Optimizer.regularizer.coeff': ('x',), 'Loss.Train': ('5',), 'Loss.Train.0': ('5',),
+    'Loss.Train.0.CELoss.epsilon': ('x',), 'Infer': ('5',), 'Infer.PostProcess': ('5',),
+    'DataLoader': ('5',), 'DataLoader.Train': ('5',),
+    'DataLoader.Train.sampler.batch_size': ('', 'x', '0', '-4', '2.5'), 'DataLoader.Eval.sampler.batch_size': ('x',),
+    'DataLoader.Train.loader.num_workers': ('x', '-1'), 'DataLoader.Train.dataset.image_root': ('5',), TRAIN: ('5',),
+    f'{TRAIN}.1.RandCropImage.size': ('', 'x', '0'), f'{EVAL}.2.CropImage.size': ('', '3.5', 'x'),
+    f'{EVAL}.1.ResizeImage.resize_short': ('x',), f'{EVAL}.3.NormalizeImage.scale': ('0',),
+    f'{EVAL}.3.NormalizeImage.mean': ('x',), f'{EVAL}.3.NormalizeImage.std': ('[0, 0, 0]',)}
+
+@pytest.mark.parametrize('override', [f'{k}={v}' for k, vs in WRONG.items() for v in vs])
+def test_values_of_the_wrong_kind_are_refused(override):
+    with pytest.raises(InputError) as e: plan(override)
+    key = override.partition('=')[0].split('.')[-1]
+    assert key in str(e.value), "it says where"
+
+# Folders
+
+def test_the_plan_of_a_folder(tmp_path):
+    p = plan_from_folder(tmp_path/'my photos')
+    assert p.data == DataPlan(str(tmp_path/'my photos'), size=(224, 224), augment=p.data.augment)
+    assert p.model == ModelPlan('resnet18', False) and p.schedule == (FitPlan('fit_one_cycle', dict(n_epoch=5)),)
+    assert Path(p.run) == Path('runs/my photos')
+    p = plan_from_folder('.', pretrained=True, epochs=2, lr=.01, valid='0.3', num_workers='2', size=(32, 48), run='r')
+    assert p.schedule == (FitPlan('fine_tune', dict(epochs=2, base_lr=.01)),) and p.epochs == 3
+    assert (p.data.valid, p.data.num_workers, p.data.size, p.run) == (.3, 2, (32, 48), 'r')
+    assert plan_from_folder('.').run.startswith('runs') and plan_from_folder('.', valid='valid').data.valid == 'valid'
+
+@pytest.mark.parametrize('given', [
+    dict(epochs=0), dict(size=0), dict(bs=0), dict(aug='stron'), dict(num_workers='x'), dict(lr=-1.)], ids=str)
+def test_folder_settings_that_cannot_be(given):
+    with pytest.raises(InputError, match=next(iter(given))): plan_from_folder('.', **given)

@@ -1,0 +1,226 @@
+"`model.onnx`: equal to the network it came from, whole or not written, refused when it is not what it says"
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+from imgcls_nb import export
+from imgcls_nb.core import CARD_KEY, BadPictureError, InputError, ModelFileError, list_images
+from imgcls_nb.export import export_onnx
+from imgcls_nb.learner import TorchPredictor, load_trained
+from imgcls_nb.predict import Predictor, softmax
+
+
+@pytest.fixture(scope='module')
+def files(shapes, tmp_path_factory):
+    "Pictures of the data set, and some that are larger, narrower, sideways or of another mode"
+    folder, pics = tmp_path_factory.mktemp('pictures'), list_images(shapes)[::4]
+    for i, (size, mode, kind) in enumerate([
+            ((300, 200), 'RGB', 'png'), ((40, 90), 'RGB', 'jpg'), ((48, 48), 'L', 'png'), ((50, 48), 'RGBA', 'webp'),
+            ((48, 60), 'P', 'gif')]):
+        exif = Image.Exif()
+        exif[0x0112] = i + 2
+        Image.open(pics[i]).resize(size).convert(mode).save(folder/f'{i}.{kind}', **(dict(exif=exif) if kind != 'gif' else {}))
+    return pics + list_images(folder)
+
+@pytest.fixture(scope='module')
+def predictor(model_file): return Predictor(model_file)
+
+# Equal
+
+@pytest.mark.parametrize('bs', [1, 2, 5])
+def test_answers_are_torchs(trained_run, predictor, files, bs):
+    trained = load_trained(trained_run)
+    x = torch.from_numpy(np.stack([trained.preprocess(o) for o in files]))
+    with torch.no_grad(): want = trained.model(x).softmax(1).numpy()
+    preds = list(predictor.batch(files, k=3, bs=bs))
+    got = np.array([[dict(o.topk)[label] for label in trained.vocab] for o in preds])
+    assert len(files) == 20 and np.ptp(want) > .9 and np.abs(got - want).max() <= 1e-4
+    assert [o.label for o in preds] == [trained.vocab[i] for i in want.argmax(1)]
+    assert [o.source for o in preds] == [str(o) for o in files]
+    for one, o in zip(map(predictor, files), preds): assert one.label == o.label and one.prob == pytest.approx(o.prob, abs=1e-5)
+
+def test_a_network_that_was_not_exported_predicts_alike(trained_run, predictor, files):
+    ours, theirs = (list(o.batch(files, k=3)) for o in (predictor, TorchPredictor(load_trained(trained_run))))
+    assert [o.label for o in ours] == [o.label for o in theirs]
+    assert np.allclose([o.prob for o in ours], [o.prob for o in theirs], atol=1e-4)
+
+def test_one_file_holds_everything(model_file, tmp_path, files):
+    assert [o.name for o in model_file.parent.iterdir()] == ['model.onnx']
+    proto = onnx.load(model_file, load_external_data=False)
+    onnx.checker.check_model(proto)
+    assert {o.data_location for o in proto.graph.initializer} == {onnx.TensorProto.DEFAULT}
+    shutil.copy(model_file, tmp_path/'renamed é.onnx')
+    assert Predictor(tmp_path/'renamed é.onnx')(files[0]).topk == Predictor(model_file)(files[0]).topk
+
+def test_the_card_says_where_it_came_from(trained_run, predictor):
+    card, trained = predictor.card, load_trained(trained_run)
+    assert card.labels == ('circle', 'square', 'triangle') and card.preprocess == trained.preprocess
+    assert card.metrics['top1'] == pytest.approx(trained.facts['top1']) and card.code['arch'] == 'test_resnet'
+    assert str(trained_run.parent) not in card.to_json(), "no paths of the machine that trained it"
+
+# Refused to be written
+
+@pytest.fixture
+def exported(model_file, monkeypatch):
+    "What comes out of torch's exporter is the good graph, with a change to the head's bias"
+    def change(how):
+        proto = onnx.load(model_file)
+        del proto.metadata_props[:]
+        bias = next(o for o in proto.graph.initializer if o.name.endswith('fc.bias'))
+        bias.CopyFrom(onnx.numpy_helper.from_array(how(onnx.numpy_helper.to_array(bias)), bias.name))
+        monkeypatch.setattr(export, 'to_onnx', lambda *_: proto)
+    return change
+
+@pytest.mark.parametrize('earlier', [True, False])
+@pytest.mark.parametrize('fault, says', [
+    (lambda b: b + np.float32([.1, 0, 0]), 'disagree'), (lambda b: b[[1, 0, 2]], 'disagree'),
+    (lambda b: b + np.float32([np.nan, 0, 0]), 'not finite'), (lambda b: b + np.float32([np.inf, 0, 0]), 'not finite')])
+def test_a_model_that_answers_otherwise_is_not_written(trained_run, model_file, exported, tmp_path, fault, says, earlier):
+    exported(fault)
+    if earlier: shutil.copy(model_file, tmp_path/'model.onnx')
+    with pytest.raises(InputError, match=f"model.onnx' was not written.*{says}"): export_onnx(trained_run, tmp_path/'model.onnx')
+    assert [o.name for o in tmp_path.iterdir()] == (['model.onnx'] if earlier else [])
+    assert not earlier or (tmp_path/'model.onnx').read_bytes() == model_file.read_bytes()
+
+def test_a_model_that_answers_alike_is_written(trained_run, exported, tmp_path, files):
+    exported(lambda b: b*np.float32(1 + 1e-6))
+    for _ in range(2): # the second replaces the first
+        report = export_onnx(trained_run, tmp_path/'new folder/model.onnx', pictures=files)
+        assert report.pictures == len(files) and 0 <= report.max_diff <= 1e-3*report.spread and report.top1_agreement == 1
+    assert [o.name for o in (tmp_path/'new folder').iterdir()] == ['model.onnx']
+
+def test_an_exporter_that_fails_leaves_nothing(trained_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.onnx, 'export', lambda *_, **__: 1/0)
+    with pytest.raises(ZeroDivisionError): export_onnx(trained_run, tmp_path/'model.onnx')
+    assert not list(tmp_path.iterdir())
+
+def test_nothing_to_compare_on(trained_run, exported, tmp_path):
+    exported(lambda b: b)
+    with pytest.raises(InputError, match='no picture to compare'): export_onnx(trained_run, tmp_path/'model.onnx', pictures=[])
+    (tmp_path/'bad.png').write_text('no')
+    with pytest.raises(BadPictureError, match='bad.png'):
+        export_onnx(trained_run, tmp_path/'model.onnx', pictures=[tmp_path/'bad.png'])
+    assert [o.name for o in tmp_path.iterdir()] == ['bad.png']
+
+# Many pictures
+
+def test_bad_pictures_stay_in_their_place(predictor, files, tmp_path):
+    (tmp_path/'text.jpg').write_text('no')
+    (tmp_path/'cut.png').write_bytes(files[0].read_bytes()[:200])
+    text, missing, cut = (tmp_path/o for o in ('text.jpg', 'missing.png', 'cut.png'))
+    mixed = [text, files[0], missing, cut, files[1], np.zeros(3), files[2], text]
+    want = [o.label for o in predictor.batch(files[:3])]
+    for bs in (1, 2, 3, 16):
+        preds = list(predictor.batch(mixed, bs=bs))
+        assert [o.label for o in preds] == [None, want[0], None, None, want[1], None, want[2], None]
+        assert [o.source for o in preds] == ['<ndarray>' if isinstance(o, np.ndarray) else str(o) for o in mixed]
+        assert all(bool(o.error) != bool(o.label) and str(o) for o in preds) and 'text.jpg: not a picture' in preds[0].error
+    assert all(o.error for o in predictor.batch([text]*3))
+    for o in (text, missing, cut):
+        with pytest.raises(BadPictureError, match=o.name): predictor(o)
+
+def test_a_generator_is_taken_as_it_comes(predictor, files):
+    endless = itertools.cycle(files)
+    preds = list(itertools.islice(predictor.batch(endless, bs=2), 5))
+    assert [o.source for o in preds] == [str(o) for o in files[:5]]
+    assert next(endless) == files[6], "three groups of two were read, no more"
+    assert list(predictor.batch(iter(()))) == []
+
+@pytest.mark.parametrize('k, n', [(1, 1), (2, 2), (3, 3), (5, 3), (1000, 3)])
+def test_k(predictor, files, k, n):
+    for o in (predictor(files[0], k=k), *predictor.batch(files[:1], k=k)):
+        probs = [p for _, p in o.topk]
+        assert len(o.topk) == n and probs == sorted(probs, reverse=True) and o.topk[0] == (o.label, o.prob)
+    assert n < 3 or sum(probs) == pytest.approx(1, abs=1e-5)
+
+def test_sources(predictor, files):
+    im = Image.open(files[0]).convert('RGB')
+    for o in (str(files[0]), files[0].read_bytes(), im, np.asarray(im)): assert predictor(o).topk == predictor(files[0]).topk
+
+# Models that are not what they say
+
+@pytest.fixture
+def altered(model_file, tmp_path):
+    "The model with another card: entries replaced, or the text of it, or none"
+    def alter(text=None, **entries):
+        proto = onnx.load(model_file)
+        card = json.loads(next(o.value for o in proto.metadata_props if o.key == CARD_KEY))
+        del proto.metadata_props[:]
+        if text != 'none': onnx.helper.set_model_props(proto, {CARD_KEY: text or json.dumps(card | entries)})
+        onnx.save(proto, tmp_path/'altered.onnx')
+        return tmp_path/'altered.onnx'
+    alter.preprocess = json.loads(Predictor(model_file).card.to_json())['preprocess']
+    return alter
+
+def test_temperature_and_threshold(altered, predictor, files):
+    cool = Predictor(altered(temperature=4., threshold=.99))
+    x = predictor.preprocess(files[0])[None]
+    assert np.allclose(cool.logits(x), predictor.logits(x))
+    assert cool(files[0]).prob == pytest.approx(softmax(predictor.logits(x)[0]/4).max())
+    assert not cool(files[0]).sure and '(unsure)' in str(cool(files[0])) and predictor(files[0]).sure
+
+@pytest.mark.parametrize('how, says', [
+    (dict(text='none'), "not one of ours: it holds no 'imgcls_nb' entry"), (dict(text='{'), 'is no JSON'),
+    (dict(labels=['a', 'b']), 'names 2 labels, but its graph answers with'), (dict(labels=list('abcd')), 'names 4 labels'),
+    (dict(schema=2), 'card schema 2; this version reads 1'), (dict(schema=None), 'card schema None'),
+    (dict(extra=1), 'unknown entries'),
+    (dict(temperature=0), 'temperature')], ids=str)
+def test_cards_that_do_not_fit(altered, how, says):
+    with pytest.raises(ModelFileError, match=f'altered.onnx.*{says}'): Predictor(altered(**how))
+
+@pytest.mark.parametrize('how, says', [
+    (dict(crop=[64, 64], resize_short=64), r"its pictures are \[3, 64, 64\], but its graph takes"),
+    (dict(mean=[.5], std=[.5]), r"its pictures are \[1, 32, 32\]"), (dict(crop=None), 'preprocessing cannot be read')], ids=str)
+def test_preprocessing_that_does_not_fit(altered, how, says):
+    with pytest.raises(ModelFileError, match=f'altered.onnx.*{says}'): Predictor(altered(preprocess=altered.preprocess | how))
+
+@pytest.mark.parametrize('content', [b'', b'I am not a model', b'\x08\x0a'*100, 'half', 'folder', None], ids=str)
+def test_files_that_are_no_models(model_file, tmp_path, content):
+    file = tmp_path/'m.onnx'
+    if content == 'folder': file.mkdir()
+    elif content == 'half': file.write_bytes(model_file.read_bytes()[:model_file.stat().st_size//2])
+    elif content is not None: file.write_bytes(content)
+    says = 'There is no model file' if content in (None, 'folder') else 'cannot be opened as an ONNX model'
+    with pytest.raises(ModelFileError, match=f"{says}.*|'.*m.onnx' {says}") as e: Predictor(file)
+    assert 'm.onnx' in str(e.value) and '\n' not in str(e.value)
+
+def test_a_folder_says_which_models_it_holds(model_file):
+    with pytest.raises(ModelFileError, match='The folder holds model.onnx'): Predictor(model_file.parent)
+
+def test_unknown_providers(model_file):
+    with pytest.raises(ModelFileError, match='has no TPUExecutionProvider here; it has .*CPUExecutionProvider'):
+        Predictor(model_file, providers=['TPUExecutionProvider'])
+
+# What serving loads
+
+HEAVY = 'torch torchvision fastai timm fastcore IPython matplotlib pandas sklearn onnx safetensors'.split()
+
+def fresh(code, *args):
+    done = subprocess.run([sys.executable, '-c', code, *map(str, args)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+def test_importing_the_predictor_is_quick_and_light():
+    timed = 'import sys, time; t = time.perf_counter(); import imgcls_nb.predict; print(time.perf_counter() - t'
+    code = f'{timed}, *sys.modules.keys() & {set(HEAVY)})'
+    times, *loaded = zip(*(fresh(code)[0].split() for _ in range(3)))
+    assert not loaded and min(map(float, times)) <= .6
+
+@pytest.mark.parametrize('args', [
+    [], ['--help'], ['train', '--help'], ['predict', 'MODEL', 'PICTURE'], ['predict', 'PICTURE', 'MODEL']], ids=' '.join)
+def test_the_shell_loads_torch_only_to_train(model_file, files, args):
+    code = f"""import sys
+from imgcls_nb.cli import main
+try: main(sys.argv[1:])
+except SystemExit: pass
+print('loaded:', *sys.modules.keys() & {set(HEAVY)})"""
+    args = [{'MODEL': model_file, 'PICTURE': files[0]}.get(o, o) for o in args]
+    assert fresh(code, *args)[-1] == 'loaded:'
