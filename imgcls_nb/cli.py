@@ -17,8 +17,12 @@ from .core import InputError
 
 # %% ../nbs/85_cli.ipynb #bcce5e1c
 def cmd_train(args):
-    from imgcls_nb.learner import train_plan
+    _check_override(args)
+    if args.config and (lost := [f"--{k.replace('_', '-')}" for k in _settings(args)]):
+        raise InputError(f"{', '.join(lost)} cannot stand beside -c. Change the value in the YAML file with -o, "
+                         "such as -o Global.epochs=3.")
     if bool(args.config) == bool(args.folder): raise InputError("imgcls train takes a folder of pictures, or -c CONFIG.yaml.")
+    from imgcls_nb.learner import train_plan
     learn = train_plan(_config_plan(args) if args.config else _folder_plan(args))
     run = learn.run_folder.path.as_posix()
     print(f"\nThe run is in {run}; its best weights are best_model.safetensors.\nNext: {shlex.join(['imgcls', 'export', run])}")
@@ -31,6 +35,7 @@ def cmd_eval(args):
     print(f'\n{ev}')
 
 def cmd_infer(args):
+    if args.config and args.run: args.run, args.pictures = None, [args.run, *args.pictures]
     from imgcls_nb.learner import TorchPredictor, trained_from_plan
     predictor = TorchPredictor(trained_from_plan(*_plan_and_weights(args)))
     pictures = args.pictures or _infer_pictures(args)
@@ -66,11 +71,18 @@ def _config_plan(args):
 
 def _folder_plan(args):
     from imgcls_nb.config import plan_from_folder
+    return plan_from_folder(args.folder, **_settings(args))
+
+def _settings(args):
     names = 'arch pretrained epochs lr train valid size bs aug seed run num_workers precision label_file'.split()
-    return plan_from_folder(args.folder, **{k: v for k in names if (v := getattr(args, k)) is not None})
+    return {k: v for k in names if (v := getattr(args, k)) is not None}
+
+def _check_override(args):
+    if args.override and not args.config: raise InputError("-o changes a value of a YAML file. Name the file: -c CONFIG.yaml.")
 
 def _plan_and_weights(args):
     from imgcls_nb.models import find_weights
+    _check_override(args)
     if bool(args.config) == bool(args.run):
         raise InputError(f"imgcls {args.verb} takes a run folder, or -c CONFIG.yaml with -o Global.pretrained_model=WEIGHTS.")
     if args.run:

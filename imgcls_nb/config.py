@@ -99,6 +99,30 @@ class _Section:
         v = self.values.get(key)
         return default if v is None else v
 
+    def kind(self, key, default, kinds, what):
+        v = self.get(key, default)
+        if v is None or type(v) in kinds: return v # not isinstance, because True is an int to Python
+        raise InputError(f"{self.name}.{key}={v!r} is not {what}.")
+
+    def text(self, key, default=None): return self.kind(key, default, (str,), 'a text')
+    def flag(self, key, default=None): return self.kind(key, default, (bool,), 'True or False')
+    def number(self, key, default=None): return self.kind(key, default, (int, float), 'a number')
+    def items(self, key, default=None): return self.kind(key, default, (list,), 'a list')
+
+    def count(self, key, default=None, least=1):
+        v = self.kind(key, default, (int,), 'a whole number')
+        if v is None or v >= least: return v
+        raise InputError(f"{self.name}.{key}={v} is too small: at least {least}.")
+
+    def numbers(self, key, default):
+        v = self.items(key, default)
+        if all(isinstance(o, (int, float)) and not isinstance(o, bool) for o in v): return v
+        raise InputError(f"{self.name}.{key}={v!r} is not a list of numbers.")
+
+    def size(self, key): # the original writes (width, height)
+        v = self.get(key)
+        return size_hw(tuple(v)[::-1] if isinstance(v, list) else v, f'{self.name}.{key}')
+
     def sub(self, key): return _Section(self.get(key), f'{self.name}.{key}')
 
     def one_of(self, key, known, default):
@@ -111,12 +135,13 @@ class _Section:
     def done(self, harmless=''):
         harmless = harmless.split()
         for k in self.values:
-            if k not in self.read and k not in harmless:
+            if k not in self.read and k not in harmless and self.values[k] is not None:
                 raise InputError(f"{self.name}.{k} is not a key that is read here.{did_you_mean(k, [*self.read, *harmless])} "
                                  f"Known: {', '.join(sorted(self.read | set(harmless)))}.")
 
-def _single_ops(ops, name): # a list of one-key dicts, as (name, section) pairs
-    for i, o in enumerate(ops or ()):
+def _single_ops(section, key): # a list of one-key dicts, as (name, section) pairs
+    name = f'{section.name}.{key}'
+    for i, o in enumerate(section.items(key, [])):
         if isinstance(o, str): o = {o: None}
         if not isinstance(o, dict) or len(o) != 1:
             raise InputError(f"{name}[{i}]: expected one operation with its arguments, found {o!r}.")
@@ -124,19 +149,17 @@ def _single_ops(ops, name): # a list of one-key dicts, as (name, section) pairs
         yield op, _Section(args, f'{name}[{i}].{op}')
 
 # %% ../nbs/80_config.ipynb #6219273b
-def _eval_preprocess(ops, name):
+def _eval_preprocess(dataset):
     how = dict(crop=None, resize_short=None)
-    for op, s in _single_ops(ops, name):
+    for op, s in _single_ops(dataset, 'transform_ops'):
         if op == 'ResizeImage':
-            how['resize_short'], size = s.get('resize_short'), s.get('size')
-            if size and not how['resize_short']:
-                how['resize'] = size_hw(size if isinstance(size, int) else tuple(size)[::-1], s.name)
+            how['resize_short'] = s.count('resize_short')
+            if not how['resize_short']: how['resize'] = s.size('size')
+            s.get('size')
             how |= _interpolation(s)
-        elif op == 'CropImage':
-            size = s.get('size')
-            how['crop'] = size_hw(size if isinstance(size, int) else tuple(size)[::-1], s.name)
+        elif op == 'CropImage': how['crop'] = s.size('size')
         elif op == 'NormalizeImage': how['mean'], how['std'] = _normalization(s)
-        elif op not in ('DecodeImage', 'ToCHWImage'): raise _unknown_op(op, name, EVAL_OPS)
+        elif op not in ('DecodeImage', 'ToCHWImage'): raise _unknown_op(op, s, EVAL_OPS)
         s.done('to_rgb to_np channel_first backend' if op == 'DecodeImage' else '')
     return Preprocess(**how)
 
@@ -146,27 +169,28 @@ def _interpolation(s):
     return dict(interpolation=name, antialias=backend == 'pil' or name not in ('nearest', 'bilinear', 'bicubic'))
 
 def _normalization(s):
-    scale, mean, std = s.get('scale', 1/255), s.get('mean', [0.485, 0.456, 0.406]), s.get('std', [0.229, 0.224, 0.225])
+    scale = s.number('scale', 1/255)
+    mean, std = s.numbers('mean', [0.485, 0.456, 0.406]), s.numbers('std', [0.229, 0.224, 0.225])
     s.read |= {'order', 'channel_num'}
+    if not scale > 0: raise InputError(f"{s.name}.scale={scale} is not above zero.")
     return tuple(round(m/(scale*255), 6) for m in mean), tuple(round(d/(scale*255), 6) for d in std)
 
-def _augmentation(ops, name, preprocess):
+def _augmentation(dataset, preprocess):
     out = []
-    for op, s in _single_ops(ops, name):
+    for op, s in _single_ops(dataset, 'transform_ops'):
         if op == 'RandCropImage':
-            size, scale, ratio = size_hw(s.get('size'), s.name), s.get('scale', [0.08, 1.0]), s.get('ratio', [3/4, 4/3])
+            size, scale, ratio = s.size('size'), s.numbers('scale', [0.08, 1.0]), s.numbers('ratio', [3/4, 4/3])
             args = dict(size=list(size), scale=list(scale), ratio=list(ratio), **_only_name(_interpolation(s)))
             out.append(('RandomResizedCrop', args))
         elif op == 'RandFlipImage':
             flip = s.one_of('flip_code', (1, 0, -1), 1)
             out += [(f, {}) for f in (['RandomHorizontalFlip'] if flip else []) + (['RandomVerticalFlip'] if flip < 1 else [])]
         elif op == 'ResizeImage':
-            size = size_hw(s.get('size'), s.name)
-            out.append(('Resize', dict(size=list(size), **_only_name(_interpolation(s)))))
+            out.append(('Resize', dict(size=list(s.size('size')), **_only_name(_interpolation(s)))))
         elif op == 'NormalizeImage':
             if _normalization(s) != (preprocess.mean, preprocess.std):
                 raise InputError(f"{s.name} normalizes with another mean or std than the evaluation does. Make them equal.")
-        elif op not in ('DecodeImage', 'ToCHWImage'): raise _unknown_op(op, name, TRAIN_OPS)
+        elif op not in ('DecodeImage', 'ToCHWImage'): raise _unknown_op(op, s, TRAIN_OPS)
         s.done('to_rgb to_np channel_first backend' if op == 'DecodeImage' else '')
     return tuple(out)
 
@@ -175,8 +199,8 @@ def _only_name(how): return dict(interpolation=how['interpolation'])
 EVAL_OPS = 'DecodeImage ResizeImage CropImage NormalizeImage ToCHWImage'.split()
 TRAIN_OPS = 'DecodeImage RandCropImage RandFlipImage ResizeImage NormalizeImage ToCHWImage'.split()
 
-def _unknown_op(op, name, known):
-    return InputError(f"{name}: operation '{op}' is not supported.{did_you_mean(op, known)} Known: {', '.join(known)}.")
+def _unknown_op(op, s, known):
+    return InputError(f"{s.name}: operation '{op}' is not supported.{did_you_mean(op, known)} Known: {', '.join(known)}.")
 
 # %% ../nbs/80_config.ipynb #e0f02fce
 def _data_plan(cfg, num_classes, seed, label_file):
@@ -184,21 +208,23 @@ def _data_plan(cfg, num_classes, seed, label_file):
     train, valid = (loaders.sub(o) for o in ('Train', 'Eval'))
     sets, samplers, procs = zip(*((o.sub('dataset'), o.sub('sampler'), o.sub('loader')) for o in (train, valid)))
     for s in sets: s.one_of('name', ('ImageNetDataset',), 'ImageNetDataset')
-    roots, lists = ([s.get(k) for s in sets] for k in ('image_root', 'cls_label_path'))
+    roots, lists = ([s.text(k) for s in sets] for k in ('image_root', 'cls_label_path'))
     if None in roots + lists:
         raise InputError("DataLoader: both Train.dataset and Eval.dataset need image_root and cls_label_path.")
     if roots[0] != roots[1]:
         raise InputError(f"DataLoader: Train and Eval have different image_root, {roots[0]} and {roots[1]}. "
                          "Use their common parent.")
-    preprocess = _eval_preprocess(sets[1].get('transform_ops'), 'DataLoader.Eval.dataset.transform_ops')
-    augment = _augmentation(sets[0].get('transform_ops'), 'DataLoader.Train.dataset.transform_ops', preprocess)
+    preprocess = _eval_preprocess(sets[1])
+    augment = _augmentation(sets[0], preprocess)
     sampler = 'DistributedBatchSampler', 'BatchSampler'
     for s in samplers: s.one_of('name', sampler, sampler[0])
     if samplers[0].get('shuffle', True) is not True: raise InputError("DataLoader.Train.sampler.shuffle must be True.")
-    plan = DataPlan(roots[0], lists[0], lists[1], label_file, sets[0].get('delimiter', ' '), num_classes, size=preprocess.size,
-                    preprocess=preprocess.to_dict(), augment=augment, bs=samplers[0].get('batch_size', 32),
-                    valid_bs=samplers[1].get('batch_size'), drop_last=samplers[0].get('drop_last', False),
-                    num_workers=procs[0].get('num_workers', 'auto'), seed=seed)
+    workers = procs[0].count('num_workers', least=0)
+    workers = 'auto' if workers is None else workers
+    plan = DataPlan(roots[0], lists[0], lists[1], label_file, sets[0].text('delimiter', ' '), num_classes, size=preprocess.size,
+                    preprocess=preprocess.to_dict(), augment=augment, bs=samplers[0].count('batch_size', 32),
+                    valid_bs=samplers[1].count('batch_size'), drop_last=samplers[0].flag('drop_last', False),
+                    num_workers=workers, seed=seed)
     for s in (*sets, *samplers, *procs): s.done('use_shared_memory num_workers shuffle drop_last delimiter')
     for s in (train, valid, loaders): s.done()
     return plan
@@ -211,19 +237,19 @@ _OPTIMIZERS = {'Momentum': 'sgd', 'SGD': 'sgd', 'AdamW': 'adamw', 'Adam': 'adam'
 def _objective(cfg, arch):
     loss, s = _Section(cfg.get('Loss'), 'Loss'), _Section(cfg.get('Optimizer'), 'Optimizer')
     smoothing = 0.
-    for op, args in _single_ops(loss.get('Train', [{'CELoss': {'weight': 1.0}}]), 'Loss.Train'):
+    for op, args in _single_ops(loss, 'Train'):
         if op != 'CELoss': raise InputError(f"Loss.Train: '{op}' is not supported. Known: CELoss.{did_you_mean(op, ['CELoss'])}")
-        smoothing = args.get('epsilon', 0.)
+        smoothing = args.number('epsilon', 0.)
         args.done('weight')
     loss.done('Eval')
     name = s.one_of('name', tuple(_OPTIMIZERS), 'Momentum')
     args = {}
-    if name == 'Momentum': args = dict(mom=s.get('momentum', 0.9))
+    if name == 'Momentum': args = dict(mom=s.number('momentum', 0.9))
     if name.startswith('Adam'):
-        args = dict(mom=s.get('beta1', 0.9), sqr_mom=s.get('beta2', 0.999), eps=s.get('epsilon', 1e-8))
+        args = dict(mom=s.number('beta1', 0.9), sqr_mom=s.number('beta2', 0.999), eps=s.number('epsilon', 1e-8))
     reg = s.sub('regularizer')
     reg.one_of('name', ('L2',), 'L2')
-    wd = reg.get('coeff', s.get('weight_decay', 0.))
+    wd = reg.number('coeff', s.number('weight_decay', 0.))
     reg.done()
     s.get('lr')
     s.done('weight_decay')
@@ -234,8 +260,8 @@ def _schedule(cfg, epochs):
     s = _Section((cfg.get('Optimizer') or {}).get('lr'), 'Optimizer.lr')
     s.one_of('name', ('Cosine',), 'Cosine')
     if s.get('learning_rate') is None: raise InputError("Optimizer.lr.learning_rate is missing. Give a number, such as 0.00375.")
-    args = dict(n_epoch=epochs, lr=float(s.get('learning_rate')), warmup_epochs=float(s.get('warmup_epoch', 0)),
-                warmup_lr=float(s.get('warmup_start_lr', 0.)), lr_min=float(s.get('eta_min', 0.)))
+    args = dict(n_epoch=epochs, lr=float(s.number('learning_rate')), warmup_epochs=float(s.number('warmup_epoch', 0)),
+                warmup_lr=float(s.number('warmup_start_lr', 0.)), lr_min=float(s.number('eta_min', 0.)))
     s.done('last_epoch')
     return (FitPlan('fit_cosine', args),)
 
@@ -249,29 +275,35 @@ def plan_from_config(
         if k not in SECTIONS:
             raise InputError(f"Section '{k}' is unknown.{did_you_mean(k, SECTIONS)} Known: {', '.join(SECTIONS)}.")
     g, arch, amp = (_Section(cfg.get(o), o) for o in ('Global', 'Arch', 'AMP'))
-    name, num_classes, seed, epochs = arch.get('name'), arch.get('class_num', 1000), g.get('seed', 42), g.get('epochs', 20)
+    name, num_classes = arch.text('name'), arch.count('class_num', 1000)
+    seed, epochs = g.kind('seed', 42, (int,), 'a whole number'), g.count('epochs', 20)
     if not name: raise InputError("Arch.name is missing. Give an architecture, such as MobileNetV3_large_x1_0.")
     if g.get('checkpoints'):
         raise InputError("Global.checkpoints: continuing from a checkpoint is not supported. Use Global.pretrained_model.")
     if cfg.get('EMA'): raise InputError("EMA is not supported. Take the section out.")
-    label_file, notes = _label_file(cfg)
-    device, more = _device(g.get('device', 'gpu'), 'Global.device' in demanded)
-    published, file = arch.get('pretrained', False), g.get('pretrained_model')
-    precision = {None: 'auto', True: 'auto', False: 'fp32'}[amp.get('use_amp')]
+    label_file, notes = _label_file(_Section(cfg.get('Infer'), 'Infer'))
+    _Section(cfg.get('Metric'), 'Metric').done('Train Eval')
+    device, more = _device(g.text('device', 'gpu'), 'Global.device' in demanded)
+    published, file = arch.kind('pretrained', False, (bool, str), 'True, False or a file'), g.text('pretrained_model')
+    precision = {None: 'auto', True: 'auto', False: 'fp32'}[amp.flag('use_amp')]
     amp.done('level scale_loss use_dynamic_loss_scaling use_fp16_test use_promote')
-    kwargs = {k: arch.get(k) for k in ('drop_rate', 'drop_path_rate') if arch.get(k) is not None}
+    interval = g.kind('save_interval', 1, (int,), 'a whole number')
+    kwargs = {k: arch.number(k) for k in ('drop_rate', 'drop_path_rate') if arch.get(k) is not None}
     plan = Plan(_data_plan(cfg, num_classes, seed, label_file),
                 ModelPlan(name, file or published, num_classes, kwargs),
                 _objective(cfg, name), _schedule(cfg, epochs), precision, device=device, notes=tuple(notes + more),
-                run=str(Path(g.get('output_dir', './output'))/name), save_interval=max(0, g.get('save_interval', 1)))
+                run=str(Path(g.text('output_dir', './output'))/name), save_interval=max(0, interval))
     if g.get('eval_interval', 1) != 1 or g.get('eval_during_train', True) is not True or g.get('use_visualdl', False):
         raise InputError("Global: eval_during_train=True, eval_interval=1 and use_visualdl=False are the values supported.")
     arch.done()
     g.done('print_batch_step image_shape save_inference_dir checkpoints to_static use_dali eval_mode')
     return plan
 
-def _label_file(cfg):
-    file = ((cfg.get('Infer') or {}).get('PostProcess') or {}).get('class_id_map_file')
+def _label_file(infer):
+    post = infer.sub('PostProcess')
+    file = post.text('class_id_map_file')
+    post.done('name topk delimiter threshold')
+    infer.done('infer_imgs infer_list batch_size transforms save_dir')
     if not file or Path(file).is_file(): return file, []
     return None, [f"There is no '{file}' (Infer.PostProcess.class_id_map_file): classes are named by their numbers."]
 
@@ -306,6 +338,7 @@ def plan_from_folder(
     "The plan of `imgcls train FOLDER`"
     from imgcls_nb.augment import augment_ops
     if epochs < 1: raise InputError(f"epochs={epochs}: train for at least one epoch.")
+    if lr is not None and not lr > 0: raise InputError(f"lr={lr} is no learning rate. Give a number above zero, such as 0.001.")
     method, names = ('fine_tune', ('epochs', 'base_lr')) if pretrained else ('fit_one_cycle', ('n_epoch', 'lr_max'))
     data = DataPlan(str(path), train, read_value(valid), label_file, size=size_hw(size), augment=augment_ops(aug), bs=bs,
                     num_workers=read_value(num_workers), seed=seed)

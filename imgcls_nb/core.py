@@ -8,7 +8,7 @@ __all__ = ['IMAGE_SUFFIXES', 'MAX_PIXELS', 'FILTERS', 'IMAGENET_MEAN', 'IMAGENET
            'channels_first', 'Preprocess', 'ModelCard']
 
 # %% ../nbs/00_core.ipynb #b475e201
-import difflib, io, json, os, warnings
+import difflib, io, json, math, os, warnings
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -81,19 +81,23 @@ def open_image(
     if isinstance(source, Image.Image): return _to_mode(_upright(source), mode)
     name = '<bytes>' if isinstance(source, (bytes, bytearray)) else os.fspath(source)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', Image.DecompressionBombWarning) # the limit below decides
-            im = Image.open(io.BytesIO(source) if name == '<bytes>' else source)
-        if im.width*im.height > MAX_PIXELS:
-            raise BadPictureError(f"{name}: {im.width}x{im.height} pixels is more than the limit of {MAX_PIXELS:,}. "
-                                  "Make it smaller, or cut it up.")
-        return _to_mode(_upright(im), mode)
+        with _open_lazily(io.BytesIO(source) if name == '<bytes>' else source) as im:
+            if im.width*im.height > MAX_PIXELS:
+                raise BadPictureError(f"{name}: {im.width}x{im.height} pixels is more than the limit of {MAX_PIXELS:,}. "
+                                      "Make it smaller, or cut it up.")
+            im.load() # Pillow has read the header only
+            return _to_mode(_upright(im), mode)
     except BadPictureError: raise
     except Exception as e: # decoders raise a dozen types for damaged files
         raise BadPictureError(f"{name}: not a picture that can be read ({_reason(e, source)}).") from e
 
+def _open_lazily(file):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', Image.DecompressionBombWarning) # our own limit decides
+        return Image.open(file)
+
 def _from_array(a):
-    if a.dtype == np.uint8 and (a.ndim == 2 or (a.ndim == 3 and a.shape[2] == 3)): return Image.fromarray(a)
+    if a.dtype == np.uint8 and a.size and (a.ndim == 2 or (a.ndim == 3 and a.shape[2] == 3)): return Image.fromarray(a)
     raise BadPictureError(f"An array of shape {a.shape} and type {a.dtype} is no picture. Give uint8, (H, W) or (H, W, 3), RGB.")
 
 def _reason(e, source):
@@ -127,15 +131,16 @@ def size_hw(
     name:str='size', # What the message calls it
 ) -> tuple: # `(height, width)` in pixels
     "Read a size the way every part of the package does"
-    hw = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, (list, tuple)) else ()
-    if len(hw) == 2 and all(isinstance(o, int) and 0 < o <= 65_500 for o in hw): return hw
+    hw = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+    if len(hw) == 2 and all(type(o) is int and 0 < o <= 65_500 for o in hw): return hw # True is no size
     raise InputError(f"{name}={size!r} is no size. Give one number of pixels for a square, or (height, width).")
 
 def channels_first(
     im:Image.Image, # RGB or grey
 ) -> np.ndarray: # uint8, `(C, H, W)`
     "The pixels of a picture in the order that networks take them"
-    return np.ascontiguousarray(np.asarray(im).reshape(im.height, im.width, -1).transpose(2, 0, 1))
+    pixels = np.asarray(im).reshape(im.height, im.width, -1)
+    return np.array(pixels.transpose(2, 0, 1), order='C') # a copy, which may be written to
 
 # %% ../nbs/00_core.ipynb #2c41745e
 @dataclass(frozen=True)
@@ -198,6 +203,9 @@ class Preprocess:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 # %% ../nbs/00_core.ipynb #7d3ce1c8
+def _are_numbers(o): # one a channel
+    return isinstance(o, tuple) and len(o) in (1, 3) and all(isinstance(v, (int, float)) and math.isfinite(v) for v in o)
+
 def _check_preprocess(p):
     for f in fields(p): # JSON and YAML have lists where we have tuples
         if isinstance(getattr(p, f.name), list): object.__setattr__(p, f.name, tuple(getattr(p, f.name)))
@@ -212,11 +220,13 @@ def _check_preprocess(p):
     if not (p.crop or p.resize): raise InputError("A Preprocess needs crop or resize: all pictures of a batch have one size.")
     for name in ('crop', 'resize'):
         if getattr(p, name): size_hw(getattr(p, name), name)
+    if p.resize_short and not isinstance(p.resize_short, int):
+        raise InputError(f"resize_short={p.resize_short!r} is no size. Give one number of pixels.")
     if p.resize_short: size_hw(p.resize_short, 'resize_short')
     small = p.resize or (p.resize_short, p.resize_short)
     if p.crop and (p.crop[0] > small[0] or p.crop[1] > small[1]):
         raise InputError(f"crop={p.crop} does not fit into a picture resized to {small}. Resize to at least the crop.")
-    if len(p.mean) not in (1, 3) or len(p.mean) != len(p.std) or not all(s > 0 for s in p.std):
+    if not (_are_numbers(p.mean) and _are_numbers(p.std) and len(p.mean) == len(p.std) and min(p.std) > 0):
         raise InputError(f"mean={p.mean} and std={p.std} need one number a channel (3: RGB, 1: grey), std above zero.")
 
 # %% ../nbs/00_core.ipynb #1c6ded1d
@@ -259,7 +269,9 @@ def _read_card(cls, card, where):
     labels, temperature = card.get('labels'), card.get('temperature')
     if not (isinstance(labels, list) and labels and all(isinstance(o, str) for o in labels)):
         raise bad("it holds no list of labels.")
-    if not (isinstance(temperature, (int, float)) and temperature > 0): raise bad("its temperature is not a positive number.")
+    if not (isinstance(temperature, (int, float)) and 0 < temperature < math.inf):
+        raise bad("its temperature is no positive number.")
+    if not isinstance(card.get('threshold'), (int, float, type(None))): raise bad("its threshold is no number.")
     if unknown := set(card) - {f.name for f in fields(cls)}: raise bad(f"it has unknown entries {sorted(unknown)}.")
     try: preprocess = Preprocess(**card['preprocess'])
     except (KeyError, TypeError, InputError) as e: raise bad(f"its preprocessing cannot be read ({e}).") from e

@@ -228,7 +228,7 @@ def class_names(
     return tuple(str(i) for i in range(plan.num_classes or 0))
 
 def _at(name, root):
-    return Path(name) if Path(name).exists() else root/name
+    return root/name if (root/name).exists() else Path(name)
 
 def _read_set(name, root, plan, names, vocab=(), skip=()):
     where = _at(name, root) if name else root
@@ -344,7 +344,9 @@ def dls_from_plan(
     device = torch.device(device or default_device())
     workers = auto_workers(device) if plan.num_workers == 'auto' else plan.num_workers
     dl = partial(ImageDL, preprocess=preprocess, seed=plan.seed, num_workers=workers, device=device)
-    return ImageDataLoaders(dl(train, ops=augment_ops(plan.augment), bs=plan.bs, shuffle=True, drop_last=plan.drop_last),
+    lone = plan.bs > 1 and len(train) % plan.bs == 1 # one picture has no batch statistics; each epoch leaves out another
+    drop_last = plan.drop_last or lone
+    return ImageDataLoaders(dl(train, ops=augment_ops(plan.augment), bs=plan.bs, shuffle=True, drop_last=drop_last),
                             dl(valid, bs=plan.valid_bs or plan.bs), replace(plan, vocab=train.vocab), preprocess, device)
 
 # %% ../nbs/20_data.ipynb #13bb7bcd

@@ -11,6 +11,7 @@ __all__ = ['LOSSES', 'OPTIMIZERS', 'FIT_METHODS', 'top1', 'top5', 'ImageLearner'
 from .data import ImageDataLoaders, class_names, dls_from_plan # first, because it imports fastai quietly
 
 # %% ../nbs/45_learner.ipynb #d43e4f05
+import copy
 import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import SGD, Adam, Lamb, RMSProp
 from fastcore.basics import noop
+from fastcore.foundation import L
 
 from .augment import mix_seed, seeded
 from .callbacks.clock import Clock, EpochMetrics
@@ -68,8 +70,8 @@ class ImageLearner(Learner):
     def preprocess(self) -> Preprocess: return self.dls.preprocess
 
     @contextmanager
-    def _noting(self, method, args):
-        if not self._depth: self.plan = _note_fit(self.plan, method, args)
+    def _noting(self, method=None, args=None): # None: a call that is not part of the plan
+        if method and not self._depth: self.plan = _note_fit(self.plan, method, args)
         self._depth += 1
         try: yield
         except BaseException:
@@ -81,6 +83,15 @@ class ImageLearner(Learner):
         for cb in self.cbs: getattr(cb, 'close', noop)()
         if self.opt: self.opt.zero_grad()
         self._end_cleanup()
+
+    @wraps(Learner.lr_find)
+    def lr_find(self, *args, **kwargs):
+        before = copy.deepcopy(self.model.state_dict())
+        with self._noting():
+            try: return super().lr_find(*args, **kwargs)
+            except BaseException:
+                self.model.load_state_dict(before)
+                raise
 
     @contextmanager
     def no_bar(self):
@@ -102,7 +113,6 @@ def _noted(method):
         given = dict(inspect.signature(method).bind(self, *args, **kwargs).arguments)
         given.pop('self')
         given |= given.pop('kwargs', {})
-        if self.plan is None or hasattr(self, 'lr_finder'): return method(self, *args, **kwargs)
         with self._noting(method.__name__, given): return method(self, *args, **kwargs)
     return wrapper
 
@@ -121,7 +131,7 @@ def fit_cosine(
     lr, share = self.lr if lr is None else lr, min(warmup_epochs/n_epoch, 1.)
     scheds = [(share, SchedLin(warmup_lr, lr)), (1 - share, SchedCos(lr, lr_min))]
     scheds = [o for o in scheds if o[0] > 0]
-    self.fit(n_epoch, lr, wd=wd, cbs=[ParamScheduler({'lr': combine_scheds(*zip(*scheds))}), *(cbs or [])])
+    self.fit(n_epoch, lr, wd=wd, cbs=[ParamScheduler({'lr': combine_scheds(*zip(*scheds))}), *L(cbs)])
 
 FIT_METHODS = ('fit', 'fit_one_cycle', 'fit_flat_cos', 'fine_tune')
 for _name in FIT_METHODS: setattr(ImageLearner, _name, _noted(getattr(Learner, _name)))
@@ -135,11 +145,11 @@ def _build(plan, dls, loss_func=None, opt_func=None, metrics=None, cbs=None):
     precise = precision_callbacks(precision, device)
     model, dls = _build_model(plan, dls, channels_last)
     loss_func = loss_func or _pick('loss', obj.loss, LOSSES)(label_smoothing=obj.label_smoothing)
-    opt_func = opt_func or partial(_pick('opt', obj.opt, OPTIMIZERS), **obj.opt_args)
+    opt_func = opt_func or _optimizer(obj)
     learn = ImageLearner(dls, model, loss_func, opt_func, splitter=split_params,
                          wd=obj.weight_decay, wd_bn_bias=obj.decay_norm_bias,
                          metrics=metrics or ([top1, top5] if dls.c > 5 else [top1]), path=plan.run or '.',
-                         cbs=[Clock(plan.data.seed), EpochMetrics(), EpochTable(), *precise, *(cbs or [])])
+                         cbs=[Clock(plan.data.seed), EpochMetrics(), EpochTable(), *precise, *L(cbs)])
     learn.remove_cbs(ProgressCallback)
     learn.plan = replace(plan, data=dls.plan, model=replace(plan.model, num_classes=dls.c), precision=precision,
                          channels_last=channels_last, device=str(device), schedule=())
@@ -147,6 +157,14 @@ def _build(plan, dls, loss_func=None, opt_func=None, metrics=None, cbs=None):
     learn.run_folder = RunFolder(plan.run) if plan.run else None
     print(describe_hardware(device, precision, channels_last, dls.train.fake_l.num_workers))
     return learn
+
+def _optimizer(obj):
+    func = _pick('opt', obj.opt, OPTIMIZERS)
+    known = [k for k in inspect.signature(func).parameters if k not in ('params', 'lr', 'wd')]
+    if unknown := [k for k in obj.opt_args if k not in known]:
+        raise InputError(f"opt='{obj.opt}' takes no '{unknown[0]}'.{did_you_mean(unknown[0], known)} "
+                         f"It takes: {', '.join(known)}.")
+    return partial(func, **obj.opt_args)
 
 def _build_model(plan, dls, channels_last):
     if plan.model.num_classes not in (None, dls.c):

@@ -10,7 +10,9 @@ __all__ = ['WEIGHT_SUFFIXES', 'paddleclas_names', 'resolve_arch', 'weights_avail
 import csv
 import math
 import os
+import pickletools
 import socket
+import zipfile
 from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -95,11 +97,29 @@ def read_weights(
         if path.suffix == '.safetensors': state = safetensors.torch.load_file(path)
         else: state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e: # the readers raise a dozen types for damaged files
-        raise InputError(f"'{path}' cannot be read as weights ({str(e).splitlines()[0] if str(e) else type(e).__name__}).") from e
+        wants = _callables_in(path)
+        says = (str(e) or type(e).__name__).splitlines()[0].partition('. ')[0]
+        why = f"it wants to run {', '.join(wants)}" if wants else says
+        raise InputError(f"'{path}' cannot be read as weights: {why}. A weights file holds tensors and nothing else.") from e
     state = next((state[k] for k in ('state_dict', 'model') if isinstance(state, dict) and isinstance(state.get(k), dict)), state)
     if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise InputError(f"'{path}' holds no plain table of tensors, but {_kind(state)}.")
     return {k.removeprefix('module.'): v for k, v in state.items()}
+
+def _callables_in(path): # what a pickle would call, found without unpickling it
+    names, strings = [], []
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as z: data = z.read(next(n for n in z.namelist() if n.endswith('/data.pkl')))
+        else: data = path.read_bytes()[:10**6]
+        for op, arg, _ in pickletools.genops(data):
+            if op.name == 'GLOBAL': names.append(arg.replace(' ', '.'))
+            elif op.name == 'STACK_GLOBAL': names.append('.'.join(strings[-2:]))
+            elif isinstance(arg, str):
+                strings.append(arg)
+                if any(n.endswith('.getattr') for n in names): names.append(arg)
+    except (ValueError, StopIteration, OSError): pass # no pickle, or a damaged one
+    return [n for n in names if not n.startswith(('torch.', 'collections.'))]
 
 def _kind(state):
     return f"the keys {', '.join(map(str, list(state)[:6]))}" if isinstance(state, dict) else f'a {type(state).__name__}'
@@ -138,15 +158,22 @@ def create_model(
 ) -> torch.nn.Module:
     "Build a network by name"
     name = resolve_arch(arch)
-    if size and (timm.get_pretrained_cfg(name) or _Loose).fixed_input_size: kwargs.setdefault('img_size', size_hw(size))
+    fixed = size and getattr(timm.get_pretrained_cfg(name), 'fixed_input_size', False)
+    if fixed: kwargs.setdefault('img_size', size_hw(size))
     if pretrained is True and not weights_available(name): raise InputError(_no_weights(arch, name))
     try: model = timm.create_model(name, pretrained=pretrained is True, num_classes=num_classes, **kwargs)
-    except (TypeError, AssertionError) as e: raise InputError(f"'{arch}' cannot be built with {kwargs} ({e}).") from e
+    except (TypeError, ValueError, AssertionError) as e: raise InputError(f"'{arch}' cannot be built with {kwargs} ({e}).") from e
+    if fixed: _try_size(model, arch, size_hw(size))
     if isinstance(pretrained, (str, os.PathLike)) and (head := load_weights(model, pretrained, new_head=True)):
         print(f"Weights from {Path(pretrained).name}; the head ({', '.join(head)}) is new, for {num_classes} classes.")
     return model
 
-class _Loose: fixed_input_size = False
+def _try_size(model, arch, hw): # some sizes are found out to be impossible by the first picture only
+    training = model.training
+    try:
+        with torch.no_grad(): model.eval()(torch.zeros(1, 3, *hw))
+    except (AssertionError, RuntimeError) as e: raise InputError(f"'{arch}' cannot take pictures of {hw} pixels ({e}).") from e
+    finally: model.train(training)
 
 def _no_weights(arch, name):
     repo, url = _hub_file(name)

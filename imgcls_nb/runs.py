@@ -9,6 +9,7 @@ __all__ = ['PARTS', 'write_atomic', 'link_file', 'sha256', 'state_to_bytes', 'st
 # %% ../nbs/40_runs.ipynb #17817002
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -145,15 +146,18 @@ class RunFolder:
     ):
         "Append one line to `run.jsonl`"
         line = json.dumps(dict(event=event, time=round(time.time(), 3)) | values, ensure_ascii=False)
-        with open(self.path/'run.jsonl', 'a', encoding='utf-8') as f: f.write(line + '\n')
+        with open(self.path/'run.jsonl', 'a+b') as f:
+            f.seek(max(0, f.tell() - 1))
+            cut = f.read(1) not in (b'', b'\n') # a line that a crash cut short must not spoil this one
+            f.write(b'\n'*cut + line.encode() + b'\n')
 
     def events(self,
         event:str|None=None, # Only these
     ) -> list: # dicts, in order
-        "What happened so far; a line that is being written is left out"
+        "What happened so far; a line that is being written, or was cut short, is left out"
         f = self.path/'run.jsonl'
-        lines = f.read_text('utf-8').split('\n')[:-1] if f.exists() else []
-        return [o for o in map(json.loads, lines) if event in (None, o['event'])]
+        lines = f.read_text('utf-8').split('\n') if f.exists() else []
+        return [o for o in map(_read_line, lines) if o and event in (None, o['event'])]
 
     def history(self):
         "A `DataFrame` with a row for each epoch"
@@ -161,6 +165,10 @@ class RunFolder:
         return pd.DataFrame(self.events('epoch')).drop(columns=['event', 'time'], errors='ignore')
 
     def __repr__(self): return f"RunFolder('{self.path.as_posix()}', {len(self.events('epoch'))} epochs)"
+
+def _read_line(line):
+    try: return json.loads(line)
+    except ValueError: return None # empty, or cut short
 
 # %% ../nbs/40_runs.ipynb #ea448356
 def describe_env() -> dict: # Plain values
@@ -209,8 +217,12 @@ def read_manifest(
     if not f.is_file():
         names = sorted(o.stem for o in run.path.glob('*.json') if (run.path/f'{o.stem}.safetensors').exists())
         raise InputError(f"The run '{run.path}' has no checkpoint '{name}'. It has: {', '.join(names) or 'none'}.")
-    facts = json.loads(f.read_text('utf-8'))
-    for part, want in facts['sha256'].items():
+    try:
+        facts = json.loads(f.read_text('utf-8'))
+        hashes = {part: facts['sha256'][part] for part in PARTS}
+    except (ValueError, KeyError, TypeError) as e:
+        raise InputError(f"The manifest '{f}' is damaged. Use another checkpoint of the run.") from e
+    for part, want in hashes.items():
         file = run.path/f'{name}.{part}'
         if not file.is_file() or sha256(file) != want:
             raise InputError(f"'{file}' is damaged: its content is not what the checkpoint recorded. "
@@ -249,7 +261,7 @@ class RunWriter(Callback):
 
     def _save(self, facts):
         save_checkpoint(self.run_folder, 'latest', self.learn.model, self.opt.state_dict(), facts)
-        score = (facts.get('top1', 0.), -facts.get('valid_loss', 0.))
+        score = _score(self.epoch_metrics.values)
         better = self.best is None or score > self.best
         if better:
             self.best = score
@@ -261,6 +273,10 @@ class RunWriter(Callback):
     def close(self): # called when a fit is interrupted
         if self.started: self.run_folder.log('interrupted', epoch=self.clock.epochs, step=self.clock.steps)
 
+def _score(values): # top-1 first, then the validation loss; what is not a number is worst
+    top1, loss = values.get('top1', 0.), values.get('valid_loss', 0.)
+    return (top1 if math.isfinite(top1) else -math.inf), (-loss if math.isfinite(loss) else -math.inf)
+
 def _number(v):
     v = float(v)
-    return v if v == v and abs(v) != float('inf') else str(v) # JSON has no NaN
+    return v if math.isfinite(v) else str(v) # JSON has no NaN

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-CHROMIUM = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'
+CHROMIUM = ('--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
+            '--disable-component-update --disable-sync')
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(not shutil.which('chromium'), reason="needs Debian's chromium")]
 
@@ -25,8 +26,8 @@ def free_port():
 def jupyter_lab(folder):
     port = free_port()
     url = f'http://127.0.0.1:{port}'
-    server = subprocess.Popen([sys.executable, '-m', 'jupyter', 'lab', '--no-browser', '--ip=127.0.0.1', f'--port={port}', '--allow-root',
-                               '--IdentityProvider.token=', f'--ServerApp.root_dir={folder}'],
+    options = ['--no-browser', '--ip=127.0.0.1', f'--port={port}', '--allow-root', '--IdentityProvider.token=']
+    server = subprocess.Popen([sys.executable, '-m', 'jupyter', 'lab', *options, f'--ServerApp.root_dir={folder}'],
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for(lambda: urllib.request.urlopen(f'{url}/api').status == 200, 60)
@@ -68,10 +69,11 @@ def test_quickstart_in_jupyterlab(tmp_path):
     (tmp_path/'quickstart.ipynb').write_text(source.replace('"epochs = None', '"epochs = 2'), 'utf-8')
     with jupyter_lab(tmp_path) as url, page_of(url, 'quickstart.ipynb') as page:
         run_all_cells(page)
-        wait_for(lambda: (tmp_path/'runs/quickstart/summary.json').exists() or page.locator('.jp-RenderedText[data-mime-type*=error]').count(), 240)
+        errors, done = page.locator('.jp-RenderedText[data-mime-type*=error]'), tmp_path/'runs/quickstart/summary.json'
+        wait_for(lambda: done.exists() or errors.count(), 240)
         output = page.locator('.jp-Notebook:visible')
         wait_for(lambda: 'held-out pictures' in (output.inner_text()), 30)
-        assert page.locator('.jp-RenderedText[data-mime-type*=error]').count() == 0
+        assert errors.count() == 0
         assert page.locator('.jp-RenderedText[data-mime-type*=stderr]').count() == 0, 'warnings on the page'
         assert page.locator('.jp-OutputArea-output table').count() >= 2 # epochs and report
         assert page.locator('.jp-OutputArea-output img').count() >= 4 # batch, confusion, worst, example

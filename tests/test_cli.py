@@ -59,20 +59,22 @@ def trained(shapes, tmp_path_factory):
     cwd = tmp_path_factory.mktemp('shell')
     return cwd, done(start(cwd, 'train', shapes, *SMALL, '--run', 'runs/shapes'))[0]
 
-def test_from_a_folder_to_predictions(trained, shapes):
+def test_from_a_folder_to_predictions(trained, shapes, imgcls, monkeypatch):
     cwd, said = trained
     assert re.search(r'^ +epoch +train_loss +valid_loss +top1', said, re.M) and len(re.findall(r'^ +[12] +\d', said, re.M)) == 2
     assert 'The run is in runs/shapes' in said and 'Next: imgcls export runs/shapes' in said
-    verbs = [start(cwd, 'eval', 'runs/shapes'), start(cwd, 'infer', 'runs/shapes', shapes/'circle', shapes/'square/003.png'),
-             start(cwd, 'export', 'runs/shapes')]
-    report, inferred, exported = (done(o)[0] for o in verbs)
-    facts = json.loads((cwd/'runs/shapes/best_model.json').read_text())
+    exporting = start(cwd, 'export', 'runs/shapes')
+    monkeypatch.chdir(cwd)
+    pictures = shapes/'circle', shapes/'square/003.png'
+    report, inferred = imgcls('eval', 'runs/shapes')[0], imgcls('infer', 'runs/shapes', *pictures)[0]
+    top1 = json.loads((cwd/'runs/shapes/best_model.json').read_text())['top1']
+    assert f'Evaluation(12 pictures, 3 classes, top1 {top1:.4f})' in report
     assert all(o in report for o in ('circle', 'square', 'triangle', 'precision', 'recall'))
-    assert f"Evaluation(12 pictures, 3 classes, top1 {facts['top1']:.4f})" in report
+    exported, _ = done(exporting)
     assert 'runs/shapes/model.onnx' in exported and 'top-1 agrees on 100.0%' in exported
     assert 'Next: imgcls predict runs/shapes/model.onnx PICTURES' in exported
-    predicted = done(start(cwd, 'predict', 'runs/shapes/model.onnx', shapes/'circle', shapes/'square/003.png', '--topk', '2'))[0]
-    assert list(labels(predicted)) == [str(o) for o in [*list_images(shapes/'circle'), shapes/'square/003.png']]
+    predicted, _ = done(start(cwd, 'predict', 'runs/shapes/model.onnx', *pictures, '--topk', '2'))
+    assert list(labels(predicted)) == [str(o) for o in [*list_images(pictures[0]), pictures[1]]]
     assert labels(predicted) == labels(inferred) and set(labels(predicted).values()) <= {'circle', 'square', 'triangle'}
     assert all(o.count('%') == 2 for o in predicted.splitlines())
 
@@ -87,8 +89,9 @@ def listed(shapes, tmp_path):
     (tmp_path/'data/val_list.txt').write_text(''.join(lines[1::4]))
     (tmp_path/'data/names.txt').write_text('0 a circle\n1 square\n2 triangle\n')
     loaders = {'Train': ('train', 'RandCropImage.size=32'), 'Eval': ('val', 'ResizeImage.resize_short=36')}
-    settings = ['Arch.name=test_resnet', 'Arch.class_num=3', 'Global.epochs=1', 'Global.device=cpu', 'Optimizer.lr.warmup_epoch=0',
-                'Infer.infer_imgs=data/square', 'Infer.PostProcess.class_id_map_file=data/names.txt',
+    settings = ['Arch.name=test_resnet', 'Arch.class_num=3', 'Global.epochs=1', 'Global.device=cpu',
+                'Optimizer.lr.warmup_epoch=0', 'Infer.infer_imgs=data/square',
+                'Infer.PostProcess.class_id_map_file=data/names.txt',
                 'DataLoader.Eval.dataset.transform_ops.2.CropImage.size=32',
                 'Infer.transforms.1.ResizeImage.resize_short=36', 'Infer.transforms.2.CropImage.size=32']
     for k, (name, size) in loaders.items():
@@ -171,8 +174,8 @@ def test_bad_lines_of_a_list_are_one_report(listed, refused, tmp_path):
     (['--precision', 'bf61'], "Did you mean 'bf16'"),
     (['--valid', 'nowhere'], "no 'nowhere'"), (['--valid', '1.5'], 'no share'), (['--train', 'list.txt'], "no 'list.txt'"),
     (['--pretrained', 'nowhere.pth'], "no weights at 'nowhere.pth'"), (['--label-file', 'nowhere.txt'], 'nowhere.txt'),
-    (['--arch', 'test_vit', '--size', '50'], 'test_vit'), (['--run', 'file/run'], 'file/run'), (['-o', 'Global.epochs=1'], '-o'),
-    (['-c', QUICK], 'a folder of pictures, or -c')], ids=words)
+    (['--arch', 'test_vit', '--size', '50'], 'test_vit'), (['--run', 'file/run'], 'file/run'),
+    (['-o', 'Global.epochs=1'], '-o')], ids=words)
 def test_settings_that_cannot_be(refused, shapes, tmp_path, args, says):
     (tmp_path/'file').touch()
     said = refused('train', shapes, *SMALL, *args)
@@ -188,7 +191,8 @@ def test_weights_that_do_not_fit_name_the_tensors(listed, refused, shapes, tmp_p
     other = ['-o', 'Global.pretrained_model=other']
     for args in (['train', shapes, *SMALL, '--pretrained', 'other'], ['eval', *listed, *other], ['export', *listed, *other]):
         said = refused(*args)
-        for o in ("other.pth' do not fit the model", 'missing in the file', 'conv1.0.weight', 'unknown to the model', 'stem.0.weight'):
+        for o in ("other.pth' do not fit the model", 'missing in the file', 'conv1.0.weight', 'unknown to the model',
+                  'stem.0.weight'):
             assert o in said
     four = ['-o', 'Arch.class_num=4', '-o', 'Infer.PostProcess.class_id_map_file=None']
     assert 'fc.weight: (3, ' in refused('infer', *listed, *four, '-o', f'Global.pretrained_model={trained_run}/latest')
@@ -246,6 +250,7 @@ def test_an_unknown_verb_in_a_process_of_its_own(tmp_path):
 
 @pytest.mark.parametrize('args, says', [
     (['config', 'nowhere.yaml'], "no config file 'nowhere.yaml'"), (['train'], 'a folder of pictures, or -c'),
+    (['train', 'nowhere', '-c', QUICK], 'a folder of pictures, or -c'),
     (['config', QUICK, '-o', 'Globl.x=1'], "no 'Globl'.*Did you mean 'Global'"),
     (['config', QUICK, '-o', 'Global.epoch=1'], "Did you mean 'epochs'"),
     (['config', QUICK, '-o', 'Global.epochs'], 'written key=value'), (['quickstart', 'nowhere'], "no folder 'nowhere'"),

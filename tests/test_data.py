@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from imgcls_nb.augment import seeded
 from imgcls_nb.core import BadPictureError, InputError, Preprocess, list_images
 from imgcls_nb.data import (
     ImageDL,
@@ -229,6 +230,8 @@ def test_the_loader_changes_with_what_it_should_only(shapes, expected):
     assert len(expected[0]) == 3 and not set(expected[0]) & set(expected[1]), "epochs differ in every batch"
     assert not set(expected[0]) & set(hash_batches(image_dls(shapes, **HOW, num_workers=0, seed=43).train)), "and so do seeds"
     again = image_dls(shapes, **HOW, num_workers=0).train
+    items = [again.create_item(5)[0] for again.epoch in (0, 1, 0)]
+    assert torch.equal(items[0], items[2]) and not torch.equal(items[0], items[1]), "a picture is varied anew in each epoch"
     assert hash_batches(again, 1) == expected[1] and hash_batches(again, 0) == expected[0], "in any order"
 
 @pytest.mark.parametrize('workers', [1, 2])
@@ -244,7 +247,7 @@ from test_data import HOW, hash_batches
 
 if __name__ == '__main__':
     torch.multiprocessing.set_start_method('spawn')
-    print(*hash_batches(image_dls(sys.argv[1], **HOW, num_workers=2).train, 1))
+    print(*hash_batches(image_dls(sys.argv[1], **HOW, num_workers=1).train, 1))
 """
 
 def test_spawned_loader_processes_change_nothing(shapes, expected, tmp_path):
@@ -279,6 +282,16 @@ def test_global_generators_neither_matter_nor_move(shapes, expected, seed):
     for i in range(4): dls.train.create_item(i)
     assert states() == before
     assert hash_batches(dls.train) == expected[0]
+
+def test_seeded_holds_for_every_generator():
+    def draw(): return random.random(), np.random.rand(), torch.rand(1).item()
+    rows = []
+    for seed in (5, 6, 5):
+        with seeded(seed): rows.append(draw())
+    assert rows[0] == rows[2] and all(a != b for a, b in zip(rows[0], rows[1]))
+    before = states()
+    with pytest.raises(ZeroDivisionError), seeded(5): draw(), 1/0
+    assert states() == before, "after an error, too"
 
 def test_a_moved_folder_gives_the_same_batches(shapes, expected, tmp_path, monkeypatch):
     shutil.copytree(shapes, tmp_path/'moved here')

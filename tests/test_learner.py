@@ -116,6 +116,12 @@ def test_classes_that_do_not_fit(dls, learn):
 def test_unknown_names(dls, given, says):
     with pytest.raises(InputError, match=says): image_learner(dls, given.pop('arch', 'test_resnet'), **given)
 
+def test_a_last_batch_of_one_picture(shapes):
+    dls = image_dls(shapes, size=32, bs=47, device='cpu', num_workers=0)
+    learn = image_learner(dls, 'test_resnet')
+    with learn.no_bar(): learn.fit(1)
+    assert finite(learn) and learn.clock.steps in (1, 2)
+
 # Precision
 
 def test_precisions(dls):

@@ -170,7 +170,7 @@ def test_cut_files(tmp_path, state, suffix, size):
     file = tmp_path/f'w{suffix}'
     safetensors.torch.save_file(state, file) if suffix == '.safetensors' else torch.save(state, file)
     file.write_bytes(file.read_bytes()[:size])
-    with pytest.raises(InputError, match=rf"w\{suffix}' cannot be read as weights \(.+\)"):
+    with pytest.raises(InputError, match=rf"w\{suffix}' cannot be read as weights.*\w"):
         load_weights(create_model('test_resnet'), file)
 
 def test_every_tensor_that_does_not_fit_is_named(tmp_path, state):
