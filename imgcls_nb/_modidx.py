@@ -325,6 +325,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'imgcls_nb.runs': { 'imgcls_nb.runs.RunFolder': ('runs.html#runfolder', 'imgcls_nb/runs.py'),
                                 'imgcls_nb.runs.RunFolder.__init__': ('runs.html#runfolder.__init__', 'imgcls_nb/runs.py'),
                                 'imgcls_nb.runs.RunFolder.__repr__': ('runs.html#runfolder.__repr__', 'imgcls_nb/runs.py'),
+                                'imgcls_nb.runs.RunFolder._refuse_other_files': ( 'runs.html#runfolder._refuse_other_files',
+                                                                                  'imgcls_nb/runs.py'),
                                 'imgcls_nb.runs.RunFolder.events': ('runs.html#runfolder.events', 'imgcls_nb/runs.py'),
                                 'imgcls_nb.runs.RunFolder.exists': ('runs.html#runfolder.exists', 'imgcls_nb/runs.py'),
                                 'imgcls_nb.runs.RunFolder.history': ('runs.html#runfolder.history', 'imgcls_nb/runs.py'),

@@ -190,8 +190,11 @@ class Preprocess:
 
     def _resize(self, im):
         if self.resize: return resize_image(im, *self.resize, self.interpolation, self.antialias)
-        scale = self.resize_short/min(im.size)
-        return resize_image(im, *(max(1, round(s*scale)) for s in (im.height, im.width)), self.interpolation, self.antialias)
+        hw = [round(s*self.resize_short/min(im.size)) for s in (im.height, im.width)]
+        if hw[0]*hw[1] > MAX_PIXELS:
+            raise BadPictureError(f"A picture of {im.width}x{im.height} pixels is too narrow: with its shorter side at "
+                                  f"{self.resize_short} it would have {hw[0]*hw[1]:,}, above the limit of {MAX_PIXELS:,}.")
+        return resize_image(im, *hw, self.interpolation, self.antialias)
 
     def _crop(self, im):
         if not self.crop: return im

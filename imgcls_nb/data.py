@@ -151,6 +151,9 @@ def read_list_file(
         shown = '\n  '.join(bad[:20]) + (f'\n  and {len(bad) - 20} more' if len(bad) > 20 else '')
         raise InputError(f"'{file}' has {count}, each should be 'name{delimiter}label':\n  {shown}")
     if not paths: raise InputError(f"'{file}' names no pictures. Each line should be 'name{delimiter}label'.")
+    if not limit and max(labels) >= max(1000, 10*len(labels)):
+        raise InputError(f"'{file}' has the label {max(labels)}, which would make as many classes, of {len(labels)} pictures. "
+                         "Labels count from 0; if this is right, give num_classes.")
     return PictureList(root, paths, labels, vocab or [str(i) for i in range(num_classes or max(labels) + 1)])
 
 def _read_lines(file):
@@ -177,7 +180,8 @@ def read_label_file(
     for n, line in enumerate(_read_lines(Path(file)), 1):
         if not line.strip(): continue
         number, _, name = line.strip().partition(' ')
-        if number.isdecimal(): names[int(number)] = name.strip() or number
+        if number.isdecimal() and int(number) in names: bad.append(f"line {n}: the number {number} has a name already")
+        elif number.isdecimal(): names[int(number)] = name.strip() or number
         else: bad.append(f"line {n}: '{line}' does not begin with a number")
     if bad: raise InputError(f"'{file}' should hold lines of 'id name':\n  " + '\n  '.join(bad[:20]))
     if not names: raise InputError(f"'{file}' names no classes. Each line should be 'id name'.")

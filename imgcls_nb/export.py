@@ -88,6 +88,7 @@ def export_onnx(
     "Write one model file, or refuse if torch and ONNX Runtime disagree"
     trained = _trained(learn)
     pictures = list(pictures) if pictures is not None else _valid_pictures(learn, trained)
+    if not pictures: raise InputError("There is no picture to compare torch and ONNX Runtime on. Give some as pictures=….")
     card = _make_card(trained, threshold, metrics)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +103,6 @@ def export_onnx(
     return report
 
 def _gate(trained, part, path, pictures, max_rel_diff, opset):
-    if not pictures: raise InputError("There is no picture to compare torch and ONNX Runtime on. Give some as pictures=….")
     predictor = Predictor(part)
     if not np.isfinite(predictor.logits(np.zeros((1, len(trained.preprocess.mean), *trained.preprocess.size), np.float32))).all():
         raise InputError(f"'{path}' was not written: the exported model answers with numbers that are not finite.")

@@ -13,7 +13,7 @@ from .data import ImageDataLoaders, class_names, dls_from_plan # first, because 
 # %% ../nbs/45_learner.ipynb #d43e4f05
 import copy
 import inspect
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial, wraps
 
@@ -92,6 +92,8 @@ class ImageLearner(Learner):
             except BaseException:
                 self.model.load_state_dict(before)
                 raise
+            finally:
+                with suppress(OSError): (self.path/self.model_dir).rmdir() # fastai makes it, and it is empty now
 
     @contextmanager
     def no_bar(self):

@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import shutil
+import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -125,6 +126,7 @@ class RunFolder:
         data:dict, # Written to `data.json`
     ):
         "Make the folder, moving an earlier run aside"
+        self._refuse_other_files(Path(plan.data.path))
         if self.exists:
             n = next(i for i in range(1, 10**6) if not self.path.with_name(f'{self.path.name}-{i}').exists())
             aside = self.path.with_name(f'{self.path.name}-{n}')
@@ -137,6 +139,13 @@ class RunFolder:
         write_atomic(self.path/'env.json', json.dumps(describe_env(), indent=1).encode())
         write_atomic(self.path/'data.json', json.dumps(data, indent=1, ensure_ascii=False).encode())
         self.log('start')
+
+    def _refuse_other_files(self, pictures): # a run may be moved aside, so it must be alone in its folder
+        here = self.path.absolute().resolve()
+        if pictures.resolve().is_relative_to(here) or Path.cwd().resolve().is_relative_to(here):
+            raise InputError(f"The run folder '{self.path}' holds the pictures or the working directory. Give one of its own.")
+        if not self.exists and (other := next((o for o in self.path.rglob('*') if o.is_file()), None)):
+            raise InputError(f"The run folder '{self.path}' holds files that are no run, such as {other.name}. Give another.")
 
     def write_plan(self, plan): write_atomic(self.path/'config.yaml', plan_to_yaml(plan).encode())
 
@@ -270,8 +279,11 @@ class RunWriter(Callback):
         if keep: copy_checkpoint(self.run_folder, 'latest', f'epoch_{self.clock.epochs}')
         self.run_folder.log('checkpoint', epoch=self.clock.epochs, best=better, kept=bool(keep))
 
-    def close(self): # called when a fit is interrupted
-        if self.started: self.run_folder.log('interrupted', epoch=self.clock.epochs, step=self.clock.steps)
+    def close(self): # called when a fit is interrupted, or fails
+        if not self.started: return
+        kind, error, _ = sys.exc_info()
+        event = 'interrupted' if kind in (None, KeyboardInterrupt) else 'failed'
+        self.run_folder.log(event, epoch=self.clock.epochs, step=self.clock.steps, error=str(error or '') or None)
 
 def _score(values): # top-1 first, then the validation loss; what is not a number is worst
     top1, loss = values.get('top1', 0.), values.get('valid_loss', 0.)

@@ -58,7 +58,7 @@ def run_notebook(
     try: client.execute()
     except CellExecutionError as e:
         if e.ename.rpartition('.')[2] in ('InputError', 'BadPictureError', 'ModelFileError'): raise InputError(e.evalue) from e
-        failed = _write_notebook(nb, out.with_name(f'failed_{out.name}'))
+        failed = _write_notebook(nb, out.parent.with_name(f'{out.parent.name}_failed.ipynb'))
         raise InputError(f"A cell failed with {e.ename}: {e.evalue}. The notebook as far as it got is '{failed}'.") from e
     except DeadKernelError as e:
         raise InputError("The notebook's kernel died, most often for want of memory. Take smaller pictures or batches.") from e

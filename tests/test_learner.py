@@ -15,8 +15,8 @@ from fastai.metrics import accuracy
 from fastai.optimizer import Adam
 from PIL import Image
 
-from imgcls_nb.core import InputError, open_image
-from imgcls_nb.data import image_dls
+from imgcls_nb.core import InputError, list_images, open_image
+from imgcls_nb.data import image_dls, make_shapes
 from imgcls_nb.learner import TorchPredictor, image_learner, learner_from_plan, load_trained, run_schedule
 from imgcls_nb.plan import FitPlan, plan_to_dict
 from imgcls_nb.runs import RunFolder, sha256
@@ -152,7 +152,8 @@ def test_an_interrupt_leaves_a_usable_learner(dls, tmp_path, method, event, erro
     cbs, logger = [o.name for o in learn.cbs], learn.logger
     with pytest.raises((KeyboardInterrupt, RuntimeError)): getattr(learn, method)(2, cbs=[Stop(event, error)])
     assert [o.name for o in learn.cbs] == cbs and learn.logger == logger and 'forward' not in vars(learn.model)
-    assert learn.run_folder.events()[-1]['event'] == 'interrupted'
+    last = learn.run_folder.events()[-1]
+    assert (last['event'], last['error']) == (('interrupted', None) if error is KeyboardInterrupt else ('failed', 'defect'))
     for again in ('fit_one_cycle', 'fine_tune'):
         with learn.no_bar(): getattr(learn, again)(1)
     assert finite(learn) and learn.predict(dls.valid_ds.paths[0])[0] in dls.vocab
@@ -258,6 +259,15 @@ def test_an_earlier_run_is_kept(ran, dls, tmp_path, capsys):
         assert f'run-{n}' in capsys.readouterr().out
         assert before == {o.name: sha256(o) for o in (tmp_path/f'run-{n}').iterdir() if o.is_file()}
         assert len(learn.run_folder.history()) == 1
+
+def test_pictures_are_never_moved_aside(tmp_path):
+    data = make_shapes(tmp_path/'data', n=4)
+    for _ in range(2): # a run in the folder of its own pictures: refused or not, they stay where they are
+        try:
+            learn = image_learner(image_dls(data, size=32, bs=9, device='cpu'), 'test_resnet', run=data)
+            with learn.no_bar(): learn.fit(1)
+        except InputError: pass
+        assert len(list_images(data)) == 12
 
 def test_a_loss_that_is_not_a_number_is_written_down(dls, tmp_path):
     learn = image_learner(dls, 'test_resnet', run=tmp_path/'run')
