@@ -362,6 +362,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'imgcls_nb.shipped.list_shipped': ('shipped.html#list_shipped', 'imgcls_nb/shipped.py'),
                                    'imgcls_nb.shipped.shipped_path': ('shipped.html#shipped_path', 'imgcls_nb/shipped.py')},
             'imgcls_nb.tutorials': { 'imgcls_nb.tutorials._headings': ('tutorials.html#_headings', 'imgcls_nb/tutorials.py'),
+                                     'imgcls_nb.tutorials._own_command': ('tutorials.html#_own_command', 'imgcls_nb/tutorials.py'),
                                      'imgcls_nb.tutorials._show_epochs': ('tutorials.html#_show_epochs', 'imgcls_nb/tutorials.py'),
                                      'imgcls_nb.tutorials._write_notebook': ('tutorials.html#_write_notebook', 'imgcls_nb/tutorials.py'),
                                      'imgcls_nb.tutorials.describe_summary': ('tutorials.html#describe_summary', 'imgcls_nb/tutorials.py'),

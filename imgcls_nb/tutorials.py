@@ -8,6 +8,9 @@ __all__ = ['with_settings', 'run_notebook', 'quickstart', 'describe_summary']
 # %% ../nbs/75_tutorials.ipynb #04bd8008
 import json
 import re
+import shlex
+import shutil
+import sys
 import threading
 import time
 from pathlib import Path
@@ -107,7 +110,13 @@ def quickstart(
         settings['data'] = str(Path(data).resolve())
     nb = with_settings(nbformat.read(shipped_path('tutorials/quickstart.ipynb'), as_version=4), dict(settings, run=str(run)))
     run_notebook(nb, run/'quickstart.ipynb', Path.cwd(), watch=run, show=show)
-    return json.loads((run/'summary.json').read_text('utf-8')) | dict(page=(run/'quickstart.html').as_posix())
+    summary = json.loads((run/'summary.json').read_text('utf-8'))
+    return summary | dict(page=(run/'quickstart.html').as_posix(), next=summary['next'].replace('imgcls', _own_command(), 1))
+
+def _own_command(): # what to type for `imgcls`, also where the environment is not activated
+    here = Path(sys.executable).with_name('imgcls')
+    if shutil.which('imgcls') or not here.exists(): return 'imgcls'
+    return shlex.quote(here.relative_to(Path.cwd()).as_posix() if here.is_relative_to(Path.cwd()) else here.as_posix())
 
 def describe_summary(
     summary:dict, # From `quickstart`
