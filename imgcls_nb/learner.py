@@ -16,6 +16,7 @@ import inspect
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial, wraps
+from pathlib import Path
 
 import torch
 from fastai.callback.progress import ProgressCallback
@@ -74,8 +75,9 @@ class ImageLearner(Learner):
         if method and not self._depth: self.plan = _note_fit(self.plan, method, args)
         self._depth += 1
         try: yield
-        except BaseException:
+        except BaseException as e:
             if self._depth == 1: self._tidy()
+            if isinstance(e, InputError): raise InputError(str(e).partition('`:\n\t')[2] or str(e)) from e # fastai adds where
             raise
         finally: self._depth -= 1
 
@@ -145,6 +147,7 @@ def _build(plan, dls, loss_func=None, opt_func=None, metrics=None, cbs=None):
     precision = plan.precision if plan.precision != 'auto' else auto_precision(device)
     channels_last = plan.channels_last if plan.channels_last != 'auto' else auto_channels_last(device, precision)
     precise = precision_callbacks(precision, device)
+    if plan.run: RunFolder(plan.run).check_alone(Path(plan.data.path))
     model, dls = _build_model(plan, dls, channels_last)
     loss_func = loss_func or _pick('loss', obj.loss, LOSSES)(label_smoothing=obj.label_smoothing)
     opt_func = opt_func or _optimizer(obj)

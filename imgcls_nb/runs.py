@@ -126,7 +126,7 @@ class RunFolder:
         data:dict, # Written to `data.json`
     ):
         "Make the folder, moving an earlier run aside"
-        self._refuse_other_files(Path(plan.data.path))
+        self.check_alone(Path(plan.data.path))
         if self.exists:
             n = next(i for i in range(1, 10**6) if not self.path.with_name(f'{self.path.name}-{i}').exists())
             aside = self.path.with_name(f'{self.path.name}-{n}')
@@ -140,7 +140,10 @@ class RunFolder:
         write_atomic(self.path/'data.json', json.dumps(data, indent=1, ensure_ascii=False).encode())
         self.log('start')
 
-    def _refuse_other_files(self, pictures): # a run may be moved aside, so it must be alone in its folder
+    def check_alone(self,
+        pictures:Path, # Folder of the data set
+    ):
+        "Refuse a folder that holds anything but a run, since a run may be moved aside"
         here = self.path.absolute().resolve()
         if pictures.resolve().is_relative_to(here) or Path.cwd().resolve().is_relative_to(here):
             raise InputError(f"The run folder '{self.path}' holds the pictures or the working directory. Give one of its own.")
