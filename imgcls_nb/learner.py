@@ -137,7 +137,7 @@ def fit_cosine(
     scheds = [o for o in scheds if o[0] > 0]
     self.fit(n_epoch, lr, wd=wd, cbs=[ParamScheduler({'lr': combine_scheds(*zip(*scheds))}), *L(cbs)])
 
-FIT_METHODS = ('fit', 'fit_one_cycle', 'fit_flat_cos', 'fine_tune')
+FIT_METHODS = ('fit', 'fit_one_cycle', 'fit_flat_cos', 'fine_tune', 'freeze_to') # freeze and unfreeze come through freeze_to
 for _name in FIT_METHODS: setattr(ImageLearner, _name, _noted(getattr(Learner, _name)))
 ImageLearner.fit_cosine, FIT_METHODS = _noted(fit_cosine), (*FIT_METHODS, 'fit_cosine')
 

@@ -135,6 +135,17 @@ def test_precisions(dls):
         losses[precision] = learn.recorder.values[-1]
     assert losses['fp32'] != losses['bf16'] and np.allclose(losses['fp32'][:2], losses['bf16'][:2], atol=.1)
 
+def test_freezing_is_part_of_the_plan(dls):
+    learn = image_learner(dls, 'test_resnet')
+    learn.freeze()
+    with learn.no_bar(): learn.fit(1, 1e-3)
+    learn.unfreeze()
+    frozen, fit, free = learn.plan.schedule
+    assert (frozen, free) == (FitPlan('freeze_to', dict(n=-1)), FitPlan('freeze_to', dict(n=0)))
+    assert fit == FitPlan('fit', dict(n_epoch=1, lr=1e-3))
+    again = run_schedule(learner_from_plan(learn.plan), learn.plan.schedule)
+    assert equal(weights(learn), weights(again))
+
 # Interrupts
 
 class Stop(Callback):
