@@ -173,12 +173,18 @@ def make_parser() -> argparse.ArgumentParser:
 # %% ../nbs/85_cli.ipynb #22e3aa1a
 def main(
     argv=None, # Arguments without the program's name; None: those of the process
-) -> int: # Exit status: 0 done, 1 some pictures could not be read, 2 an error, 130 interrupted
+) -> int: # Exit status: 0 done, 1 some pictures could not be read, 2 an error, 130 interrupted, 141 nobody reads on
     "Run `imgcls`"
     args = make_parser().parse_args(argv)
     warnings.filterwarnings('ignore', category=FutureWarning)
     if os.environ.get('IMGCLS_TRACEBACK'): return args.func(args) or 0
-    try: return args.func(args) or 0
+    try:
+        status = args.func(args) or 0
+        sys.stdout.flush() # a closed pipe shows itself here
+        return status
+    except BrokenPipeError: # the reader, `head` for instance, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (InputError, OSError) as e: message, status = str(e), 2
     except ModuleNotFoundError as e: message, status = _missing(e), 2
     except KeyboardInterrupt: message, status = 'interrupted; the run folder holds what was reached.', 130
