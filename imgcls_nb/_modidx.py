@@ -198,6 +198,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'imgcls_nb.data.PictureList.take': ('data.html#picturelist.take', 'imgcls_nb/data.py'),
                                 'imgcls_nb.data._at': ('data.html#_at', 'imgcls_nb/data.py'),
                                 'imgcls_nb.data._check_known': ('data.html#_check_known', 'imgcls_nb/data.py'),
+                                'imgcls_nb.data._holds': ('data.html#_holds', 'imgcls_nb/data.py'),
                                 'imgcls_nb.data._limit': ('data.html#_limit', 'imgcls_nb/data.py'),
                                 'imgcls_nb.data._parse_line': ('data.html#_parse_line', 'imgcls_nb/data.py'),
                                 'imgcls_nb.data._read_lines': ('data.html#_read_lines', 'imgcls_nb/data.py'),

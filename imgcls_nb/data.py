@@ -100,13 +100,13 @@ class PictureList:
 def read_class_folders(
     path, # Folder with one subfolder a class
     vocab:tuple=(), # Classes of the training set; others are refused
-    skip:tuple=(), # Names of subfolders that are no classes
+    skip:Path|None=None, # A subfolder that is no class, such as the validation set's, or holds it
 ) -> PictureList:
     "Read pictures whose folder is their label"
     path = Path(path)
     if not path.is_dir():
         raise InputError(f"There is no folder '{path}'. Give a folder with one subfolder of pictures for each class.")
-    folders = [d for d in sorted(path.iterdir()) if d.is_dir() and not d.name.startswith('.') and d.name not in skip]
+    folders = [d for d in sorted(path.iterdir()) if d.is_dir() and not d.name.startswith('.') and not _holds(d, skip)]
     files = {d.name: list_images(d) for d in folders}
     files = {k: v for k, v in files.items() if v}
     if not files:
@@ -119,6 +119,8 @@ def read_class_folders(
         raise InputError(f"'{path}' holds one class only, '{only}'. Telling apart needs two; add another class folder.")
     vocab = vocab or tuple(files)
     return PictureList(path, [o for v in files.values() for o in v], [vocab.index(k) for k, v in files.items() for _ in v], vocab)
+
+def _holds(folder, other): return other is not None and other.resolve().is_relative_to(folder.resolve())
 
 def _check_known(found, vocab, where):
     if new := sorted(found - set(vocab)):
@@ -218,7 +220,7 @@ def find_pictures(
     valid = plan.valid
     if valid is None: valid = next((o for o in VALID_FOLDERS if has_train and (root/o).is_dir()), 0.2)
     read = partial(_read_set, root=root, plan=plan, names=class_names(plan))
-    train = read(plan.train or ('train' if has_train else ''), skip=(valid,) if isinstance(valid, str) else ())
+    train = read(plan.train or ('train' if has_train else ''), skip=_at(valid, root) if isinstance(valid, str) else None)
     if isinstance(valid, str): return train, read(valid, vocab=train.vocab)
     if not plan.train and not has_train and (odd := set(train.vocab) & set(VALID_FOLDERS)):
         raise InputError(f"'{root}' has a folder '{min(odd)}', but no 'train'. Is it for validation? Say so: valid='{min(odd)}'.")
@@ -234,7 +236,7 @@ def class_names(
 def _at(name, root):
     return root/name if (root/name).exists() else Path(name)
 
-def _read_set(name, root, plan, names, vocab=(), skip=()):
+def _read_set(name, root, plan, names, vocab=(), skip=None):
     where = _at(name, root) if name else root
     if where.is_dir(): return _limit(read_class_folders(where, vocab, skip), plan)
     if not where.exists(): raise InputError(f"There is no '{name}', neither here nor in '{root}'. Give a folder or a list file.")

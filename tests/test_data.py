@@ -346,3 +346,9 @@ def test_pictures_can_be_anything_that_opens():
     x, y = ImageDL(pics, Preprocess(crop=(32, 32), resize_short=32, mean=(0,)*3, std=(1,)*3), bs=4, num_workers=0).one_batch()
     assert x[:, 0, 0, 0].mul(255).round().tolist() == [0, 10, 20, 30] and y.tolist() == [0, 1, 0, 1]
     assert pics.name(2) == '<2>'
+
+@pytest.mark.parametrize('valid', ['valid', './valid', '{root}/valid'])
+def test_a_validation_folder_is_never_a_class(tmp_path, valid):
+    touch(tmp_path, *(f'{part}{c}/{i}.png' for part in ('', 'valid/') for c in 'ab' for i in range(2)))
+    train, held = find_pictures(DataPlan(str(tmp_path), valid=valid.format(root=tmp_path)))
+    assert train.vocab == held.vocab == ('a', 'b') and not set(train.paths) & set(held.paths)
