@@ -30,9 +30,10 @@ from fastai.torch_core import TensorCategory, TensorImage, TensorImageBW, defaul
 from fasttransform import DisplayedTransform
 from PIL import Image
 
-from .augment import Augment, augment_ops, mix_seed
+from .augment import Augment, augment_ops
 from .core import BadPictureError, InputError, Preprocess, did_you_mean, list_images, size_hw
 from .plan import DataPlan
+from .seeds import mix_seed
 
 # %% ../nbs/20_data.ipynb #643db8e0
 def draw_shape(

@@ -27,7 +27,7 @@ from fastai.optimizer import SGD, Adam, Lamb, RMSProp
 from fastcore.basics import noop
 from fastcore.foundation import L
 
-from .augment import mix_seed, seeded
+from .seeds import mix_seed, seeded
 from .callbacks.clock import Clock, EpochMetrics
 from .callbacks.precision import PRECISIONS, auto_channels_last, auto_precision, describe_hardware, precision_callbacks
 from .callbacks.progress import EpochTable

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from imgcls_nb.augment import seeded
 from imgcls_nb.core import BadPictureError, InputError, Preprocess, list_images
 from imgcls_nb.data import (
     ImageDL,
@@ -24,6 +23,7 @@ from imgcls_nb.data import (
     stratified_split,
 )
 from imgcls_nb.plan import DataPlan
+from imgcls_nb.seeds import seeded
 
 
 def touch(folder, *names):

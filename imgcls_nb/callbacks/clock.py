@@ -13,7 +13,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import rank_distrib
 
-from ..augment import mix_seed
+from ..seeds import mix_seed
 
 # %% ../../nbs/36_callbacks.clock.ipynb #944e7abb
 class Clock(Callback):
