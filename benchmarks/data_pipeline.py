@@ -34,10 +34,11 @@ import shutil
 import statistics
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 
 from imgcls_nb.data import image_dls  # first, because it imports fastai quietly
@@ -353,24 +354,26 @@ def decoding_variants(cache_home):
     if set(FULL_SIZE) <= set(ACCEPTED): variants['full-size decoding'] = (variants.get('no cache') or {}) | FULL_SIZE
     return variants
 
-def train_once(folder, workers, seed, arguments, epochs=10):
+def train_once(folder, arguments, seed):
+    if arguments.get('cache'): arguments = arguments | dict(cache=tempfile.mkdtemp(dir=arguments['cache'])) # each fills its own
     with contextlib.redirect_stdout(io.StringIO()):
-        dls = image_dls(folder, valid='valid', size=64, bs=BS, num_workers=workers, seed=seed, device='cpu', **arguments)
-        learn = image_learner(dls, 'resnet10t')
-        learn.fit_one_cycle(epochs, 4e-3)
+        dls = image_dls(folder, valid='valid', size=64, bs=BS, num_workers=0, seed=seed, device='cpu', **arguments)
+        learn = image_learner(dls, 'test_resnet', precision='fp32') # timm's smallest
+        learn.fit_one_cycle(16, 4e-3)
         return evaluate(learn).top1
 
 def interval(values): # 95 %, by Student's t, as if the seeds were a sample of all seeds
     half = stats.t.ppf(.975, len(values) - 1)*np.std(values, ddof=1)/len(values)**.5
     return f'{np.mean(values):+.2%} ± {half:.2%}'
 
-def compare_accuracy(folder, workers, seeds, cache_home):
+def compare_accuracy(folder, seeds, cache_home):
     files, variants = make_textures(folder), decoding_variants(cache_home)
-    top1 = {name: [] for name in variants}
-    for seed in seeds:
-        for name, arguments in variants.items(): top1[name].append(train_once(files, workers, seed, arguments))
+    jobs = [(files, arguments, seed) for seed in seeds for arguments in variants.values()]
+    with ProcessPoolExecutor(os.cpu_count(), get_context('spawn'), torch.set_num_threads, (1,)) as pool: # one core each
+        accs = np.reshape(list(pool.map(train_once, *zip(*jobs))), (len(seeds), len(variants)))
+    top1 = dict(zip(variants, accs.T.tolist()))
     base = list(top1)[-1]
-    print('\n**Accuracy**: resnet10t at 64x64 for 10 epochs on 360 pictures of 400x300 pixels, '
+    print('\n**Accuracy**: test_resnet at 64x64 for 16 epochs on 360 pictures of 400x300 pixels, '
           f'{len(TEXTURES)} classes of fine patterns; top-1 on 300 others; mean of the seeds with its 95 % interval\n')
     print(f"| opening | top-1 of seeds {', '.join(map(str, seeds))} | mean | difference to {base}, seed by seed |"
           '\n|---|---|---|---|')
@@ -392,12 +395,14 @@ def read_args():
     parser.add_argument('--rounds', type=int, default=3, help='times that every loader is built anew (default 3)')
     parser.add_argument('--workers', type=int, default=2, help='worker processes of each loader (default 2)')
     parser.add_argument('--accuracy', action='store_true', help='train small networks in place of timing')
+    parser.add_argument('--seeds', type=int, default=3, help='runs of each kind for --accuracy, at least 2 (default 3)')
     parser.add_argument('--json', help='file for every single measurement')
     args = parser.parse_args()
     if args.small % BS or args.large % BS:
         parser.error(f"--small {args.small} and --large {args.large} must be multiples of {BS}: "
                      "timm's training loader always leaves out a last batch that is not full.")
     if args.epochs < 2: parser.error(f'--epochs {args.epochs}: there must be a first epoch and a later one.')
+    if args.seeds < 2: parser.error(f'--seeds {args.seeds}: one run has no spread.')
     return args
 
 def main():
@@ -407,7 +412,7 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(args.folder or scratch)
         if args.accuracy:
-            result['top1'] = compare_accuracy(folder, args.workers, (1, 2, 3), tempfile.mkdtemp(dir=scratch))
+            result['top1'] = compare_accuracy(folder, range(1, args.seeds + 1), tempfile.mkdtemp(dir=scratch))
         else:
             for n, *shape in (args.small, 500, 375, .72), (args.large, 4000, 3000, .8):
                 if n: result['measurements'] += compare(make_pictures(folder, n, *shape), n, args, tempfile.mkdtemp(dir=scratch))
