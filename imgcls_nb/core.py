@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'MAX_PIXELS', 'FILTERS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'CARD_KEY', 'CARD_SCHEMA', 'InputError',
            'BadPictureError', 'ModelFileError', 'did_you_mean', 'list_images', 'open_image', 'resize_image', 'size_hw',
-           'channels_first', 'Preprocess', 'ModelCard']
+           'channels_last', 'channels_first', 'Preprocess', 'ModelCard']
 
 # %% ../nbs/00_core.ipynb #b475e201
 import difflib, io, json, math, os, warnings
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -139,12 +139,17 @@ def size_hw(
     if len(hw) == 2 and all(type(o) is int and 0 < o <= 65_500 for o in hw): return hw # True is no size
     raise InputError(f"{name}={size!r} is no size. Give one number of pixels for a square, or (height, width).")
 
+def channels_last(
+    im:Image.Image, # RGB or grey
+) -> np.ndarray: # uint8, `(H, W, C)`
+    "The pixels of a picture in the order that pictures keep them"
+    return np.asarray(im).reshape(im.height, im.width, -1)
+
 def channels_first(
     im:Image.Image, # RGB or grey
 ) -> np.ndarray: # uint8, `(C, H, W)`
     "The pixels of a picture in the order that networks take them"
-    pixels = np.asarray(im).reshape(im.height, im.width, -1)
-    return np.array(pixels.transpose(2, 0, 1), order='C') # a copy, which may be written to
+    return np.array(channels_last(im).transpose(2, 0, 1), order='C') # a copy, which may be written to
 
 # %% ../nbs/00_core.ipynb #2c41745e
 @dataclass(frozen=True)
@@ -207,6 +212,16 @@ class Preprocess:
         if not self.crop: return im
         (h, w), top, left = self.crop, (im.height - self.crop[0])//2, (im.width - self.crop[1])//2
         return im if im.size == (w, h) else im.crop((left, top, left + w, top + h))
+
+    def resized(self,
+        size, # `(height, width)` that shall come out
+    ) -> 'Preprocess':
+        "The same, for another size: the share that is cropped away stays"
+        if size == self.size: return self
+        scale = max(size)/max(self.size)
+        if self.resize_short: return replace(self, crop=size, resize_short=max(round(self.resize_short*scale), *size))
+        resize = tuple(max(round(o*scale), n) for o, n in zip(self.resize, size))
+        return replace(self, crop=size if self.crop else None, resize=resize if self.crop else size)
 
     def to_dict(self) -> dict:
         "Plain values for JSON"

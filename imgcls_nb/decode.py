@@ -142,7 +142,7 @@ class PixelCache:
     def _stamp(self, source): # the name by path, size and times
         try: facts = _file_facts(source)
         except OSError: return None # a missing file is for `make` to report
-        return facts and self._path(hashlib.sha256(repr(facts).encode()).hexdigest())
+        return self._path(hashlib.sha256(repr(facts).encode()).hexdigest()) if facts else None
 
     def _find_or_make(self, source, stamp):
         entry = self._path(hashlib.sha256(read_source(source)).hexdigest())

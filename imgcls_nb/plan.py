@@ -16,7 +16,7 @@ import yaml
 from .core import InputError, did_you_mean
 
 # %% ../nbs/05_plan.ipynb #c67d3146
-LIMITS = dict(bs=1, valid_bs=1, num_classes=1, num_workers=0, save_interval=0) # the least that makes sense
+LIMITS = dict(bs=1, valid_bs=1, num_classes=1, num_workers=0, save_interval=0, repeats=1, start_size=8, cache_gb=0) # the least that makes sense
 
 class _Record:
     def __post_init__(self):
@@ -63,10 +63,12 @@ class DataPlan(_Record):
     drop_last: bool = False # Leave out a last training batch that is not full
     balance: str|None = None # Against imbalance: 'sampler', 'loss' or 'both'
     repeats: int = 1 # Variations of a picture in one batch order (repeated augmentation)
-    sizes: tuple = () # Sizes to train at in turn, batch by batch, as `(height, width)`; (): `size` alone
-    growth: tuple = () # `(share of the epochs, first size)`: sizes grow to `size` over that share; (): no growth
+    sizes: tuple = () # Sizes to train at, one drawn for each batch; (): `size` alone
+    start_size: int|None = None # Training starts at this size and grows to `size`; None: `size` throughout
     num_workers: int|str = 'auto' # Loader processes; 'auto': by device
     cache: bool|str = True # Keep decoded pictures; a folder: keep them there
+    cache_gb: float|None = None # Room for them; None: a quarter of what is free
+    on_lost: str = 'raise' # A picture that vanishes during an epoch: 'raise', or 'skip' leaves its place empty
     seed: int = 42 # Of split, order and augmentation
 
 @dataclass(frozen=True)
