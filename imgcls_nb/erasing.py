@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from .core import IMAGENET_MEAN, IMAGENET_STD, InputError
-from .policies import mean_colour, op_builder
+from .policies import check_number, mean_colour, op_builder
 
 # %% ../nbs/16_erasing.ipynb #ccd545e9
 class Eraser:
@@ -23,7 +23,8 @@ class Eraser:
         mean=IMAGENET_MEAN, # Of each channel, 0..1
         std=IMAGENET_STD, # Of each channel, same scale
     ):
-        self.prob, self.colour, self.mean, self.std = _share('prob', prob), mean_colour(mean, fill), tuple(mean), tuple(std)
+        self.prob, self.colour = check_number('prob', prob, 0, 1), mean_colour(mean, fill)
+        self.mean, self.std = tuple(mean), tuple(std)
 
     def __call__(self,
         im:Image.Image, # RGB or grey, as many channels as `mean` has
@@ -44,15 +45,6 @@ class Eraser:
 
     def __repr__(self): return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in vars(self).items())})"
 
-# %% ../nbs/16_erasing.ipynb #563ec001
-def _share(name, v, low=0, high=1):
-    if type(v) in (int, float) and low <= v <= high: return v
-    raise InputError(f"{name}={v!r} is no number from {low} to {high}.")
-
-def _count(name, v, low=1):
-    if type(v) is int and v >= low: return v
-    raise InputError(f"{name}={v!r} is no whole number from {low} up.")
-
 # %% ../nbs/16_erasing.ipynb #20d83555
 def _scaled(length, h, w): return max(1, round(length*min(h, w)/224)) if length else 0
 
@@ -68,7 +60,8 @@ class Cutout(Eraser):
         std=IMAGENET_STD, # Of each channel, same scale
     ):
         super().__init__(prob, fill, mean, std)
-        self.n_holes, self.length = _count('n_holes', n_holes), length and _count('length', length)
+        self.n_holes = check_number('n_holes', n_holes, 1, whole=True)
+        self.length = None if length is None else check_number('length', length, 1, whole=True)
 
     def mask(self, h, w):
         hidden, side = np.zeros((h, w), bool), self.length or _scaled(112, h, w)
@@ -91,10 +84,10 @@ class RandomErasing(Eraser):
         std=IMAGENET_STD, # Of each channel, same scale
     ):
         super().__init__(prob, 'mean', mean, std)
-        self.area = _share('min_area', min_area), _share('max_area', max_area, low=min_area)
-        self.log_aspect = math.log(_share('min_aspect', min_aspect, low=1e-3))
+        self.area = check_number('min_area', min_area, 0, 1), check_number('max_area', max_area, min_area, 1)
+        self.log_aspect = math.log(check_number('min_aspect', min_aspect, .001, 1))
         if mode not in ('const', 'rand', 'pixel'): raise InputError(f"mode={mode!r} is unknown. Use 'const', 'rand' or 'pixel'.")
-        self.mode, self.attempts = mode, _count('attempts', attempts)
+        self.mode, self.attempts = mode, check_number('attempts', attempts, 1, whole=True)
 
     def mask(self, h, w):
         hidden = np.zeros((h, w), bool)
@@ -127,8 +120,8 @@ class HideAndSeek(Eraser):
         super().__init__(prob, fill, mean, std)
         if grid_sizes is not None and (not isinstance(grid_sizes, (list, tuple)) or not grid_sizes):
             raise InputError(f"grid_sizes={grid_sizes!r} is no list of cell sides. Give one, such as [0, 16, 32].")
-        self.grid_sizes = grid_sizes and [_count('grid_sizes', o, low=0) for o in grid_sizes]
-        self.hide_prob = _share('hide_prob', hide_prob)
+        self.grid_sizes = grid_sizes and [check_number('grid_sizes', o, 0, whole=True) for o in grid_sizes]
+        self.hide_prob = check_number('hide_prob', hide_prob, 0, 1)
 
     def mask(self, h, w):
         sizes = self.grid_sizes or [_scaled(o, h, w) for o in (0, 16, 32, 44, 56)]
@@ -153,9 +146,10 @@ class GridMask(Eraser):
     ):
         super().__init__(prob, fill, mean, std)
         if (d1 is None) != (d2 is None): raise InputError(f"d1={d1!r} and d2={d2!r}: give both, or neither.")
-        self.d = None if d1 is None else (_count('d1', d1, low=2), _count('d2', d2, low=d1))
+        self.d = None if d1 is None else (check_number('d1', d1, 2, whole=True), check_number('d2', d2, d1, whole=True))
         if mode not in (0, 1): raise InputError(f"mode={mode!r} is unknown. Use 1 (the squares go) or 0 (the strips go).")
-        self.rotate, self.ratio, self.mode = _count('rotate', rotate), _share('ratio', ratio), mode
+        self.rotate, self.mode = check_number('rotate', rotate, 1, 360, whole=True), mode
+        self.ratio = check_number('ratio', ratio, 0, 1)
 
     def mask(self, h, w):
         low, high = self.d or (max(2, _scaled(96, h, w)), max(2, _scaled(224, h, w)))
