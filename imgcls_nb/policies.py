@@ -155,9 +155,8 @@ def check_timm_config(
 # %% ../nbs/15_policies.ipynb #f0b360a1
 def _timm_augment(config, size, interpolation, fill):
     check_timm_config(config)
-    filters = ('bilinear', 'bicubic') if interpolation == 'random' else (warp_filter(interpolation),)
-    hparams = dict(translate_const=int(min(size)*.45), img_mean=fill if len(fill) > 1 else fill[0],
-                   interpolation=[FILTERS[o] for o in filters])
+    hparams = dict(translate_const=int(min(size)*.45), img_mean=fill if len(fill) > 1 else fill[0])
+    if interpolation != 'random': hparams['interpolation'] = FILTERS[warp_filter(interpolation)]
     if config.startswith('augmix'): op = augment_and_mix_transform(config, hparams | dict(translate_pct=.3))
     elif config.startswith('rand'): op = rand_augment_transform(config, hparams)
     else: op = auto_augment_transform(config, hparams)
