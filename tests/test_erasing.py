@@ -127,6 +127,8 @@ def test_random_erasing_has_the_promised_areas_and_aspects(hw):
         assert (h + .5)/(w - .5) >= .4 and (h - .5)/(w + .5) <= 1/.4
         shares.append(hidden.mean())
         aspects.append(h/w)
+    reached = masks(op, hw, 800).any(0)
+    assert reached[0].any() and reached[-1].any() and reached[:, 0].any() and reached[:, -1].any()
     assert min(shares) < .07 and max(shares) > .27 and min(aspects) < .5 and max(aspects) > 2
     if hw == (64, 64): assert abs(np.mean(np.log(aspects))) < .1 # tall as often as wide
 
