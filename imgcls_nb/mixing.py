@@ -44,12 +44,11 @@ def draw_cutmix(
     alpha:float=1., # As for Mixup; 1: boxes of any area alike
 ) -> tuple: # Share of the picture itself, and the box as `(top, left, bottom, right)`
     "Draw a box, and count what it leaves"
-    side = math.sqrt(1 - rng.beta(alpha, alpha))
-    spans = [_draw_span(rng, n, side) for n in hw]
-    (top, bottom), (left, right) = spans
-    return 1 - (bottom - top)*(right - left)/(hw[0]*hw[1]), (top, left, bottom, right)
+    side, n = math.sqrt(1 - rng.beta(alpha, alpha)), hw[0]*hw[1]
+    (top, bottom), (left, right) = (_draw_span(rng, o, side) for o in hw)
+    return (n - (bottom - top)*(right - left))/n, (top, left, bottom, right)
 
-def _draw_span(rng, n, side): # of a line of n pixels
+def _draw_span(rng, n, side): # within a line of n pixels
     length = round(n*side)
     start = int(rng.integers(n)) - length//2
     return max(start, 0), min(start + length, n)
@@ -128,7 +127,7 @@ def mix_ops(
     total, open_ops = sum(args.get('prob', 0.) for _, args in ops), [name for name, args in ops if 'prob' not in args]
     if total > 1 + 1e-6: raise InputError(f"mix: the probs add up to {total:g}. A batch is mixed once, so give at most 1 in all.")
     if open_ops and total >= 1: raise InputError(f"mix: the probs add up to 1, so {open_ops[0]} would have none. Give it one.")
-    return tuple((name, {'prob': (1 - total)/max(len(open_ops), 1)} | args) for name, args in ops)
+    return tuple((name, args | {'prob': args.get('prob', (1 - total)/max(len(open_ops), 1))}) for name, args in ops)
 
 # %% ../nbs/18_mixing.ipynb #5a3d6177
 @dataclass(frozen=True, eq=False)
