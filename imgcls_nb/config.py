@@ -246,9 +246,10 @@ def _data_plan(cfg, num_classes, seed, label_file):
     if samplers[0].get('shuffle', True) is not True: raise InputError("DataLoader.Train.sampler.shuffle must be True.")
     workers = procs[0].count('num_workers', least=0)
     workers = 'auto' if workers is None else workers
-    plan = DataPlan(roots[0], lists[0], lists[1], label_file, sets[0].text('delimiter', ' '), num_classes, size=preprocess.size,
-                    preprocess=preprocess.to_dict(), augment=augment, bs=samplers[0].count('batch_size', 32),
-                    valid_bs=samplers[1].count('batch_size'), drop_last=samplers[0].flag('drop_last', False),
+    plan = DataPlan(roots[0], lists[0], lists[1], label_file, sets[0].text('delimiter', ' '), num_classes=num_classes,
+                    size=preprocess.size, preprocess=preprocess.to_dict(), augment=augment,
+                    bs=samplers[0].count('batch_size', 32), valid_bs=samplers[1].count('batch_size'),
+                    drop_last=samplers[0].flag('drop_last', False),
                     num_workers=workers, seed=seed)
     for s in (*sets, *samplers, *procs): s.done('use_shared_memory num_workers shuffle drop_last delimiter')
     for s in (train, valid, loaders): s.done()

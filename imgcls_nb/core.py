@@ -73,15 +73,15 @@ def _to_mode(im, mode):
 
 # %% ../nbs/00_core.ipynb #56525155
 def open_image(
-    source, # Path, bytes, PIL picture, or array: uint8, `(H, W)` or `(H, W, 3)`
+    source, # Path, bytes, PIL picture, array (uint8, `(H, W)` or `(H, W, 3)`), or anything with `read_bytes`
     mode:str='RGB', # 'RGB', or 'L' for grey
 ) -> Image.Image: # Upright, 8 bits a channel, in `mode`
     "Open a picture from anywhere, upright; raise `BadPictureError` if it cannot be read"
     if isinstance(source, np.ndarray): source = _from_array(source)
     if isinstance(source, Image.Image): return _to_mode(_upright(source), mode)
-    name = '<bytes>' if isinstance(source, (bytes, bytearray)) else os.fspath(source)
+    name = '<bytes>' if isinstance(source, (bytes, bytearray)) else str(source)
     try:
-        with _open_lazily(io.BytesIO(source) if name == '<bytes>' else source) as im:
+        with _open_lazily(_readable(source)) as im:
             if im.width*im.height > MAX_PIXELS:
                 raise BadPictureError(f"{name}: {im.width}x{im.height} pixels is more than the limit of {MAX_PIXELS:,}. "
                                       "Make it smaller, or cut it up.")
@@ -90,6 +90,10 @@ def open_image(
     except BadPictureError: raise
     except Exception as e: # decoders raise a dozen types for damaged files
         raise BadPictureError(f"{name}: not a picture that can be read ({_reason(e, source)}).") from e
+
+def _readable(source):
+    if isinstance(source, (bytes, bytearray)): return io.BytesIO(source)
+    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else io.BytesIO(source.read_bytes())
 
 def _open_lazily(file):
     with warnings.catch_warnings():
@@ -180,7 +184,10 @@ class Preprocess:
     ): # float32, same shape and library
         "Subtract the mean and divide by the standard deviation, channel by channel"
         mean, std = (constant((np.float32(o)*np.float32(255)).reshape(-1, 1, 1)) for o in (self.mean, self.std))
-        return (pixels - mean)/std
+        out = pixels.astype(np.float32) if isinstance(pixels, np.ndarray) else pixels.float() # first, or torch is 20 times slower
+        out -= mean
+        out /= std
+        return out
 
     def __call__(self,
         source, # Whatever `open_image` takes

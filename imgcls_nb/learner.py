@@ -8,7 +8,7 @@ __all__ = ['LOSSES', 'OPTIMIZERS', 'FIT_METHODS', 'top1', 'top5', 'ImageLearner'
            'load_trained', 'TorchPredictor']
 
 # %% ../nbs/45_learner.ipynb #739ae9f9
-from .data import ImageDataLoaders, class_names, dls_from_plan # first, because it imports fastai quietly
+from .data import ImageDataLoaders, dls_from_plan # first, because it imports fastai quietly
 
 # %% ../nbs/45_learner.ipynb #d43e4f05
 import copy
@@ -27,7 +27,6 @@ from fastai.optimizer import SGD, Adam, Lamb, RMSProp
 from fastcore.basics import noop
 from fastcore.foundation import L
 
-from .seeds import mix_seed, seeded
 from .callbacks.clock import Clock, EpochMetrics
 from .callbacks.mixing import MixBatch
 from .callbacks.precision import PRECISIONS, auto_channels_last, auto_precision, describe_hardware, precision_callbacks
@@ -38,6 +37,8 @@ from .models import create_model, load_weights, model_preprocess, split_params
 from .plan import FitPlan, ModelPlan, ObjectivePlan, Plan
 from .predict import Predictor
 from .runs import RunFolder, RunWriter, read_manifest
+from .seeds import mix_seed, seeded
+from .sources import class_names
 
 # %% ../nbs/45_learner.ipynb #69773528
 def top1(

@@ -45,7 +45,15 @@ class DataPlan(_Record):
     valid: str|float|None = None # Folder, list file, or the fraction to hold out
     label_file: str|None = None # Lines of `id name` that name the classes of list files
     delimiter: str = ' ' # Between path and label in list files
+    encoding: str = 'auto' # Of list files and tables; 'auto': UTF-8, or GBK where it is not
+    relabel: bool = False # Number the labels of list files anew from 0, in ascending order
     num_classes: int|None = None # Classes there can be; None: those that are found
+    source: str = 'auto' # Form of the data, a name of `sources.SOURCES`; 'auto': by what lies at `path`
+    columns: dict = field(default_factory=dict) # Of a table: which column is 'image', 'label', 'valid', 'group'
+    split: str = 'stratified' # How to hold out a fraction: a name of `splits.SPLITS`
+    fold: tuple|None = None # Hold out one of several parts instead: `(which, of how many)`
+    group: str|None = None # Pattern for names; pictures with the same match stay on one side of a split
+    on_bad: str = 'quarantine' # Unreadable pictures: 'quarantine' leaves them out and lists them, 'raise' stops
     vocab: tuple = () # Class names in the order of the outputs, as found
     size: tuple|None = None # `(height, width)` in pixels; None: the model's own
     preprocess: dict|None = None # Evaluation preprocessing; None: the model's own
@@ -53,7 +61,12 @@ class DataPlan(_Record):
     bs: int = 32 # Pictures in a training batch, on each device
     valid_bs: int|None = None # The same for validation; None: `bs`
     drop_last: bool = False # Leave out a last training batch that is not full
+    balance: str|None = None # Against imbalance: 'sampler', 'loss' or 'both'
+    repeats: int = 1 # Variations of a picture in one batch order (repeated augmentation)
+    sizes: tuple = () # Sizes to train at in turn, batch by batch, as `(height, width)`; (): `size` alone
+    growth: tuple = () # `(share of the epochs, first size)`: sizes grow to `size` over that share; (): no growth
     num_workers: int|str = 'auto' # Loader processes; 'auto': by device
+    cache: bool|str = True # Keep decoded pictures; a folder: keep them there
     seed: int = 42 # Of split, order and augmentation
 
 @dataclass(frozen=True)

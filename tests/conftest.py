@@ -24,7 +24,7 @@ def no_windows(monkeypatch): monkeypatch.setenv('MPLBACKEND', 'agg')
 @pytest.fixture(scope='session')
 def shapes(tmp_path_factory):
     "60 pictures: circles, squares and triangles; not to be changed"
-    from imgcls_nb.data import make_shapes
+    from imgcls_nb.datasets import make_shapes
     return make_shapes(tmp_path_factory.mktemp('data')/'shapes')
 
 @pytest.fixture(scope='session')

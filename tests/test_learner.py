@@ -16,7 +16,8 @@ from fastai.optimizer import Adam
 from PIL import Image
 
 from imgcls_nb.core import InputError, list_images, open_image
-from imgcls_nb.data import image_dls, make_shapes
+from imgcls_nb.data import image_dls
+from imgcls_nb.datasets import make_shapes
 from imgcls_nb.learner import TorchPredictor, image_learner, learner_from_plan, load_trained, run_schedule
 from imgcls_nb.plan import FitPlan, plan_from_yaml, plan_to_dict, plan_to_yaml
 from imgcls_nb.runs import RunFolder, sha256
@@ -204,7 +205,7 @@ def test_an_interrupt_leaves_a_usable_learner(dls, tmp_path, method, event, erro
     assert (last['event'], last['error']) == (('interrupted', None) if error is KeyboardInterrupt else ('failed', 'defect'))
     for again in ('fit_one_cycle', 'fine_tune'):
         with learn.no_bar(): getattr(learn, again)(1)
-    assert finite(learn) and learn.predict(dls.valid_ds.paths[0])[0] in dls.vocab
+    assert finite(learn) and learn.predict(dls.valid_ds.items[0])[0] in dls.vocab
     assert [o['epoch'] for o in learn.run_folder.events('epoch')][-3:] == [learn.clock.epochs - i for i in (2, 1, 0)]
 
 # The learning rate search
@@ -327,7 +328,7 @@ def test_a_loss_that_is_not_a_number_is_written_down(dls, tmp_path):
 
 def test_predictions_write_nothing(ran):
     before = {o.name: o.stat().st_mtime_ns for o in ran.run_folder.path.iterdir()}
-    with ran.no_bar(): ran.validate(), ran.get_preds(), ran.predict(ran.dls.valid_ds.paths[0])
+    with ran.no_bar(): ran.validate(), ran.get_preds(), ran.predict(ran.dls.valid_ds.items[0])
     assert before == {o.name: o.stat().st_mtime_ns for o in ran.run_folder.path.iterdir()}
 
 # Damaged runs
@@ -380,7 +381,7 @@ def test_a_log_whose_last_line_was_cut(copied):
 
 def test_predict(ran, dls):
     want = TorchPredictor(load_trained(ran.run_folder.path, 'latest'))
-    for path in dls.valid_ds.paths[:3]:
+    for path in dls.valid_ds.items[:3]:
         label, i, probs = ran.predict(path)
         one = want(path, k=3)
         assert label == dls.vocab[i] == one.label and probs.shape == (3,) and probs.sum().item() == pytest.approx(1, abs=1e-5)
@@ -392,7 +393,7 @@ def test_get_preds(ran, dls):
         probs, targs = ran.get_preds()
         assert targs.tolist() == dls.valid_ds.labels.tolist()
         assert probs.shape == (12, 3) and torch.allclose(probs.sum(1), torch.ones(12))
-        again, none = ran.get_preds(dl=ran.dls.test_dl(dls.valid_ds.paths))
+        again, none = ran.get_preds(dl=ran.dls.test_dl(dls.valid_ds.items))
         assert torch.equal(again, probs) and (none is None or (none == -1).all())
         assert ran.get_preds(ds_idx=0)[1].tolist() == dls.train_ds.labels.tolist()
         assert ran.get_preds(with_decoded=True)[2].tolist() == probs.argmax(1).tolist()
