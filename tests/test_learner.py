@@ -178,7 +178,7 @@ def test_an_interrupt_while_mixing(dls, event):
     with pytest.raises(KeyboardInterrupt), learn.no_bar(): learn.fit(2, cbs=[Stop(event, KeyboardInterrupt())])
     assert learn.loss_func is loss and learn.mix_batch.mixed.op is None
     with learn.no_bar(): learn.fit(1)
-    assert finite(learn) and learn.predict(dls.valid_ds.paths[0])[0] in dls.vocab
+    assert finite(learn) and learn.predict(dls.valid_ds.items[0])[0] in dls.vocab
 
 def test_unknown_mixing(dls):
     says = "'mixop' is unknown.*Did you mean 'Mixup'"
