@@ -154,6 +154,7 @@ def test_mixing_is_part_of_the_plan(dls, mix):
     learn = image_learner(dls, 'test_resnet', mix=mix, label_smoothing=.1)
     with learn.no_bar(): learn.fine_tune(1, 2e-3)
     plan = plan_from_yaml(plan_to_yaml(learn.plan))
+    assert learn.mix_batch.mixer.seed == dls.plan.seed
     assert learn.plan.replayable and [o for o, _ in plan.mix] == [o for o, _ in learn.mix_batch.mixer.ops]
     again, plain = learner_from_plan(plan), learner_from_plan(replace(plan, mix=()))
     for o in (again, plain):

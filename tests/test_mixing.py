@@ -427,4 +427,7 @@ def test_the_table_shows_it(capsys):
     rows = [o.split() for o in capsys.readouterr().out.splitlines()]
     assert rows[0] == ['epoch', 'train_loss', 'valid_loss', 'train_top1', 'time'] and [o[0] for o in rows[1:]] == ['1', '2']
     assert [o[3] for o in rows[1:]] == ['1.0000']*2 and learn.logger is print
+    learn.fit(3, start_epoch=2)
+    rows = [o.split() for o in capsys.readouterr().out.splitlines()]
+    assert [o[0] for o in rows] == ['epoch', '3'], "epochs that were skipped have no row"
     assert learn.recorder.metric_names == ['epoch', 'train_loss', 'valid_loss', 'time'], "fastai's own record is as it was"
