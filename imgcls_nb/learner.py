@@ -28,9 +28,11 @@ from fastcore.basics import noop
 from fastcore.foundation import L
 
 from .callbacks.clock import Clock, EpochMetrics
+from .callbacks.mixing import MixBatch
 from .callbacks.precision import PRECISIONS, auto_channels_last, auto_precision, describe_hardware, precision_callbacks
 from .callbacks.progress import EpochTable
 from .core import InputError, ModelCard, Preprocess, did_you_mean
+from .mixing import mix_ops
 from .models import create_model, load_weights, model_preprocess, split_params
 from .plan import FitPlan, ModelPlan, ObjectivePlan, Plan
 from .predict import Predictor
@@ -147,17 +149,17 @@ def _build(plan, dls, loss_func=None, opt_func=None, metrics=None, cbs=None):
     device, obj = dls.device, plan.objective
     precision = plan.precision if plan.precision != 'auto' else auto_precision(device)
     channels_last = plan.channels_last if plan.channels_last != 'auto' else auto_channels_last(device, precision)
-    precise = precision_callbacks(precision, device)
+    precise, mix = precision_callbacks(precision, device), mix_ops(plan.mix)
     if plan.run: RunFolder(plan.run).check_alone(Path(plan.data.path))
     model, dls = _build_model(plan, dls, channels_last)
     loss_func = loss_func or _pick('loss', obj.loss, LOSSES)(label_smoothing=obj.label_smoothing)
-    opt_func = opt_func or _optimizer(obj)
+    opt_func, mixing = opt_func or _optimizer(obj), [MixBatch(mix, plan.data.seed)] if mix else []
     learn = ImageLearner(dls, model, loss_func, opt_func, splitter=split_params,
                          wd=obj.weight_decay, wd_bn_bias=obj.decay_norm_bias,
                          metrics=metrics or ([top1, top5] if dls.c > 5 else [top1]), path=plan.run or '.',
-                         cbs=[Clock(plan.data.seed), EpochMetrics(), EpochTable(), *precise, *L(cbs)])
+                         cbs=[Clock(plan.data.seed), EpochMetrics(), EpochTable(), *precise, *mixing, *L(cbs)])
     learn.remove_cbs(ProgressCallback)
-    learn.plan = replace(plan, data=dls.plan, model=replace(plan.model, num_classes=dls.c), precision=precision,
+    learn.plan = replace(plan, data=dls.plan, model=replace(plan.model, num_classes=dls.c), mix=mix, precision=precision,
                          channels_last=channels_last, device=str(device), schedule=())
     if plan.run: learn.add_cb(RunWriter(RunFolder(plan.run), _describe_data(dls), plan.save_interval))
     learn.run_folder = RunFolder(plan.run) if plan.run else None
@@ -216,6 +218,7 @@ def image_learner(
     opt_args:dict|None=None, # Arguments of a named optimizer, such as `mom`
     wd:float|None=None, # Weight decay; None: the optimizer's default
     decay_norm_bias:bool=False, # Decay normalization and bias parameters as well
+    mix=None, # Label mixing: 'mixup', 'cutmix', 'fmix', 'mixup+cutmix', or `(name, arguments)` pairs; None: none
     metrics=None, # fastai metrics; None: top-1, and top-5 where there are more than five classes
     precision:str='auto', # 'auto', 'fp32', 'bf16' or 'fp16'
     channels_last:bool|str='auto', # Memory format; 'auto': by device
@@ -231,8 +234,8 @@ def image_learner(
                               opt if isinstance(opt, str) else 'adamw', opt_args or {}, wd, decay_norm_bias)
     _pick('precision', precision, {p: p for p in PRECISIONS})
     weights = pretrained if isinstance(pretrained, bool) else str(pretrained)
-    plan = Plan(dls.plan, ModelPlan(arch, weights, kwargs=kwargs), objective, precision=precision, channels_last=channels_last,
-                run=str(run) if run else None, save_interval=save_interval, custom=custom)
+    plan = Plan(dls.plan, ModelPlan(arch, weights, kwargs=kwargs), objective, mix=mix_ops(mix), precision=precision,
+                channels_last=channels_last, run=str(run) if run else None, save_interval=save_interval, custom=custom)
     return _build(plan, dls, None if isinstance(loss, str) else loss, None if isinstance(opt, str) else opt, metrics, cbs)
 
 # %% ../nbs/45_learner.ipynb #fd4075fd

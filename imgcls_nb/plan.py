@@ -103,6 +103,7 @@ class Plan(_Record):
     model: ModelPlan # Which network
     objective: ObjectivePlan = field(default_factory=ObjectivePlan) # What is minimized
     schedule: tuple[FitPlan, ...] = () # The training calls, in order
+    mix: tuple = () # How training batches are mixed: `[name, {argument: value}]` pairs, which take turns
     precision: str = 'auto' # 'auto', 'fp32', 'bf16' or 'fp16'
     channels_last: bool|str = 'auto' # Memory format; 'auto': by device
     device: str|None = None # 'cpu', 'cuda', 'cuda:1', 'mps'; None: the best there is

@@ -19,7 +19,7 @@ from imgcls_nb.core import InputError, list_images, open_image
 from imgcls_nb.data import image_dls
 from imgcls_nb.datasets import make_shapes
 from imgcls_nb.learner import TorchPredictor, image_learner, learner_from_plan, load_trained, run_schedule
-from imgcls_nb.plan import FitPlan, plan_to_dict
+from imgcls_nb.plan import FitPlan, plan_from_yaml, plan_to_dict, plan_to_yaml
 from imgcls_nb.runs import RunFolder, sha256
 
 
@@ -147,6 +147,44 @@ def test_freezing_is_part_of_the_plan(dls):
     again = run_schedule(learner_from_plan(learn.plan), learn.plan.schedule)
     assert equal(weights(learn), weights(again))
 
+# Label mixing
+
+@pytest.mark.parametrize('mix', ['mixup+cutmix', [('FMix', dict(prob=.7)), ('mixup', dict(alpha=1, prob=.2))]], ids=str)
+def test_mixing_is_part_of_the_plan(dls, mix):
+    learn = image_learner(dls, 'test_resnet', mix=mix, label_smoothing=.1)
+    with learn.no_bar(): learn.fine_tune(1, 2e-3)
+    plan = plan_from_yaml(plan_to_yaml(learn.plan))
+    assert learn.mix_batch.mixer.seed == dls.plan.seed
+    assert learn.plan.replayable and [o for o, _ in plan.mix] == [o for o, _ in learn.mix_batch.mixer.ops]
+    again, plain = learner_from_plan(plan), learner_from_plan(replace(plan, mix=()))
+    for o in (again, plain):
+        with o.no_bar(): run_schedule(o, plan.schedule)
+    assert equal(weights(learn), weights(again)) and plan_to_dict(again.plan) == plan_to_dict(learn.plan)
+    assert not equal(weights(learn), weights(plain)) and not hasattr(plain, 'mix_batch')
+    assert again.epoch_metrics.values == learn.epoch_metrics.values
+
+def test_mixing_in_a_run(dls, tmp_path):
+    learn, twin = (image_learner(dls, 'test_resnet', mix='cutmix', run=tmp_path/o) for o in ('run', 'twin'))
+    learn.lr_find(num_it=6, show_plot=False)
+    for o in (learn, twin):
+        with o.no_bar(): o.fit(2)
+    assert equal(weights(learn), weights(twin)), "the search left no trace"
+    assert learn.run_folder.history().train_top1.tolist() == twin.run_folder.history().train_top1.tolist()
+    assert learn.run_folder.plan.mix == (['CutMix', dict(alpha=1., prob=1.)],)
+
+@pytest.mark.parametrize('event', ['before_batch', 'after_pred', 'after_loss', 'after_step', 'before_validate'])
+def test_an_interrupt_while_mixing(dls, event):
+    learn = image_learner(dls, 'test_resnet', mix='mixup', precision='bf16')
+    loss = learn.loss_func
+    with pytest.raises(KeyboardInterrupt), learn.no_bar(): learn.fit(2, cbs=[Stop(event, KeyboardInterrupt())])
+    assert learn.loss_func is loss and learn.mix_batch.mixed.op is None
+    with learn.no_bar(): learn.fit(1)
+    assert finite(learn) and learn.predict(dls.valid_ds.items[0])[0] in dls.vocab
+
+def test_unknown_mixing(dls):
+    says = "'mixop' is unknown.*Did you mean 'Mixup'"
+    with pytest.raises(InputError, match=says): image_learner(dls, 'test_resnet', mix='mixop')
+
 # Interrupts
 
 class Stop(Callback):
@@ -228,9 +266,10 @@ def test_what_a_run_folder_holds(ran):
 
 def test_history(ran):
     h = ran.run_folder.history()
-    assert list(h) == ['epoch', 'step', 'train_loss', 'valid_loss', 'top1', 'lr', 'seconds']
+    assert list(h) == ['epoch', 'step', 'train_loss', 'valid_loss', 'top1', 'train_top1', 'lr', 'seconds']
     assert h.epoch.tolist() == [1, 2, 3] and h.step.tolist() == [3, 6, 9] and (h.seconds > 0).all()
     assert h.train_loss.tolist()[1:] == pytest.approx([o[0] for o in ran.recorder.values])
+    assert all(o*48 == pytest.approx(round(o*48)) for o in h.train_top1) and h.train_top1.between(.2, 1).all()
 
 def test_latest_is_the_last_epoch(ran):
     path = ran.run_folder.path
