@@ -98,7 +98,8 @@ PRESETS = {
     'none': (),
     'light': (('RandomResizedCrop', dict(scale=[0.8, 1.0], ratio=[0.9, 1.1])),),
     'standard': (_CROP, _FLIP),
-    'strong': (_CROP, _FLIP, ('TimmAugment', dict(config='rand-m9-mstd0.5-inc1')), ('RandomErasing', dict(prob=.25, mode='pixel'))),
+    'strong': (_CROP, _FLIP, ('TimmAugment', dict(config='rand-m9-mstd0.5-inc1')),
+               ('RandomErasing', dict(prob=.25, mode='pixel'))),
 }
 
 def augment_ops(

@@ -180,21 +180,20 @@ def _augmentation(dataset, preprocess):
     for op, s in _single_ops(dataset, 'transform_ops'):
         if op == 'RandCropImage':
             size, scale, ratio = s.size('size'), s.numbers('scale', [0.08, 1.0]), s.numbers('ratio', [3/4, 4/3])
-            args = dict(size=list(size), scale=list(scale), ratio=list(ratio), **_only_name(_interpolation(s)))
+            args = dict(size=list(size), scale=list(scale), ratio=list(ratio), **_interpolation(s),
+                        log_aspect=s.flag('use_log_aspect', False))
             out.append(('RandomResizedCrop', args))
         elif op == 'RandFlipImage':
             flip = s.one_of('flip_code', (1, 0, -1), 1)
             out += [(f, {}) for f in (['RandomHorizontalFlip'] if flip else []) + (['RandomVerticalFlip'] if flip < 1 else [])]
         elif op == 'ResizeImage':
-            out.append(('Resize', dict(size=list(s.size('size')), **_only_name(_interpolation(s)))))
+            out.append(('Resize', dict(size=list(s.size('size')), **_interpolation(s))))
         elif op == 'NormalizeImage':
             if _normalization(s) != (preprocess.mean, preprocess.std):
                 raise InputError(f"{s.name} normalizes with another mean or std than the evaluation does. Make them equal.")
         elif op not in ('DecodeImage', 'ToCHWImage'): raise _unknown_op(op, s, TRAIN_OPS)
         s.done('to_rgb to_np channel_first backend' if op == 'DecodeImage' else '')
     return tuple(out)
-
-def _only_name(how): return dict(interpolation=how['interpolation'])
 
 EVAL_OPS = 'DecodeImage ResizeImage CropImage NormalizeImage ToCHWImage'.split()
 TRAIN_OPS = 'DecodeImage RandCropImage RandFlipImage ResizeImage NormalizeImage ToCHWImage'.split()

@@ -21,6 +21,8 @@ from functools import partial
 from itertools import repeat
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import Category, CategoryMap
@@ -148,7 +150,7 @@ def _n_batches(n, dl):
 @patch
 def create_item(self:ImageDL, o):
     "Pixels and label of one picture; nothing where it is lost and may be skipped"
-    i, seen, size = o or (0, 0, self.size) # fastai asks for item None when it wants any
+    i, seen, size = o if isinstance(o, tuple) else (o or 0, 0, self.size) # fastai asks for item None when it wants any
     source, label = self.dataset[i]
     try: decoded = self.kept(source)
     except BadPictureError as e:
@@ -192,7 +194,9 @@ def new(self:ImageDL, dataset=None, cls=None, **kwargs):
     new.epoch = self.epoch
     return new
 
-# %% ../nbs/20_data.ipynb #17d677e1
+# %% ../nbs/20_data.ipynb #c48e55d3
+BALANCE = {None: (0., 0.), 'sampler': (1., 0.), 'loss': (0., 1.), 'both': (.5, .5)} # powers of sampler and loss weights
+
 class ImageDataLoaders(DataLoaders):
     "fastai `DataLoaders` of pictures, with the plan that made them"
     def __init__(self, train, valid, plan, preprocess, device=None):
@@ -204,6 +208,17 @@ class ImageDataLoaders(DataLoaders):
 
     @property
     def c(self) -> int: return len(self.vocab) # What fastai calls the number of outputs
+
+    @property
+    def loss_power(self) -> float: return BALANCE[self.plan.balance][1] # Of the loss's class weights; 0: none
+
+    def balance_table(self): # A pandas `DataFrame`
+        "What each class counts in an epoch, before and after `balance`"
+        n, labels = len(self.train_ds), self.train_ds.labels
+        counts, drawn = (np.bincount(o, minlength=self.c) for o in (labels, labels[self.train.get_idxs()]))
+        weights = class_weights(labels, self.c, self.loss_power)
+        return pd.DataFrame(dict(pictures=counts, before=counts/n, drawn=drawn/n, loss_weight=weights,
+                                 after=drawn*weights/(drawn*weights).sum()), index=pd.Index(list(self.vocab), name='class'))
 
     def with_preprocess(self,
         preprocess:Preprocess, # Replaces the one of both loaders
@@ -231,8 +246,6 @@ def auto_workers(
     return 0 if torch.device(device).type == 'cpu' else min(8, torch.multiprocessing.cpu_count())
 
 # %% ../nbs/20_data.ipynb #de0266b3
-BALANCE = dict(sampler=(1., 0.), loss=(0., 1.), both=(.5, .5)) # powers of the sampler's and of the loss's weights
-
 def dls_from_plan(
     plan:DataPlan, # What to load
     device=None, # Where batches go; None: fastai's default
@@ -252,8 +265,10 @@ def dls_from_plan(
     limit = None if plan.cache_gb is None else int(plan.cache_gb*10**9)
     dl = partial(ImageDL, preprocess=preprocess, seed=plan.seed, num_workers=workers, device=device, cache=cache,
                  cache_limit=limit, on_lost=plan.on_lost)
-    train_dl = dl(train, ops=augment_ops(plan.augment) or None, bs=plan.bs, shuffle=True, drop_last=plan.drop_last,
-                  balance=BALANCE[plan.balance][0] if plan.balance else 0., repeats=plan.repeats, sizes=plan.sizes)
+    ops = augment_ops(plan.augment)
+    if not (ops or plan.sizes or plan.start_size): ops = None # evaluation pixels serve for training too
+    train_dl = dl(train, ops=ops, bs=plan.bs, shuffle=True, drop_last=plan.drop_last, balance=BALANCE[plan.balance][0],
+                  repeats=plan.repeats, sizes=plan.sizes)
     valid_dl = dl(valid, bs=plan.valid_bs or plan.bs)
     return ImageDataLoaders(train_dl, valid_dl, replace(plan, vocab=train.vocab), preprocess, device)
 

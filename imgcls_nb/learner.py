@@ -31,12 +31,14 @@ from .callbacks.clock import Clock, EpochMetrics
 from .callbacks.mixing import MixBatch
 from .callbacks.precision import PRECISIONS, auto_channels_last, auto_precision, describe_hardware, precision_callbacks
 from .callbacks.progress import EpochTable
+from .callbacks.resizing import GrowSize
 from .core import InputError, ModelCard, Preprocess, did_you_mean
 from .mixing import mix_ops
 from .models import create_model, load_weights, model_preprocess, split_params
 from .plan import FitPlan, ModelPlan, ObjectivePlan, Plan
 from .predict import Predictor
 from .runs import RunFolder, RunWriter, read_manifest
+from .samplers import class_weights
 from .seeds import mix_seed, seeded
 from .sources import class_names
 
@@ -152,12 +154,13 @@ def _build(plan, dls, loss_func=None, opt_func=None, metrics=None, cbs=None):
     precise, mix = precision_callbacks(precision, device), mix_ops(plan.mix)
     if plan.run: RunFolder(plan.run).check_alone(Path(plan.data.path))
     model, dls = _build_model(plan, dls, channels_last)
-    loss_func = loss_func or _pick('loss', obj.loss, LOSSES)(label_smoothing=obj.label_smoothing)
-    opt_func, mixing = opt_func or _optimizer(obj), [MixBatch(mix, plan.data.seed)] if mix else []
+    loss_func, opt_func = loss_func or _loss(obj, dls), opt_func or _optimizer(obj)
+    varying = [MixBatch(mix, plan.data.seed)] if mix else []
+    if plan.data.start_size: varying.append(GrowSize(plan.data.start_size))
     learn = ImageLearner(dls, model, loss_func, opt_func, splitter=split_params,
                          wd=obj.weight_decay, wd_bn_bias=obj.decay_norm_bias,
                          metrics=metrics or ([top1, top5] if dls.c > 5 else [top1]), path=plan.run or '.',
-                         cbs=[Clock(plan.data.seed), EpochMetrics(), EpochTable(), *precise, *mixing, *L(cbs)])
+                         cbs=[Clock(plan.data.seed), EpochMetrics(), EpochTable(), *precise, *varying, *L(cbs)])
     learn.remove_cbs(ProgressCallback)
     learn.plan = replace(plan, data=dls.plan, model=replace(plan.model, num_classes=dls.c), mix=mix, precision=precision,
                          channels_last=channels_last, device=str(device), schedule=())
@@ -165,6 +168,12 @@ def _build(plan, dls, loss_func=None, opt_func=None, metrics=None, cbs=None):
     learn.run_folder = RunFolder(plan.run) if plan.run else None
     print(describe_hardware(device, precision, channels_last, dls.train.fake_l.num_workers))
     return learn
+
+def _loss(obj, dls):
+    make = _pick('loss', obj.loss, LOSSES)
+    if not dls.loss_power: return make(label_smoothing=obj.label_smoothing)
+    weights = class_weights(dls.train_ds.labels, dls.c, dls.loss_power)
+    return make(label_smoothing=obj.label_smoothing, weight=torch.tensor(weights, dtype=torch.float32, device=dls.device))
 
 def _optimizer(obj):
     func = _pick('opt', obj.opt, OPTIMIZERS)
@@ -228,6 +237,9 @@ def image_learner(
     **kwargs # Handed to the architecture, such as `drop_rate`
 ) -> ImageLearner: # Not frozen; `fine_tune` freezes by itself
     "Join data and a network in a fastai `Learner`"
+    if dls.loss_power and not isinstance(loss, str):
+        raise InputError(f"balance='{dls.plan.balance}' gives weights to a loss named by a text; this one is an object. "
+                         "Give it its weights yourself and take balance='sampler', or name a loss.")
     given = dict(loss=loss, opt=opt, metrics=metrics, cbs=cbs)
     custom = tuple(k for k, v in given.items() if v is not None and not isinstance(v, str))
     objective = ObjectivePlan(loss if isinstance(loss, str) else 'cross_entropy', label_smoothing,
