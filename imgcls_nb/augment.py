@@ -63,7 +63,8 @@ def _as_decoded(pixels): return Decoded(pixels, *pixels.shape[:2])
 
 def _span(name, pair, most=math.inf):
     if len(pair) == 2 and 0 < pair[0] <= pair[1] <= most: return tuple(pair)
-    raise ValueError(f"{name}={pair!r} should be two numbers above 0, the smaller first" + (f", up to {most:g}" if most < 99 else ""))
+    up_to = f', up to {most:g}' if most < math.inf else ''
+    raise ValueError(f"{name}={pair!r} should be two numbers above 0, the smaller first{up_to}")
 
 # %% ../nbs/17_augment.ipynb #4f540d12
 class Resize(PixelOp):
@@ -79,13 +80,15 @@ class RandomHorizontalFlip(PixelOp):
     "The mirror image"
     def __init__(self, p=.5): self.p = p
 
-    def __call__(self, decoded, rng): return decoded._replace(pixels=decoded.pixels[:, ::-1]) if rng.random() < self.p else decoded
+    def __call__(self, decoded, rng):
+        return decoded._replace(pixels=decoded.pixels[:, ::-1]) if rng.random() < self.p else decoded
 
 class RandomVerticalFlip(PixelOp):
     "Upside down"
     def __init__(self, p=.5): self.p = p
 
-    def __call__(self, decoded, rng): return decoded._replace(pixels=decoded.pixels[::-1]) if rng.random() < self.p else decoded
+    def __call__(self, decoded, rng):
+        return decoded._replace(pixels=decoded.pixels[::-1]) if rng.random() < self.p else decoded
 
 # %% ../nbs/17_augment.ipynb #a364d9f3
 PIXEL_OPS = RandomResizedCrop, Resize, RandomHorizontalFlip, RandomVerticalFlip
@@ -96,7 +99,7 @@ _CROP = ('RandomResizedCrop', dict(scale=[0.35, 1.0]))
 _FLIP = ('RandomHorizontalFlip', {})
 PRESETS = {
     'none': (),
-    'light': (('RandomResizedCrop', dict(scale=[0.8, 1.0], ratio=[0.9, 1.1])),),
+    'light': (('RandomResizedCrop', dict(scale=[0.8, 1.0], ratio=[0.9, 1.1], log_aspect=False)),),
     'standard': (_CROP, _FLIP),
     'strong': (_CROP, _FLIP, ('TimmAugment', dict(config='rand-m9-mstd0.5-inc1')),
                ('RandomErasing', dict(prob=.25, mode='pixel'))),
@@ -163,6 +166,7 @@ def _as_picture(pixels): return Image.fromarray(np.ascontiguousarray(pixels.sque
 def _build_op(name, preprocess, args):
     args, pre = dict(args), preprocess
     size = size_hw(args.pop('size', None) or pre.size)
-    try: return AUGMENT_OPS[name](size=size, interpolation=pre.interpolation, mean=pre.mean, std=pre.std, **args)
+    given = dict(size=size, interpolation=pre.interpolation, mean=pre.mean, std=pre.std) | args
+    try: return AUGMENT_OPS[name](**given)
     except InputError: raise
     except (TypeError, ValueError) as e: raise InputError(f"Augmentation '{name}' cannot be built from {args} ({e}).") from e

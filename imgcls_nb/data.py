@@ -245,6 +245,13 @@ def auto_workers(
     "How many loader processes are worth having: none where training already uses every core"
     return 0 if torch.device(device).type == 'cpu' else min(8, torch.multiprocessing.cpu_count())
 
+def _default_cache(): # the user did not ask for it, so where it cannot be it is not
+    folder = cache_root()/'decoded'
+    try: folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e: return print(f"Pictures are decoded in every epoch: '{folder}' cannot be written ({e.strerror}).")
+    if os.access(folder, os.W_OK): return folder
+    print(f"Pictures are decoded in every epoch: '{folder}' cannot be written.")
+
 # %% ../nbs/20_data.ipynb #de0266b3
 def dls_from_plan(
     plan:DataPlan, # What to load
@@ -261,7 +268,7 @@ def dls_from_plan(
         preprocess = Preprocess(crop=hw, resize_short=math.floor(max(hw)/0.875))
     device = torch.device(device or default_device())
     workers = auto_workers(device) if plan.num_workers == 'auto' else plan.num_workers
-    cache = plan.cache if isinstance(plan.cache, str) else cache_root()/'decoded' if plan.cache else None
+    cache = plan.cache if isinstance(plan.cache, str) else _default_cache() if plan.cache else None
     limit = None if plan.cache_gb is None else int(plan.cache_gb*10**9)
     dl = partial(ImageDL, preprocess=preprocess, seed=plan.seed, num_workers=workers, device=device, cache=cache,
                  cache_limit=limit, on_lost=plan.on_lost)

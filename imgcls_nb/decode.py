@@ -13,6 +13,8 @@ import mmap
 import os
 import shutil
 import struct
+import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from .core import MAX_PIXELS, open_image, resize_image
+from .core import MAX_PIXELS, InputError, open_image, resize_image
 
 # %% ../nbs/10_decode.ipynb #d179730e
 class Decoded(NamedTuple):
@@ -47,8 +49,8 @@ class Need:
         "The smallest size that serves every crop as well as the original does"
         if not self.area: return 8
         narrow, wide = self.ratio
-        least_w = min(math.sqrt(self.area*height*width*narrow), width, height*wide) # the last: a crop as large as it can be
-        least_h = min(math.sqrt(self.area*height*width/wide), height, width/narrow)
+        least_w = min(math.sqrt(self.area*height*width*narrow), width, height*narrow) # the last: all of a long picture's height
+        least_h = min(math.sqrt(self.area*height*width/wide), height, width/wide)
         share = max(min(1, self.size[0]/max(1, least_h)), min(1, self.size[1]/max(1, least_w)))
         return min(8, math.ceil(8*share))
 
@@ -123,10 +125,14 @@ class PixelCache:
     ):
         self.root, self.make = Path(folder), make
         self.shelf = self.root/hashlib.sha256(key.encode()).hexdigest()[:16]
+        try: self.shelf.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise InputError(f"Decoded pictures cannot be kept in '{folder}' ({e.strerror}). "
+                             "Name another folder with cache=, or decode each time with cache=False.") from e
+        os.utime(self.shelf)
+        self.full = False
         self.limit = _free_share(self.root) if limit is None else limit
         self.allowed = self.limit - _make_room(self.root, self.shelf, self.limit//2)
-        self.shelf.mkdir(parents=True, exist_ok=True)
-        os.utime(self.shelf)
 
     def __call__(self,
         source, # Whatever `decode` takes
@@ -149,15 +155,25 @@ class PixelCache:
         found = _read(entry)
         if found is None:
             found = self.make(source)
-            if found.pixels.nbytes < CACHE_LEAST or not self._reserve(found.pixels.nbytes): return found
-            _write(entry, found)
+            if found.pixels.nbytes < CACHE_LEAST or not self._keep(entry, found): return found
         _link(entry, stamp)
         return found
 
+    def _keep(self, entry, decoded): # whether it is kept now
+        if self.full: return False
+        try:
+            if not self._reserve(decoded.pixels.nbytes): return False
+            _write(entry, decoded)
+        except OSError as e:
+            self.full = True
+            warnings.warn(f"Decoded pictures cannot be kept in '{self.root}' any more ({e.strerror}); "
+                          "from now on they are decoded each time.", stacklevel=4)
+        return not self.full
+
     def _reserve(self, n): # a byte for each 4096, appended, which is one step for any number of processes
-        with open(self.shelf/'used', 'ab') as f:
-            f.write(bytes(-(-n//4096)))
-            return f.tell()*4096 <= self.allowed
+        if self.used() + n > self.allowed: return False
+        with open(self.shelf/'used', 'ab') as f: f.write(bytes(-(-(n + 64)//4096)))
+        return self.used() <= self.allowed
 
     def used(self) -> int: # Bytes that this data set takes
         return _used(self.shelf)
@@ -182,10 +198,14 @@ def _read(path):
 def _write(path, decoded):
     os.makedirs(os.path.dirname(path), exist_ok=True)
     draft = f'{path}.{os.getpid()}'
-    with open(draft, 'wb') as f:
-        f.write(_HEADER.pack(_MAGIC, *decoded.pixels.shape, decoded.height, decoded.width).ljust(64, b'\0'))
-        f.write(decoded.pixels)
-    os.replace(draft, path)
+    try:
+        with open(draft, 'wb') as f:
+            f.write(_HEADER.pack(_MAGIC, *decoded.pixels.shape, decoded.height, decoded.width).ljust(64, b'\0'))
+            f.write(decoded.pixels)
+        os.replace(draft, path)
+    except OSError:
+        with suppress(OSError): os.unlink(draft)
+        raise
 
 def _link(entry, stamp):
     os.makedirs(os.path.dirname(stamp), exist_ok=True)

@@ -70,8 +70,10 @@ def _check_groups(groups, labels):
         raise InputError("split='grouped' needs groups. Give group= a pattern for file names, such as r'patient(\\d+)', "
                          "or a column of the table.")
     groups = np.asarray(groups)
-    if len(groups) != len(labels): raise InputError(f"There are {len(groups)} groups for {len(labels)} pictures. Give one each.")
-    if len(np.unique(groups)) < 2: raise InputError("All pictures are of one group, which cannot be on both sides. Give more groups.")
+    if len(groups) != len(labels):
+        raise InputError(f"There are {len(groups)} groups for {len(labels)} pictures. Give one each.")
+    if len(np.unique(groups)) < 2:
+        raise InputError("All pictures are of one group, which cannot be on both sides. Give more groups.")
     return groups
 
 def _fold_numbers(labels, groups, n, seed):
@@ -99,7 +101,8 @@ def kfold_split(
 def _check_fold(fold, n):
     fold = tuple(fold) if isinstance(fold, (list, tuple)) else (fold,)
     if len(fold) == 2 and all(type(o) is int for o in fold) and 0 <= fold[0] < fold[1] and 2 <= fold[1] <= n: return fold
-    raise InputError(f"fold={fold!r} is no fold of {n} pictures. Give (which, of how many), such as (0, 5) for the first of five.")
+    raise InputError(f"fold={fold!r} is no fold of {n} pictures. "
+                     "Give (which, of how many), such as (0, 5) for the first of five.")
 
 # %% ../nbs/12_splits.ipynb #39be3b1e
 SPLITS = dict(stratified=stratified_split, random=random_split, grouped=grouped_split)
