@@ -53,10 +53,9 @@ class NormalizePixels(DisplayedTransform):
         return (x*std + mean).clamp(0, 1)
 
 # %% ../nbs/20_data.ipynb #4b336238
-@patch
-def decode(self:PictureList, o, full=True):
-    "The picture, and the name of its class"
-    return (o[0], Category(self.vocab[int(o[1])])) if len(o) > 1 else o
+def _name_label(self, o, full=True): return (o[0], Category(self.vocab[int(o[1])])) if len(o) > 1 else o
+
+PictureList.decode = _name_label
 
 # %% ../nbs/20_data.ipynb #b30af4c5
 class Fitted:
@@ -122,14 +121,14 @@ def get_idxs(self:ImageDL):
     return (repeated(n, self.repeats, self.seed, self.epoch) if self.repeats > 1 else shuffled(n, self.seed, self.epoch)).tolist()
 
 @patch
-def batches(self:ImageDL):
+def epoch_batches(self:ImageDL):
     "The batches of this epoch: size, positions, how often each picture has come before"
     return batches(self.get_idxs(), self.bs, self.drop_last, self.shuffle, self.size, self.sizes, self.seed, self.epoch)
 
 @patch
 def sample(self:ImageDL):
     "The batches of one loader process"
-    return self.batches()[self.offs::max(1, self.num_workers)]
+    return self.epoch_batches()[self.offs::max(1, self.num_workers)]
 
 @patch
 def create_batches(self:ImageDL, samps):
@@ -139,7 +138,7 @@ def create_batches(self:ImageDL, samps):
         if batch: yield batch
 
 @patch
-def __len__(self:ImageDL): return len(self.batches()) if self.sizes else _n_batches(len(self.dataset), self)
+def __len__(self:ImageDL): return len(self.epoch_batches()) if self.sizes else _n_batches(len(self.dataset), self)
 
 def _n_batches(n, dl):
     full, rest = divmod(n, dl.bs)

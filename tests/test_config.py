@@ -118,7 +118,8 @@ def test_the_quick_start_config_field_by_field():
     assert p.data == DataPlan(
         root, f'{root}train_list.txt', f'{root}val_list.txt', num_classes=102, size=(224, 224), bs=32, valid_bs=64, num_workers=4,
         preprocess=Preprocess(crop=(224, 224), resize_short=256, interpolation='bilinear', antialias=False).to_dict(),
-        augment=(('RandomResizedCrop', dict(size=[224, 224], scale=[.08, 1.], ratio=[3/4, 4/3], interpolation='bilinear')),
+        augment=(('RandomResizedCrop', dict(size=[224, 224], scale=[.08, 1.], ratio=[3/4, 4/3], interpolation='bilinear',
+                                              antialias=False, log_aspect=False)),
                  ('RandomHorizontalFlip', {})))
     assert p.model == ModelPlan('MobileNetV3_large_x1_0', False, 102)
     assert p.objective == ObjectivePlan('cross_entropy', 0., 'sgd', dict(mom=.9), 1e-6, decay_norm_bias=False)
