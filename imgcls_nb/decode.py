@@ -108,7 +108,7 @@ def _turned(pixels, turn): return _TURNS[turn](pixels) if turn in _TURNS else pi
 # %% ../nbs/10_decode.ipynb #83539662
 _HEADER = struct.Struct('<8sIIIII') # what this is, then height, width and channels, then the original's height and width
 _MAGIC = b'imgcls\x00\x01'
-CACHE_LEAST = 2**14 # Bytes below which decoding is as quick as finding the file
+CACHE_LEAST = 2**12 # Bytes of a picture file below which decoding is as quick as finding what was kept
 
 def cache_root() -> Path: # Environment variable IMGCLS_CACHE, or the user's cache folder
     "The folder of everything that can be deleted and made again"
@@ -125,11 +125,11 @@ class PixelCache:
     ):
         self.root, self.make = Path(folder), make
         self.shelf = self.root/hashlib.sha256(key.encode()).hexdigest()[:16]
-        try: self.shelf.mkdir(parents=True, exist_ok=True)
+        try: self.root.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise InputError(f"Decoded pictures cannot be kept in '{folder}' ({e.strerror}). "
                              "Name another folder with cache=, or decode each time with cache=False.") from e
-        os.utime(self.shelf)
+        if self.shelf.is_dir(): os.utime(self.shelf)
         self.full = False
         self.limit = _free_share(self.root) if limit is None else limit
         self.allowed = self.limit - _make_room(self.root, self.shelf, self.limit//2)
@@ -155,7 +155,7 @@ class PixelCache:
         found = _read(entry)
         if found is None:
             found = self.make(source)
-            if found.pixels.nbytes < CACHE_LEAST or not self._keep(entry, found): return found
+            if not self._keep(entry, found): return found
         _link(entry, stamp)
         return found
 
@@ -172,6 +172,7 @@ class PixelCache:
 
     def _reserve(self, n): # a byte for each 4096, appended, which is one step for any number of processes
         if self.used() + n > self.allowed: return False
+        self.shelf.mkdir(exist_ok=True)
         with open(self.shelf/'used', 'ab') as f: f.write(bytes(-(-(n + 64)//4096)))
         return self.used() <= self.allowed
 
@@ -179,11 +180,12 @@ class PixelCache:
         return _used(self.shelf)
 
 # %% ../nbs/10_decode.ipynb #b703aee8
-def _file_facts(source): # what changes when the file does; () for what is no file
+def _file_facts(source): # what changes when the file does; () for what is no file, or a small one
     if isinstance(source, str): path, part = source, ()
-    elif hasattr(source, 'tar'): path, part = source.tar, (source.offset, source.size)
+    elif hasattr(source, 'tar'): path, part = source.tar, (source.size, source.offset)
     else: return ()
     st = os.stat(path)
+    if (*part, st.st_size)[0] < CACHE_LEAST: return ()
     return os.path.abspath(path), st.st_size, st.st_mtime_ns, st.st_ctime_ns, *part
 
 def _read(path):
