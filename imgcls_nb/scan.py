@@ -28,7 +28,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from .core import MAX_PIXELS, BadPictureError, open_image
-from .pictures import Files, Members, PictureList
+from .pictures import Arrays, Files, Members, PictureList
 
 # %% ../nbs/14_scan.ipynb #ba2a8d7a
 _N = 10 # frequencies in each direction, of which the 64 nearest to zero are kept
@@ -140,7 +140,7 @@ class Scan:
 # %% ../nbs/14_scan.ipynb #d95cd535
 def _look_at_all(pics, todo, rows, progress):
     def look(chunk): return [_try_to_look(pics.source(i)) for i in chunk]
-    pool = ThreadPoolExecutor(os.cpu_count())
+    pool = ThreadPoolExecutor(1 if isinstance(pics.place, Arrays) else os.cpu_count())
     try:
         looks = pool.map(look, [todo[k:k + 8] for k in range(0, len(todo), 8)])
         for i, row in zip(todo, _with_bar((o for chunk in looks for o in chunk), len(todo), progress)):
@@ -276,7 +276,8 @@ def _near_pairs(patterns):
     return tuple(np.concatenate(o) for o in zip(*found))
 
 def _candidates(keys, at_once=1_000_000): # pairs i < j whose keys differ in one bit at most, in blocks
-    order, all_i = np.argsort(keys, kind='stable'), np.arange(len(keys))
+    keys, all_i = keys.astype(np.int64), np.arange(len(keys))
+    order = np.argsort(keys, kind='stable')
     starts = np.searchsorted(keys[order], np.arange(2**16 + 1))
     for flip in (0, *(1 << b for b in range(16))):
         lo, n = starts[keys ^ flip], starts[(keys ^ flip) + 1] - starts[keys ^ flip]
