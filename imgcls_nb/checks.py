@@ -145,6 +145,7 @@ def _check_call(plan):
     hold_out(few % 2, 0.2 if plan.valid is None else plan.valid, plan.split, plan.fold, plan.seed, few)
 
 def _hold_out(pics, plan):
+    if not len(pics): return pics, pics
     try: return [pics.take(o) for o in hold_out(pics.labels, 0.2 if plan.valid is None else plan.valid, seed=plan.seed)]
     except InputError: return pics, pics.take(np.zeros(0, int)) # the refusal has been noted
 

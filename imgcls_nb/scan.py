@@ -90,7 +90,7 @@ def look_at(
         return _describe(im, row)
     with _open_bytes(source) as file:
         row['sha256'] = np.frombuffer(hashlib.file_digest(file, 'sha256').digest(), np.uint8)
-        row['bytes'] = file.tell()
+        row['bytes'] = file.seek(0, os.SEEK_END)
         file.seek(0)
         with Image.open(file) as im: return _describe(im, row)
 
@@ -200,7 +200,7 @@ def _head(): return f'{_HEAD} {ImageFile.LOAD_TRUNCATED_IMAGES}'
 
 def _load(file): # names to positions, and the rows there
     try:
-        with np.load(file, allow_pickle=False) as f:
+        with open(file, 'rb') as opened, np.load(opened, allow_pickle=False) as f:
             keys, rows = f['keys'].tobytes().split(b'\0'), f['rows']
             fits = str(f['head']) == _head() and len(keys) == len(rows) and rows.dtype == ROW
             if fits: return dict(zip(keys, range(len(keys)))), rows
