@@ -81,12 +81,13 @@ def read_pickled_batch(
     "Read a pickled dict of arrays without running anything"
     try:
         with open(file, 'rb') as f: d = ArrayUnpickler(f, encoding='bytes').load()
-        return {os.fsdecode(k): _unpickled(v) for k, v in d.items()}
+        return {os.fsdecode(_unpickled(k)): _unpickled(v) for k, v in d.items()}
     except InputError as e: raise InputError(f"'{file}' is not read: {e}.") from None
     except Exception as e: # a damaged pickle raises anything
         raise InputError(f"'{file}' is no pickled dict of arrays ({type(e).__name__}: {e}). Fetch it again.") from e
 
 def _unpickled(v):
+    if isinstance(v, list): return [_unpickled(o) for o in v]
     if not isinstance(v, _StandIn): return v
     if v.name == 'encode': return v.args[0].encode('latin1')
     _, shape, dtype, columns_first, data = v.state
@@ -180,7 +181,7 @@ def index_tar(
     stamp = np.array([1, stat.st_size, stat.st_mtime_ns], np.int64) # 1: this layout of the index
     kept = cache_folder('shards')/f'{hashlib.sha256(os.fsencode(file)).hexdigest()[:32]}.npz'
     with contextlib.suppress(Exception): # numpy and zip raise a dozen types for damaged files
-        with np.load(kept, allow_pickle=False) as f:
+        with kept.open('rb') as file_kept, np.load(file_kept, allow_pickle=False) as f:
             index = TarIndex(_texts(f['names']), f['offsets'], f['sizes'], _texts(f['labels']))
             n, ends = len(index.names), index.offsets + index.sizes
             if (f['stamp'] == stamp).all() and len(ends) == len(index.labels) == n and (ends <= stat.st_size).all(): return index

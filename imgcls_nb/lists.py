@@ -161,14 +161,16 @@ def _list_text(pics, root, delimiter):
     if (pics.labels < 0).any(): raise InputError(f"{pics}: not all have labels, which a list file needs.")
     sources = (pics.source(i) for i in range(len(pics)))
     names = [os.path.relpath(o, root) if Path(o).is_relative_to(root) else os.path.abspath(o) for o in sources]
-    return ''.join(f'{_checked(o.replace(os.sep, "/"), pics)}{delimiter}{c}\n' for o, c in zip(names, pics.labels.tolist()))
+    names = [_checked(o.replace(os.sep, '/'), pics) for o in names]
+    names = [f'./{o}' if o[0] in '#\ufeff' or o[0].isspace() else o for o in names] # else read as a comment, or stripped
+    return ''.join(f'{o}{delimiter}{c}\n' for o, c in zip(names, pics.labels.tolist()))
 
 def _checked(name, where):
     if name != name.rstrip() or set(name) & set('\r\n'):
         raise InputError(f"{where}: a list file cannot hold {name!r}, with a line break or a space at its end. Rename it.")
     try: name.encode()
     except UnicodeError as e: raise InputError(f"{where}: a list file cannot hold {name!r}, which is no text. Rename it.") from e
-    return f'./{name}' if name[0] in '#\ufeff' or name[0].isspace() else name
+    return name
 
 def _write(file, text):
     part = Path(file).with_name(f'.{Path(file).name}.{os.getpid()}.part')

@@ -54,7 +54,8 @@ def read_idx_folder(
             raise InputError(f"'{files[part, 'images']}' has {len(pixels)} pictures, but '{files[part, 'labels'].name}' "
                              f"{len(labels)} labels. They are of different sets.")
         parts[part] = pixels, labels
-    fashion = 'fashion' in Path(root).resolve().as_posix().lower() or zlib.crc32(parts['train'][1].tobytes()) == FASHION_CRC
+    folder = '/'.join(Path(root).resolve().parts[-2:]).lower() # the files may lie in FashionMNIST/raw
+    fashion = 'fashion' in folder or zlib.crc32(parts['train'][1].tobytes()) == FASHION_CRC
     return _array_lists(root, parts, names, FASHION if fashion else ())
 
 # %% ../nbs/12_packed.ipynb #1d33f8c7

@@ -244,7 +244,7 @@ def recognize_source(
         if plan.train: return 'files'
     if where.is_file(): return next((k for k in ('idx', 'cifar') if _names_file(k, where)), 'files')
     found = [k for k, sign in SIGNS.items() if sign(root)]
-    for winner, others in (('imagenet', ('files',)), ('table', ('files', 'shards')), ('files', ('table', 'shards'))):
+    for winner, others in (('imagenet', ('files', 'table', 'shards')), ('table', ('files', 'shards')), ('files', ('table', 'shards'))):
         if winner in found and (winner != 'table' or plan.columns): found = [o for o in found if o not in others]
     if len(found) < 2: return found[0] if found else _look_inside(root)
     raise InputError(f"'{root}' holds data in several forms: {', '.join(found)}. Say which: source='{found[0]}'.")
