@@ -32,10 +32,12 @@ from fastcore.meta import delegates
 from fasttransform import DisplayedTransform
 
 from .augment import Augment, augment_ops
+from .checks import check_data, quarantine # noqa: F401 (one module has all that a user needs of data)
 from .core import BadPictureError, InputError, Preprocess, channels_last, did_you_mean, list_images, open_image, size_hw
-from .datasets import named_dataset # noqa: F401 (so that one module has all that a user needs of data)
-from .decode import Decoded, PixelCache, cache_root, decode
+from .datasets import named_dataset # noqa: F401
+from .decode import Decoded, PixelCache, decode
 from .pictures import PictureList
+from .places import cache_folder
 from .plan import DataPlan
 from .samplers import balanced, batches, class_weights, repeated, shuffled
 from .seeds import mix_seed
@@ -198,9 +200,10 @@ BALANCE = {None: (0., 0.), 'sampler': (1., 0.), 'loss': (0., 1.), 'both': (.5, .
 
 class ImageDataLoaders(DataLoaders):
     "fastai `DataLoaders` of pictures, with the plan that made them"
-    def __init__(self, train, valid, plan, preprocess, device=None):
+    custom = () # Objects handed in that no plan can hold, by name
+    def __init__(self, train, valid, plan, preprocess, device=None, quarantined=None):
         super().__init__(train, valid, path=plan.path, device=device or default_device())
-        self.plan, self.preprocess = plan, preprocess
+        self.plan, self.preprocess, self.quarantined = plan, preprocess, quarantined or {}
 
     @property
     def vocab(self) -> CategoryMap: return self.train.vocab # class names, in the order of the outputs
@@ -224,7 +227,10 @@ class ImageDataLoaders(DataLoaders):
     ) -> 'ImageDataLoaders':
         "The same pictures, made into numbers in another way"
         loaders = [dl.new(preprocess=preprocess, after_batch=NormalizePixels(preprocess)) for dl in self.loaders]
-        return ImageDataLoaders(*loaders, replace(self.plan, preprocess=preprocess.to_dict()), preprocess, self.device)
+        plan = replace(self.plan, preprocess=preprocess.to_dict())
+        dls = ImageDataLoaders(*loaders, plan, preprocess, self.device, self.quarantined)
+        dls.custom = self.custom
+        return dls
 
     def test_dl(self,
         items, # Paths of pictures, or a folder
@@ -245,7 +251,7 @@ def auto_workers(
     return 0 if torch.device(device).type == 'cpu' else min(8, torch.multiprocessing.cpu_count())
 
 def _default_cache(): # the user did not ask for it, so where it cannot be it is not
-    folder = cache_root()/'decoded'
+    folder = cache_folder('decoded')
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as e: return print(f"Pictures are decoded in every epoch: '{folder}' cannot be written ({e.strerror}).")
     if os.access(folder, os.W_OK): return folder
@@ -255,9 +261,11 @@ def _default_cache(): # the user did not ask for it, so where it cannot be it is
 def dls_from_plan(
     plan:DataPlan, # What to load
     device=None, # Where batches go; None: fastai's default
+    table=None, # A pandas `DataFrame` in place of files that say what the pictures show
 ) -> ImageDataLoaders:
     "Build the loaders that a plan describes"
-    train, valid = find_pictures(plan)
+    train, valid = find_pictures(plan, table)
+    (train, bad), (valid, bad_valid) = (quarantine(o, plan.on_bad) for o in (train, valid))
     if plan.vocab and plan.vocab != train.vocab:
         raise InputError(f"'{plan.path}' has the classes {', '.join(train.vocab[:12])}, "
                          f"but the plan was made with {', '.join(plan.vocab[:12])}.")
@@ -276,7 +284,8 @@ def dls_from_plan(
     train_dl = dl(train, ops=ops, bs=plan.bs, shuffle=True, drop_last=plan.drop_last, balance=BALANCE[plan.balance][0],
                   repeats=plan.repeats, sizes=plan.sizes)
     valid_dl = dl(valid, bs=plan.valid_bs or plan.bs)
-    return ImageDataLoaders(train_dl, valid_dl, replace(plan, vocab=train.vocab), preprocess, device)
+    bad = dict(train=bad, valid=bad_valid)
+    return ImageDataLoaders(train_dl, valid_dl, replace(plan, vocab=train.vocab), preprocess, device, bad)
 
 # %% ../nbs/20_data.ipynb #13bb7bcd
 @delegates(DataPlan, but=['vocab', 'augment'])
@@ -291,6 +300,7 @@ def image_dls(
     num_workers:int|str='auto', # Loader processes; they change nothing but speed
     seed:int=42, # Of split, order and augmentation
     device=None, # Where batches go; None: the best device there is
+    table=None, # A pandas `DataFrame` that says what the pictures below `path` show
     **kwargs # Other fields of `DataPlan`, such as `valid_bs`, `balance` or `cache`
 ) -> ImageDataLoaders:
     "Pictures on disk to training and validation loaders"
@@ -301,4 +311,6 @@ def image_dls(
     given = dict(path=str(path), train=train, valid=valid, bs=bs, num_workers=num_workers, seed=seed) | kwargs
     plan = DataPlan(**{k: str(v) if isinstance(v, Path) else v for k, v in given.items()}, size=size and size_hw(size),
                     preprocess=preprocess and preprocess.to_dict(), augment=augment_ops(aug))
-    return dls_from_plan(plan, device)
+    dls = dls_from_plan(plan, device, table)
+    if table is not None: dls.custom = ('table',)
+    return dls

@@ -194,7 +194,7 @@ def _build_model(plan, dls, channels_last):
 
 def _describe_data(dls):
     def part(pics): return dict(pictures=len(pics), classes=pics.counts(), list_sha256=pics.list_hash())
-    return dict(vocab=list(dls.vocab), train=part(dls.train_ds), valid=part(dls.valid_ds))
+    return dict(vocab=list(dls.vocab), train=part(dls.train_ds), valid=part(dls.valid_ds), quarantined=dls.quarantined)
 
 def learner_from_plan(
     plan:Plan, # What to build
@@ -241,7 +241,7 @@ def image_learner(
         raise InputError(f"balance='{dls.plan.balance}' gives weights to a loss named by a text; this one is an object. "
                          "Give it its weights yourself and take balance='sampler', or name a loss.")
     given = dict(loss=loss, opt=opt, metrics=metrics, cbs=cbs)
-    custom = tuple(k for k, v in given.items() if v is not None and not isinstance(v, str))
+    custom = dls.custom + tuple(k for k, v in given.items() if v is not None and not isinstance(v, str))
     objective = ObjectivePlan(loss if isinstance(loss, str) else 'cross_entropy', label_smoothing,
                               opt if isinstance(opt, str) else 'adamw', opt_args or {}, wd, decay_norm_bias)
     _pick('precision', precision, {p: p for p in PRECISIONS})

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FLAT', 'ROW', 'FLAGS', 'TINY', 'HUGE', 'NEAREST_STRANGERS', 'picture_pattern', 'pattern_hash', 'look_at', 'Scan',
-           'cache_folder', 'scan_pictures', 'exact_groups', 'near_groups', 'list_groups']
+           'scan_pictures', 'exact_groups', 'near_groups', 'list_groups']
 
 # %% ../nbs/14_scan.ipynb #6dbb77bf
 import hashlib
@@ -29,6 +29,7 @@ from scipy.sparse.csgraph import connected_components
 
 from .core import MAX_PIXELS, BadPictureError, open_image
 from .pictures import Arrays, Files, Members, PictureList
+from .places import cache_folder
 
 # %% ../nbs/14_scan.ipynb #ba2a8d7a
 _N = 10 # frequencies in each direction, of which the 64 nearest to zero are kept
@@ -175,13 +176,6 @@ def _verdict(source): # why a picture cannot be read; None: it can be
 
 # %% ../nbs/14_scan.ipynb #9a2ece40
 _HEAD = f'1 pillow {PIL.__version__}' # of the layout, and of what decides whether a picture can be read
-
-def cache_folder(
-    name:str, # What is kept there, such as 'scans'
-) -> Path:
-    "A folder for what can be made again: below `IMGCLS_CACHE`, or below `imgcls_nb` in the user's cache folder"
-    root = os.environ.get('IMGCLS_CACHE') or os.path.join(os.environ.get('XDG_CACHE_HOME') or '~/.cache', 'imgcls_nb')
-    return Path(os.path.expanduser(root))/name
 
 def _stamps(pics): # what each picture is remembered by; its size and time of change
     o, idxs = pics.place, pics.idxs

@@ -10,6 +10,7 @@ import threading
 
 import numpy as np
 import pytest
+from imgcls_nb.places import cache_folder
 from PIL import Image, ImageEnhance
 
 from imgcls_nb import scan as scan_module
@@ -258,13 +259,13 @@ def test_nowhere_to_remember(mixed, monkeypatch, looks):
     assert len(looks) == 6
 
 def test_the_place_of_the_memory(monkeypatch, tmp_path):
-    assert scan_module.cache_folder('scans').parent.as_posix() == os.environ['IMGCLS_CACHE']
+    assert cache_folder('scans').parent.as_posix() == os.environ['IMGCLS_CACHE']
     monkeypatch.delenv('IMGCLS_CACHE')
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-    assert scan_module.cache_folder('scans') == tmp_path/'imgcls_nb/scans'
+    assert cache_folder('scans') == tmp_path/'imgcls_nb/scans'
     monkeypatch.delenv('XDG_CACHE_HOME')
     monkeypatch.setenv('HOME', str(tmp_path))
-    assert scan_module.cache_folder('scans') == tmp_path/'.cache/imgcls_nb/scans'
+    assert cache_folder('scans') == tmp_path/'.cache/imgcls_nb/scans'
 
 def test_an_interrupted_scan_goes_on(tmp_path, monkeypatch):
     for i in range(40): write(tmp_path/f'{i:02}.png', photo(i, 40, 40))
