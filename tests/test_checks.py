@@ -349,6 +349,15 @@ def test_keys_at_the_edges():
     rows['sha256'][:, 0] = np.arange(1, 5)
     assert [o.tolist() for o in list_groups(near_groups(rows))] == [[0, 2], [1, 3]]
 
+@pytest.mark.parametrize('flipped', [[0], [0, 4, 8], [0, 1, 2, 3], [0, 4, 1, 5, 2, 6, 3]], ids=len)
+def test_hashes_that_differ_in_up_to_seven_bits(flipped):
+    rows = np.zeros(2, ROW)
+    rows['pattern'] = np.where(np.random.default_rng(0).random(64) < .5, 100, -100)
+    rows['pattern'][:, flipped] = 2
+    rows['pattern'][1, flipped] = -2
+    rows['sha256'][:, 0] = 1, 2
+    assert len(list_groups(near_groups(rows))) == 1
+
 @pytest.mark.parametrize('n', [0, 1])
 def test_groups_of_few(n):
     rows = np.zeros(n, ROW)
