@@ -301,7 +301,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'imgcls_nb.data.ImageDL.__iter__': ('data.html#imagedl.__iter__', 'imgcls_nb/data.py'),
                                 'imgcls_nb.data.ImageDL.__len__': ('data.html#imagedl.__len__', 'imgcls_nb/data.py'),
                                 'imgcls_nb.data.ImageDL._augment': ('data.html#imagedl._augment', 'imgcls_nb/data.py'),
-                                'imgcls_nb.data.ImageDL._largest': ('data.html#imagedl._largest', 'imgcls_nb/data.py'),
+                                'imgcls_nb.data.ImageDL._need': ('data.html#imagedl._need', 'imgcls_nb/data.py'),
                                 'imgcls_nb.data.ImageDL.create_batches': ('data.html#imagedl.create_batches', 'imgcls_nb/data.py'),
                                 'imgcls_nb.data.ImageDL.create_item': ('data.html#imagedl.create_item', 'imgcls_nb/data.py'),
                                 'imgcls_nb.data.ImageDL.do_batch': ('data.html#imagedl.do_batch', 'imgcls_nb/data.py'),

@@ -90,6 +90,7 @@ class ImageDL(TfmdDL):
         balance:float=0., # 1 gives all classes an equal share of an epoch, 0 leaves them as they are
         repeats:int=1, # Variations of a picture that follow each other
         sizes:tuple=(), # Sizes to draw from, batch by batch, as `(height, width)`
+        full_size:bool=False, # Decode training pictures at full size, also where crops need less
         cache=None, # Folder to keep decoded pictures in; None: decode each time
         cache_limit:int|None=None, # Bytes it may take; None: a quarter of what is free
         on_lost:str='raise', # A picture that cannot be read any more: 'raise', or 'skip' leaves its place empty
@@ -97,13 +98,16 @@ class ImageDL(TfmdDL):
     ):
         self.preprocess, self.ops, self.seed, self.epoch, self.lost = preprocess, ops, seed, 0, []
         self.balance, self.repeats, self.sizes, self.on_lost = balance, repeats, tuple(map(size_hw, sizes)), on_lost
-        self.cache, self.cache_limit, self.size = cache, cache_limit, preprocess.size
+        self.full_size, self.cache, self.cache_limit, self.size = full_size, cache, cache_limit, preprocess.size
         super().__init__(dataset, after_batch=kwargs.pop('after_batch', None) or NormalizePixels(preprocess), **kwargs)
-        make = Fitted(preprocess) if ops is None else Needed(self._augment(self._largest()).need)
+        make = Fitted(preprocess) if ops is None else Needed(self._need())
         root = os.path.abspath(dataset.root)
         self.kept = PixelCache(cache, f'{root} {make!r}', make, cache_limit) if cache else make
 
-    def _largest(self): return max([self.preprocess.size, *self.sizes], key=lambda hw: hw[0]*hw[1])
+    def _need(self): # of the largest size
+        need = self._augment(self.preprocess.size).need
+        size = tuple(map(max, zip(self.preprocess.size, *self.sizes)))
+        return replace(need, size=size, area=0. if self.full_size else need.area)
 
     def _augment(self, size): # one for each size, made when it is first wanted
         made = self.__dict__.setdefault('_augments', {})
@@ -190,7 +194,7 @@ _NO_BATCH = "There is nothing to train on: {n} pictures make no full batch of bs
 @patch
 def new(self:ImageDL, dataset=None, cls=None, **kwargs):
     "The same loader with other pictures or settings"
-    same = 'preprocess ops seed balance repeats sizes cache cache_limit on_lost'.split()
+    same = 'preprocess ops seed balance repeats sizes full_size cache cache_limit on_lost'.split()
     new = TfmdDL.new(self, dataset, cls, **{k: getattr(self, k) for k in same} | kwargs)
     new.epoch = self.epoch
     return new
@@ -282,7 +286,7 @@ def dls_from_plan(
     ops = augment_ops(plan.augment)
     if not (ops or plan.sizes or plan.start_size): ops = None # evaluation pixels serve for training too
     train_dl = dl(train, ops=ops, bs=plan.bs, shuffle=True, drop_last=plan.drop_last, balance=BALANCE[plan.balance][0],
-                  repeats=plan.repeats, sizes=plan.sizes)
+                  repeats=plan.repeats, sizes=plan.sizes, full_size=plan.decode == 'full')
     valid_dl = dl(valid, bs=plan.valid_bs or plan.bs)
     bad = dict(train=bad, valid=bad_valid)
     return ImageDataLoaders(train_dl, valid_dl, replace(plan, vocab=train.vocab), preprocess, device, bad)

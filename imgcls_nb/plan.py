@@ -19,7 +19,7 @@ from .core import InputError, did_you_mean
 # the least that makes sense, and the texts that are known
 LIMITS = dict(bs=1, valid_bs=1, num_classes=1, num_workers=0, save_interval=0, repeats=1, start_size=8, cache_gb=0)
 CHOICES = dict(num_workers=['auto'], balance=['sampler', 'loss', 'both'], on_bad=['quarantine', 'raise'],
-               on_lost=['raise', 'skip'])
+               on_lost=['raise', 'skip'], decode=['scaled', 'full'])
 
 class _Record:
     def __post_init__(self):
@@ -70,6 +70,7 @@ class DataPlan(_Record):
     sizes: tuple = () # Sizes to train at, one drawn for each batch; (): `size` alone
     start_size: int|None = None # Training starts at this size and grows to `size`; None: `size` throughout
     num_workers: int|str = 'auto' # Loader processes; 'auto': by device
+    decode: str = 'scaled' # Training pictures: 'scaled' decodes as large as crops need it, 'full' at full size
     cache: bool|str = True # Keep decoded pictures; a folder: keep them there
     cache_gb: float|None = None # Room for them; None: a quarter of what is free
     on_lost: str = 'raise' # A picture that vanishes during an epoch: 'raise', or 'skip' leaves its place empty
