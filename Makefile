@@ -27,7 +27,7 @@ sync: $(STAMP) ## The package is the export of the notebooks, and the notebooks 
 	@$(BIN)/python tools/sync.py
 
 notebooks: $(STAMP) ## Every chapter and tutorial runs
-	@PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2
+	@PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 IMGCLS_CACHE="$(CURDIR)/.venv/cache" $(BIN)/nbdev-test --n-workers 2
 
 pytest: $(STAMP) ## The rest of the tests
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'MAX_PIXELS', 'FILTERS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'CARD_KEY', 'CARD_SCHEMA', 'InputError',
            'BadPictureError', 'ModelFileError', 'did_you_mean', 'list_images', 'open_image', 'resize_image', 'size_hw',
-           'channels_first', 'Preprocess', 'ModelCard']
+           'channels_last', 'channels_first', 'Preprocess', 'ModelCard']
 
 # %% ../nbs/00_core.ipynb #b475e201
 import difflib, io, json, math, os, warnings
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -73,15 +73,15 @@ def _to_mode(im, mode):
 
 # %% ../nbs/00_core.ipynb #56525155
 def open_image(
-    source, # Path, bytes, PIL picture, or array: uint8, `(H, W)` or `(H, W, 3)`
+    source, # Path, bytes, PIL picture, array (uint8, `(H, W)` or `(H, W, 3)`), or anything with `read_bytes`
     mode:str='RGB', # 'RGB', or 'L' for grey
 ) -> Image.Image: # Upright, 8 bits a channel, in `mode`
     "Open a picture from anywhere, upright; raise `BadPictureError` if it cannot be read"
     if isinstance(source, np.ndarray): source = _from_array(source)
     if isinstance(source, Image.Image): return _to_mode(_upright(source), mode)
-    name = '<bytes>' if isinstance(source, (bytes, bytearray)) else os.fspath(source)
+    name = '<bytes>' if isinstance(source, (bytes, bytearray)) else str(source)
     try:
-        with _open_lazily(io.BytesIO(source) if name == '<bytes>' else source) as im:
+        with _open_lazily(_readable(source)) as im:
             if im.width*im.height > MAX_PIXELS:
                 raise BadPictureError(f"{name}: {im.width}x{im.height} pixels is more than the limit of {MAX_PIXELS:,}. "
                                       "Make it smaller, or cut it up.")
@@ -90,6 +90,10 @@ def open_image(
     except BadPictureError: raise
     except Exception as e: # decoders raise a dozen types for damaged files
         raise BadPictureError(f"{name}: not a picture that can be read ({_reason(e, source)}).") from e
+
+def _readable(source):
+    if isinstance(source, (bytes, bytearray)): return io.BytesIO(source)
+    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else io.BytesIO(source.read_bytes())
 
 def _open_lazily(file):
     with warnings.catch_warnings():
@@ -135,12 +139,17 @@ def size_hw(
     if len(hw) == 2 and all(type(o) is int and 0 < o <= 65_500 for o in hw): return hw # True is no size
     raise InputError(f"{name}={size!r} is no size. Give one number of pixels for a square, or (height, width).")
 
+def channels_last(
+    im:Image.Image, # RGB or grey
+) -> np.ndarray: # uint8, `(H, W, C)`
+    "The pixels of a picture in the order that pictures keep them"
+    return np.asarray(im).reshape(im.height, im.width, -1)
+
 def channels_first(
     im:Image.Image, # RGB or grey
 ) -> np.ndarray: # uint8, `(C, H, W)`
     "The pixels of a picture in the order that networks take them"
-    pixels = np.asarray(im).reshape(im.height, im.width, -1)
-    return np.array(pixels.transpose(2, 0, 1), order='C') # a copy, which may be written to
+    return np.array(channels_last(im).transpose(2, 0, 1), order='C') # a copy, which may be written to
 
 # %% ../nbs/00_core.ipynb #2c41745e
 @dataclass(frozen=True)
@@ -180,7 +189,10 @@ class Preprocess:
     ): # float32, same shape and library
         "Subtract the mean and divide by the standard deviation, channel by channel"
         mean, std = (constant((np.float32(o)*np.float32(255)).reshape(-1, 1, 1)) for o in (self.mean, self.std))
-        return (pixels - mean)/std
+        out = pixels.astype(np.float32) if isinstance(pixels, np.ndarray) else pixels.float() # first, or torch is 20 times slower
+        out -= mean
+        out /= std
+        return out
 
     def __call__(self,
         source, # Whatever `open_image` takes
@@ -200,6 +212,16 @@ class Preprocess:
         if not self.crop: return im
         (h, w), top, left = self.crop, (im.height - self.crop[0])//2, (im.width - self.crop[1])//2
         return im if im.size == (w, h) else im.crop((left, top, left + w, top + h))
+
+    def resized(self,
+        size, # `(height, width)` that shall come out
+    ) -> 'Preprocess':
+        "The same, for another size: the share that is cropped away stays"
+        if size == self.size: return self
+        scale = max(size)/max(self.size)
+        if self.resize_short: return replace(self, crop=size, resize_short=max(round(self.resize_short*scale), *size))
+        resize = tuple(max(round(o*scale), n) for o, n in zip(self.resize, size))
+        return replace(self, crop=size if self.crop else None, resize=resize if self.crop else size)
 
     def to_dict(self) -> dict:
         "Plain values for JSON"

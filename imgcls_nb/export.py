@@ -19,10 +19,10 @@ import onnx
 import torch
 
 from .core import CARD_KEY, InputError, ModelCard
-from .data import find_pictures
 from .learner import ImageLearner, Trained, load_trained
 from .predict import Predictor
 from .runs import describe_env
+from .sources import find_pictures
 
 # %% ../nbs/60_export.ipynb #e1e65c04
 @contextmanager
@@ -126,7 +126,7 @@ def _trained(learn):
 def _valid_pictures(learn, trained, n=64):
     pics = learn.dls.valid_ds if isinstance(learn, ImageLearner) else find_pictures(trained.plan.data)[1]
     idxs = np.linspace(0, len(pics) - 1, min(n, len(pics))).round().astype(int)
-    return [pics.paths[i] for i in idxs]
+    return [pics.source(i) for i in idxs]
 
 def _make_card(trained, threshold, metrics):
     plan, env = trained.plan, describe_env()

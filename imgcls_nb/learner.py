@@ -8,7 +8,7 @@ __all__ = ['LOSSES', 'OPTIMIZERS', 'FIT_METHODS', 'top1', 'top5', 'ImageLearner'
            'load_trained', 'TorchPredictor']
 
 # %% ../nbs/45_learner.ipynb #739ae9f9
-from .data import ImageDataLoaders, class_names, dls_from_plan # first, because it imports fastai quietly
+from .data import ImageDataLoaders, dls_from_plan # first, because it imports fastai quietly
 
 # %% ../nbs/45_learner.ipynb #d43e4f05
 import copy
@@ -27,15 +27,20 @@ from fastai.optimizer import SGD, Adam, Lamb, RMSProp
 from fastcore.basics import noop
 from fastcore.foundation import L
 
-from .seeds import mix_seed, seeded
 from .callbacks.clock import Clock, EpochMetrics
+from .callbacks.mixing import MixBatch
 from .callbacks.precision import PRECISIONS, auto_channels_last, auto_precision, describe_hardware, precision_callbacks
 from .callbacks.progress import EpochTable
+from .callbacks.resizing import GrowSize
 from .core import InputError, ModelCard, Preprocess, did_you_mean
+from .mixing import mix_ops
 from .models import create_model, load_weights, model_preprocess, split_params
 from .plan import FitPlan, ModelPlan, ObjectivePlan, Plan
 from .predict import Predictor
 from .runs import RunFolder, RunWriter, read_manifest
+from .samplers import class_weights
+from .seeds import mix_seed, seeded
+from .sources import class_names
 
 # %% ../nbs/45_learner.ipynb #69773528
 def top1(
@@ -146,22 +151,29 @@ def _build(plan, dls, loss_func=None, opt_func=None, metrics=None, cbs=None):
     device, obj = dls.device, plan.objective
     precision = plan.precision if plan.precision != 'auto' else auto_precision(device)
     channels_last = plan.channels_last if plan.channels_last != 'auto' else auto_channels_last(device, precision)
-    precise = precision_callbacks(precision, device)
+    precise, mix = precision_callbacks(precision, device), mix_ops(plan.mix)
     if plan.run: RunFolder(plan.run).check_alone(Path(plan.data.path))
     model, dls = _build_model(plan, dls, channels_last)
-    loss_func = loss_func or _pick('loss', obj.loss, LOSSES)(label_smoothing=obj.label_smoothing)
-    opt_func = opt_func or _optimizer(obj)
+    loss_func, opt_func = loss_func or _loss(obj, dls), opt_func or _optimizer(obj)
+    varying = [MixBatch(mix, plan.data.seed)] if mix else []
+    if plan.data.start_size: varying.append(GrowSize(plan.data.start_size))
     learn = ImageLearner(dls, model, loss_func, opt_func, splitter=split_params,
                          wd=obj.weight_decay, wd_bn_bias=obj.decay_norm_bias,
                          metrics=metrics or ([top1, top5] if dls.c > 5 else [top1]), path=plan.run or '.',
-                         cbs=[Clock(plan.data.seed), EpochMetrics(), EpochTable(), *precise, *L(cbs)])
+                         cbs=[Clock(plan.data.seed), EpochMetrics(), EpochTable(), *precise, *varying, *L(cbs)])
     learn.remove_cbs(ProgressCallback)
-    learn.plan = replace(plan, data=dls.plan, model=replace(plan.model, num_classes=dls.c), precision=precision,
+    learn.plan = replace(plan, data=dls.plan, model=replace(plan.model, num_classes=dls.c), mix=mix, precision=precision,
                          channels_last=channels_last, device=str(device), schedule=())
     if plan.run: learn.add_cb(RunWriter(RunFolder(plan.run), _describe_data(dls), plan.save_interval))
     learn.run_folder = RunFolder(plan.run) if plan.run else None
     print(describe_hardware(device, precision, channels_last, dls.train.fake_l.num_workers))
     return learn
+
+def _loss(obj, dls):
+    make = _pick('loss', obj.loss, LOSSES)
+    if not dls.loss_power: return make(label_smoothing=obj.label_smoothing)
+    weights = class_weights(dls.train_ds.labels, dls.c, dls.loss_power)
+    return make(label_smoothing=obj.label_smoothing, weight=torch.tensor(weights, dtype=torch.float32, device=dls.device))
 
 def _optimizer(obj):
     func = _pick('opt', obj.opt, OPTIMIZERS)
@@ -182,7 +194,7 @@ def _build_model(plan, dls, channels_last):
 
 def _describe_data(dls):
     def part(pics): return dict(pictures=len(pics), classes=pics.counts(), list_sha256=pics.list_hash())
-    return dict(vocab=list(dls.vocab), train=part(dls.train_ds), valid=part(dls.valid_ds))
+    return dict(vocab=list(dls.vocab), train=part(dls.train_ds), valid=part(dls.valid_ds), quarantined=dls.quarantined)
 
 def learner_from_plan(
     plan:Plan, # What to build
@@ -215,6 +227,7 @@ def image_learner(
     opt_args:dict|None=None, # Arguments of a named optimizer, such as `mom`
     wd:float|None=None, # Weight decay; None: the optimizer's default
     decay_norm_bias:bool=False, # Decay normalization and bias parameters as well
+    mix=None, # Label mixing: 'mixup', 'cutmix', 'fmix', 'mixup+cutmix', or `(name, arguments)` pairs; None: none
     metrics=None, # fastai metrics; None: top-1, and top-5 where there are more than five classes
     precision:str='auto', # 'auto', 'fp32', 'bf16' or 'fp16'
     channels_last:bool|str='auto', # Memory format; 'auto': by device
@@ -224,14 +237,17 @@ def image_learner(
     **kwargs # Handed to the architecture, such as `drop_rate`
 ) -> ImageLearner: # Not frozen; `fine_tune` freezes by itself
     "Join data and a network in a fastai `Learner`"
+    if dls.loss_power and not isinstance(loss, str):
+        raise InputError(f"balance='{dls.plan.balance}' gives weights to a loss named by a text; this one is an object. "
+                         "Give it its weights yourself and take balance='sampler', or name a loss.")
     given = dict(loss=loss, opt=opt, metrics=metrics, cbs=cbs)
-    custom = tuple(k for k, v in given.items() if v is not None and not isinstance(v, str))
+    custom = dls.custom + tuple(k for k, v in given.items() if v is not None and not isinstance(v, str))
     objective = ObjectivePlan(loss if isinstance(loss, str) else 'cross_entropy', label_smoothing,
                               opt if isinstance(opt, str) else 'adamw', opt_args or {}, wd, decay_norm_bias)
     _pick('precision', precision, {p: p for p in PRECISIONS})
     weights = pretrained if isinstance(pretrained, bool) else str(pretrained)
-    plan = Plan(dls.plan, ModelPlan(arch, weights, kwargs=kwargs), objective, precision=precision, channels_last=channels_last,
-                run=str(run) if run else None, save_interval=save_interval, custom=custom)
+    plan = Plan(dls.plan, ModelPlan(arch, weights, kwargs=kwargs), objective, mix=mix_ops(mix), precision=precision,
+                channels_last=channels_last, run=str(run) if run else None, save_interval=save_interval, custom=custom)
     return _build(plan, dls, None if isinstance(loss, str) else loss, None if isinstance(opt, str) else opt, metrics, cbs)
 
 # %% ../nbs/45_learner.ipynb #fd4075fd

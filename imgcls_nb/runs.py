@@ -269,6 +269,9 @@ class RunWriter(Callback):
         facts |= {k: _number(v) for k, v in self.epoch_metrics.values.items()}
         seconds = round(time.time() - self.train_start, 3)
         self.run_folder.log('epoch', **facts, lr=_number(self.opt.hypers[-1]['lr']), seconds=seconds)
+        if lost := getattr(self.dls.train, 'lost', []): # the epoch was not what seed and epoch say
+            self.run_folder.log('lost', epoch=self.clock.epochs, exact=False, pictures=[list(o) for o in lost])
+            lost.clear()
         self._save(facts)
 
     def _save(self, facts):

@@ -21,10 +21,17 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def no_windows(monkeypatch): monkeypatch.setenv('MPLBACKEND', 'agg')
 
+@pytest.fixture(scope='session', autouse=True)
+def own_cache(tmp_path_factory):
+    "Nothing is kept in the user's own cache folder"
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv('IMGCLS_CACHE', str(tmp_path_factory.mktemp('cache')))
+        yield
+
 @pytest.fixture(scope='session')
 def shapes(tmp_path_factory):
     "60 pictures: circles, squares and triangles; not to be changed"
-    from imgcls_nb.data import make_shapes
+    from imgcls_nb.datasets import make_shapes
     return make_shapes(tmp_path_factory.mktemp('data')/'shapes')
 
 @pytest.fixture(scope='session')

@@ -118,7 +118,8 @@ def test_the_quick_start_config_field_by_field():
     assert p.data == DataPlan(
         root, f'{root}train_list.txt', f'{root}val_list.txt', num_classes=102, size=(224, 224), bs=32, valid_bs=64, num_workers=4,
         preprocess=Preprocess(crop=(224, 224), resize_short=256, interpolation='bilinear', antialias=False).to_dict(),
-        augment=(('RandomResizedCrop', dict(size=[224, 224], scale=[.08, 1.], ratio=[3/4, 4/3], interpolation='bilinear')),
+        augment=(('RandomResizedCrop', dict(size=[224, 224], scale=[.08, 1.], ratio=[3/4, 4/3], interpolation='bilinear',
+                                              antialias=False, log_aspect=False)),
                  ('RandomHorizontalFlip', {})))
     assert p.model == ModelPlan('MobileNetV3_large_x1_0', False, 102)
     assert p.objective == ObjectivePlan('cross_entropy', 0., 'sgd', dict(mom=.9), 1e-6, decay_norm_bias=False)
@@ -250,6 +251,56 @@ def test_values_of_the_wrong_kind_are_refused(override):
     with pytest.raises(InputError) as e: plan(override)
     key = override.partition('=')[0].split('.')[-1]
     assert key in str(e.value), "it says where"
+
+# Label mixing
+
+MIX = 'DataLoader.Train.dataset.batch_transform_ops'
+
+@pytest.mark.parametrize('value, mix', [
+    ('None', ()), ('[]', ()), ([{'MixupOperator': dict(alpha=.2)}], (('Mixup', dict(alpha=.2, prob=1.)),)),
+    (['MixupOperator'], (('Mixup', dict(alpha=1., prob=1.)),)),
+    ([{'CutmixOperator': dict(class_num=102)}], (('CutMix', dict(alpha=.2, prob=1.)),)),
+    ([{'FmixOperator': dict(alpha=1, decay_power=2.5)}], (('FMix', dict(alpha=1., decay_power=2.5, prob=1.)),)),
+    ([{'OpSampler': {'MixupOperator': dict(alpha=.8, prob=.5), 'CutmixOperator': dict(alpha=1., prob=.3, class_num=9),
+                     'class_num': 9}}], (('Mixup', dict(alpha=.8, prob=.5)), ('CutMix', dict(alpha=1., prob=.3)))),
+    ([{'OpSampler': {'FmixOperator': dict(prob=.1)}}], (('FMix', dict(alpha=1., decay_power=3., prob=.1)),))], ids=str)
+def test_mixing(value, mix):
+    p = plan(f'{MIX}={value}')
+    assert p.mix == mix and plan_to_dict(plan_from_yaml(plan_to_yaml(p))) == plan_to_dict(p)
+
+def test_mixing_as_the_files_write_it(tmp_path):
+    text = find_config(QUICK).read_text('utf-8')
+    ops = """
+      batch_transform_ops:
+        - OpSampler:
+            MixupOperator:
+              alpha: 0.8
+              prob: 0.5
+            CutmixOperator: 
+              alpha: 1.0
+              prob: 0.5
+    sampler:"""
+    (tmp_path/'x.yaml').write_text(text.replace('\n    sampler:', ops, 1), 'utf-8')
+    assert plan(config=tmp_path/'x.yaml').mix == (('Mixup', dict(alpha=.8, prob=.5)), ('CutMix', dict(alpha=1., prob=.5)))
+
+@pytest.mark.parametrize('value, says', [
+    ([{'MixupOperater': {}}], "'MixupOperater' is not supported. Did you mean 'MixupOperator'.*FmixOperator, OpSampler"),
+    ([{'MixupOperator': dict(alfa=1)}], "MixupOperator.alfa is not a key.*Did you mean 'alpha'"),
+    ([{'MixupOperator': dict(alpha='x')}], 'MixupOperator.alpha=.x. is not a number'),
+    ([{'MixupOperator': dict(alpha=0)}], r'ops\[0\].MixupOperator.*Mixup has alpha=0. Give a number above 0'),
+    ([{'MixupOperator': dict(prob=.5)}], 'MixupOperator.prob is not a key'),
+    ([{'OpSampler': {'MixupOperator': dict(alpha=1)}}], 'OpSampler.MixupOperator.prob is missing'),
+    ([{'OpSampler': {'MixupOperator': None}}], 'OpSampler.MixupOperator.prob is missing'),
+    ([{'OpSampler': {'MixupOperator': dict(prob=.7), 'CutmixOperator': dict(prob=.5)}}], 'add up to 1.2'),
+    ([{'OpSampler': {'OpSampler': dict(prob=.7)}}], "'OpSampler' is not supported"),
+    ([{'OpSampler': 5}], 'OpSampler: expected keys'), (5, 'batch_transform_ops=5 is not a list'),
+    ([{'MixupOperator': {}}, {'CutmixOperator': {}}], 'has 2 operations.*into one OpSampler')], ids=str)
+def test_mixing_that_cannot_be(value, says):
+    with pytest.raises(InputError, match=says): plan(f'{MIX}={value}')
+
+def test_the_evaluation_is_never_mixed():
+    with pytest.raises(InputError, match='Eval.dataset.batch_transform_ops is not a key'):
+        plan('DataLoader.Eval.dataset.batch_transform_ops=["MixupOperator"]')
 
 # Folders
 

@@ -16,9 +16,10 @@ from fastai.optimizer import Adam
 from PIL import Image
 
 from imgcls_nb.core import InputError, list_images, open_image
-from imgcls_nb.data import image_dls, make_shapes
+from imgcls_nb.data import image_dls
+from imgcls_nb.datasets import make_shapes
 from imgcls_nb.learner import TorchPredictor, image_learner, learner_from_plan, load_trained, run_schedule
-from imgcls_nb.plan import FitPlan, plan_to_dict
+from imgcls_nb.plan import FitPlan, plan_from_yaml, plan_to_dict, plan_to_yaml
 from imgcls_nb.runs import RunFolder, sha256
 
 
@@ -146,6 +147,44 @@ def test_freezing_is_part_of_the_plan(dls):
     again = run_schedule(learner_from_plan(learn.plan), learn.plan.schedule)
     assert equal(weights(learn), weights(again))
 
+# Label mixing
+
+@pytest.mark.parametrize('mix', ['mixup+cutmix', [('FMix', dict(prob=.7)), ('mixup', dict(alpha=1, prob=.2))]], ids=str)
+def test_mixing_is_part_of_the_plan(dls, mix):
+    learn = image_learner(dls, 'test_resnet', mix=mix, label_smoothing=.1)
+    with learn.no_bar(): learn.fine_tune(1, 2e-3)
+    plan = plan_from_yaml(plan_to_yaml(learn.plan))
+    assert learn.mix_batch.mixer.seed == dls.plan.seed
+    assert learn.plan.replayable and [o for o, _ in plan.mix] == [o for o, _ in learn.mix_batch.mixer.ops]
+    again, plain = learner_from_plan(plan), learner_from_plan(replace(plan, mix=()))
+    for o in (again, plain):
+        with o.no_bar(): run_schedule(o, plan.schedule)
+    assert equal(weights(learn), weights(again)) and plan_to_dict(again.plan) == plan_to_dict(learn.plan)
+    assert not equal(weights(learn), weights(plain)) and not hasattr(plain, 'mix_batch')
+    assert again.epoch_metrics.values == learn.epoch_metrics.values
+
+def test_mixing_in_a_run(dls, tmp_path):
+    learn, twin = (image_learner(dls, 'test_resnet', mix='cutmix', run=tmp_path/o) for o in ('run', 'twin'))
+    learn.lr_find(num_it=6, show_plot=False)
+    for o in (learn, twin):
+        with o.no_bar(): o.fit(2)
+    assert equal(weights(learn), weights(twin)), "the search left no trace"
+    assert learn.run_folder.history().train_top1.tolist() == twin.run_folder.history().train_top1.tolist()
+    assert learn.run_folder.plan.mix == (['CutMix', dict(alpha=1., prob=1.)],)
+
+@pytest.mark.parametrize('event', ['before_batch', 'after_pred', 'after_loss', 'after_step', 'before_validate'])
+def test_an_interrupt_while_mixing(dls, event):
+    learn = image_learner(dls, 'test_resnet', mix='mixup', precision='bf16')
+    loss = learn.loss_func
+    with pytest.raises(KeyboardInterrupt), learn.no_bar(): learn.fit(2, cbs=[Stop(event, KeyboardInterrupt())])
+    assert learn.loss_func is loss and learn.mix_batch.mixed.op is None
+    with learn.no_bar(): learn.fit(1)
+    assert finite(learn) and learn.predict(dls.valid_ds.items[0])[0] in dls.vocab
+
+def test_unknown_mixing(dls):
+    says = "'mixop' is unknown.*Did you mean 'Mixup'"
+    with pytest.raises(InputError, match=says): image_learner(dls, 'test_resnet', mix='mixop')
+
 # Interrupts
 
 class Stop(Callback):
@@ -167,7 +206,7 @@ def test_an_interrupt_leaves_a_usable_learner(dls, tmp_path, method, event, erro
     assert (last['event'], last['error']) == (('interrupted', None) if error is KeyboardInterrupt else ('failed', 'defect'))
     for again in ('fit_one_cycle', 'fine_tune'):
         with learn.no_bar(): getattr(learn, again)(1)
-    assert finite(learn) and learn.predict(dls.valid_ds.paths[0])[0] in dls.vocab
+    assert finite(learn) and learn.predict(dls.valid_ds.items[0])[0] in dls.vocab
     assert [o['epoch'] for o in learn.run_folder.events('epoch')][-3:] == [learn.clock.epochs - i for i in (2, 1, 0)]
 
 # The learning rate search
@@ -227,9 +266,10 @@ def test_what_a_run_folder_holds(ran):
 
 def test_history(ran):
     h = ran.run_folder.history()
-    assert list(h) == ['epoch', 'step', 'train_loss', 'valid_loss', 'top1', 'lr', 'seconds']
+    assert list(h) == ['epoch', 'step', 'train_loss', 'valid_loss', 'top1', 'train_top1', 'lr', 'seconds']
     assert h.epoch.tolist() == [1, 2, 3] and h.step.tolist() == [3, 6, 9] and (h.seconds > 0).all()
     assert h.train_loss.tolist()[1:] == pytest.approx([o[0] for o in ran.recorder.values])
+    assert all(o*48 == pytest.approx(round(o*48)) for o in h.train_top1) and h.train_top1.between(.2, 1).all()
 
 def test_latest_is_the_last_epoch(ran):
     path = ran.run_folder.path
@@ -289,7 +329,7 @@ def test_a_loss_that_is_not_a_number_is_written_down(dls, tmp_path):
 
 def test_predictions_write_nothing(ran):
     before = {o.name: o.stat().st_mtime_ns for o in ran.run_folder.path.iterdir()}
-    with ran.no_bar(): ran.validate(), ran.get_preds(), ran.predict(ran.dls.valid_ds.paths[0])
+    with ran.no_bar(): ran.validate(), ran.get_preds(), ran.predict(ran.dls.valid_ds.items[0])
     assert before == {o.name: o.stat().st_mtime_ns for o in ran.run_folder.path.iterdir()}
 
 # Damaged runs
@@ -342,7 +382,7 @@ def test_a_log_whose_last_line_was_cut(copied):
 
 def test_predict(ran, dls):
     want = TorchPredictor(load_trained(ran.run_folder.path, 'latest'))
-    for path in dls.valid_ds.paths[:3]:
+    for path in dls.valid_ds.items[:3]:
         label, i, probs = ran.predict(path)
         one = want(path, k=3)
         assert label == dls.vocab[i] == one.label and probs.shape == (3,) and probs.sum().item() == pytest.approx(1, abs=1e-5)
@@ -354,7 +394,7 @@ def test_get_preds(ran, dls):
         probs, targs = ran.get_preds()
         assert targs.tolist() == dls.valid_ds.labels.tolist()
         assert probs.shape == (12, 3) and torch.allclose(probs.sum(1), torch.ones(12))
-        again, none = ran.get_preds(dl=ran.dls.test_dl(dls.valid_ds.paths))
+        again, none = ran.get_preds(dl=ran.dls.test_dl(dls.valid_ds.items))
         assert torch.equal(again, probs) and (none is None or (none == -1).all())
         assert ran.get_preds(ds_idx=0)[1].tolist() == dls.train_ds.labels.tolist()
         assert ran.get_preds(with_decoded=True)[2].tolist() == probs.argmax(1).tolist()

@@ -88,6 +88,9 @@ def test_module_is_short_and_free_of_nbdev(path):
     assert not [o for o in imported(ast.parse(text), []) if o.split('.')[0] == 'nbdev']
     assert path.stem not in ('utils', 'util', 'helpers', 'common', 'misc')
 
+def test_one_module_reads_pickles(): # those of CIFAR, without running anything; nothing of ours is one
+    assert {o.stem for o in MODULES if set(imported(ast.parse(read(o)), [])) & {'pickle', 'dill', 'cloudpickle'}} == {'archives'}
+
 # Metadata: one home for each fact
 
 def test_pyproject_agrees_with_settings():

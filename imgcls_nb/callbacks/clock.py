@@ -46,14 +46,30 @@ class Clock(Callback):
     def after_fit(self):
         if self.searching: self.epochs, self.steps = self.start
 
-# %% ../../nbs/36_callbacks.clock.ipynb #42984147
+# %% ../../nbs/36_callbacks.clock.ipynb #c2f93e66
 class EpochMetrics(Callback):
-    "Keeps the losses and metrics of the last training epoch in `values`"
-    order = 55 # after fastai's recorder
-    def __init__(self): self.values, self.trained = {}, False
+    "Keeps the losses and metrics of the last training epoch in `values`, with top-1 on the training batches"
+    order = 45 # before fastai's recorder hands the epoch to those who show it
+    def __init__(self): self.values, self.trained, self.right, self.seen = {}, False, 0, 0
+
+    @property
+    def train_top1(self): return float(self.right)/self.seen if self.seen else None # of the epoch so far
+
+    def before_train(self): self.right, self.seen = 0, 0
+
+    def after_loss(self):
+        if not (self.training and len(self.yb) and _are_classes(self.pred, self.yb[0])): return
+        self.right = self.right + (self.pred.argmax(-1) == self.yb[0]).sum()
+        self.seen += len(self.yb[0])
 
     def after_train(self): self.trained = not self.clock.searching
 
     def after_epoch(self):
-        if self.trained: self.values = dict(zip(self.recorder.metric_names[1:-1], map(float, self.recorder.log[1:])))
+        if self.trained:
+            self.values = dict(zip(self.recorder.metric_names[1:], map(float, self.recorder.log[1:])))
+            if self.seen: self.values['train_top1'] = self.train_top1
         self.trained = False
+
+def _are_classes(pred, targ): # one class number a picture, rather than values or several labels
+    if not isinstance(pred, torch.Tensor) or targ.is_floating_point(): return False
+    return pred.shape[:-1] == targ.shape and pred.shape[-1] > 1

@@ -32,9 +32,8 @@ class _Terminal: # finished rows stay, the running one moves
         if self.moving and not last: print(note, end='', flush=True)
 
 def _html(rows, note):
-    cells = lambda tag, row: ''.join(f'<{tag}>{c}</{tag}>' for c in row)
-    body = ''.join(f'<tr>{cells("td", r)}</tr>' for r in rows[1:])
-    head = f'<tr>{cells("th", rows[0])}</tr>'
+    cells = lambda tag, row: '<tr>' + ''.join(f'<{tag}>{c}</{tag}>' for c in row) + '</tr>'
+    head, body = (''.join(cells(*o) for o in part) for part in ([('th', r) for r in rows[:1]], [('td', r) for r in rows[1:]]))
     return f'<table><thead>{head}</thead><tbody>{body}</tbody></table>' + (f'<p>{note}</p>' if note else '')
 
 # %% ../../nbs/37_callbacks.progress.ipynb #25e095ff
@@ -47,25 +46,26 @@ class EpochTable(Callback):
 
     def before_fit(self):
         if self.learn.logger == noop: return # predictions, validation and searches show nothing
-        self.rows, self.shown_at = [self.recorder.metric_names], 0.
+        self.rows, self.shown_at, self.epochs = [], 0., self.clock.epochs
         self.old_logger, self.learn.logger = self.learn.logger, self._add_row
         self.table = _Notebook() if get_ipython() else _Terminal()
 
     def after_batch(self):
         if self.table is None or time.monotonic() - self.shown_at < self.every_s: return
-        self.shown_at = time.monotonic()
-        note = f'epoch {self._epoch() + 1}: {(self.iter + 1)/self.n_iter:.0%}, loss {self.smooth_loss.item():.4f}'
-        self.table.show(self.rows, note)
+        self.shown_at, top1 = time.monotonic(), self.epoch_metrics.train_top1
+        note = f'epoch {self.clock.epochs + 1}: {(self.iter + 1)/self.n_iter:.0%}, loss {self.smooth_loss.item():.4f}'
+        self.table.show(self.rows, note if top1 is None else f'{note}, top-1 {top1:.4f}')
 
-    def _add_row(self, values):
-        self.rows.append([self._epoch(), *(f'{v:.4f}' if isinstance(v, float) else v for v in values[1:])])
+    def _add_row(self, log): # the recorder calls it at the end of an epoch
+        if self.clock.epochs == self.epochs: return # it was skipped
+        self.epochs, values = self.clock.epochs, self.epoch_metrics.values
+        if not self.rows: self.rows.append(['epoch', *values, 'time'])
+        self.rows.append([self.epochs, *(f'{v:.4f}' for v in values.values()), log[-1]])
         self.table.show(self.rows)
-
-    def _epoch(self): return self.clock.epochs if hasattr(self.learn, 'clock') else self.epoch + 1
 
     def after_fit(self): self.close()
 
     def close(self): # also called when a fit is interrupted
         if self.table is None: return
-        if len(self.rows) > 1: self.table.show(self.rows, last=True)
+        if self.rows: self.table.show(self.rows, last=True)
         self.learn.logger, self.table = self.old_logger, None
