@@ -16,16 +16,17 @@ and flipped left to right half of the time. There are pictures of two sizes, 500
 3. Table. Several rounds. In each, every loader is built anew, then all of them run epoch 1, then all run epoch 2, and so on,
    so that whatever else the machine does meets all alike; the order rotates. Figures are medians over rounds and epochs.
 
-Building a loader, which is where files are listed and looked at, has a column of its own. Epoch 1 includes the start of the
+Building a loader, which is where files are listed, and ours looks at every picture, has a column of its own; nothing that an
+earlier run found out about the files is there to help. Epoch 1 includes the start of the
 worker processes, and for a decoded cache, which is empty then, filling it. No loader works on the next epoch between two timed
 ones: timm's `use_multi_epochs_loader` does, so it is not among the settings. Nothing is pinned: there is no GPU.
 
-`--accuracy` asks the other question: does a faster way of opening pictures cost accuracy?
+`--accuracy` asks the other question: does decoding at a smaller size, or once for all epochs, cost accuracy? It trains small
+networks in place of timing.
 """
 import argparse
 import contextlib
 import gc
-import inspect
 import io
 import json
 import os
@@ -61,10 +62,6 @@ from imgcls_nb.evaluate import evaluate
 from imgcls_nb.learner import image_learner
 
 BS, SIZE, SCALE, RATIO, CLASSES = 32, 224, (.35, 1.), (3/4, 4/3), 8
-ACCEPTED = inspect.signature(image_dls).parameters # what this version of the package can do
-FULL_SIZE = dict(decode='full') # how decoding without shrinking is asked for, in versions that have it
-NO_CACHE = "This version's image_dls has no `cache` argument: there is no decoded cache to measure."
-NO_FULL_SIZE = "This version's image_dls cannot be asked to decode at full size: there is nothing to compare with."
 
 # ---- Pictures
 
@@ -120,14 +117,14 @@ class Row:
 
     def rate(self, n, what): return n/statistics.median(self.times[what])
 
-def ours(folder, workers, cache=None): # cache: None where the library has no such argument, else False or where to make one
-    args = {} if cache is None else dict(cache=cache and tempfile.mkdtemp(dir=cache)) # empty for each new loader
-    return image_dls(folder, valid='valid', size=SIZE, bs=BS, num_workers=workers, device='cpu', **args).train
+def ours(folder, workers, scratch, cache): # each time as if for the first: nothing is known of the pictures, nothing is kept
+    os.environ['IMGCLS_CACHE'] = tempfile.mkdtemp(dir=scratch, prefix='scan_') # what looking at the files found goes there
+    cache = cache and tempfile.mkdtemp(dir=scratch, prefix='decoded_')
+    return image_dls(folder, valid='valid', size=SIZE, bs=BS, num_workers=workers, device='cpu', cache=cache).train
 
-def our_rows(cache_home):
-    if 'cache' not in ACCEPTED: return [Row('imgcls_nb', 'as it is', ours, ours=True)]
-    return [Row('imgcls_nb', 'decoded cache', partial(ours, cache=cache_home), ours=True),
-            Row('imgcls_nb', 'no cache', partial(ours, cache=False), ours=True)]
+def our_rows(scratch):
+    row = lambda settings, **kw: Row('imgcls_nb', settings, partial(ours, scratch=scratch, **kw), ours=True)
+    return [row('decoded cache, the default', cache=True), row('cache=False', cache=False)]
 
 def flip_after_crop(): # left alone, fastai sorts FlipItem before the crop, and it flips the whole picture
     flip = fv.FlipItem()
@@ -276,7 +273,7 @@ def machine():
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     name = next((o.split(':', 1)[1].strip() for o in lines if o.startswith('model name')), platform.processor())
     return (f"{name}, {os.cpu_count()} cores; Python {platform.python_version()}, "
-            + ', '.join(f'{o} {version(o)}' for o in ('imgcls_nb', 'torch', 'torchvision', 'fastai', 'timm', 'pillow'))
+            + ', '.join(f'{o} {version(o)}' for o in 'imgcls_nb torch torchvision fastai timm simplejpeg pillow'.split())
             + f", libjpeg-turbo {features.version_feature('libjpeg_turbo')} in Pillow; "
             f"{torch.get_num_threads()} torch threads in the main process")
 
@@ -295,10 +292,10 @@ def show_table(rows, n):
               f"| {times_faster(row, fastai):.2f}x | {times_faster(row, best):.2f}x "
               f"| {statistics.median(t['cpu'])/n*1000:.2f} | {row.pixels['detail']:.1f} |")
 
-def compare(folder, n, args, cache_home):
+def compare(folder, n, args, scratch):
     "Measure all loaders on one set of pictures, and print their table"
     sizes = [o.stat().st_size for o in sorted((folder/'train').rglob('*.jpg'))]
-    own, families = our_rows(cache_home), [fastai_rows(), torchvision_rows(), timm_rows(), draft_rows()]
+    own, families = our_rows(scratch), [fastai_rows(), torchvision_rows(), timm_rows(), draft_rows()]
     tried = [row for rows in families for row in rows]
     for row in own + tried: row.pixels = check(row, folder, args.workers, n)
     check_alike(own + tried)
@@ -309,9 +306,8 @@ def compare(folder, n, args, cache_home):
           f'{args.workers} workers, {args.rounds} rounds of {args.epochs} epochs; '
           f'other programs took {busy:.0%} of the processors meanwhile\n')
     show_table(rows, n)
-    cache = sum(o.stat().st_size for o in Path(cache_home).rglob('*') if o.is_file())/(args.rounds + 1) # one more for the check
-    print(f'\nThe files take {sum(sizes)/1e6:.0f} MB, a decoded cache of them {cache/1e6:.0f} MB.' if 'cache' in ACCEPTED
-          else f'\n{NO_CACHE}')
+    kept = {o.stat().st_ino: o.stat().st_blocks*512 for o in next(Path(scratch).glob('decoded_*')).rglob('*') if o.is_file()}
+    print(f'\nThe files take {sum(sizes)/1e6:.0f} MB, a decoded cache of them {sum(kept.values())/1e6:.0f} MB.')
     print('\nSettings tried, with the CPU ms a picture and the best img/s of their later epochs:\n')
     for o in tried:
         print(f"- {o.name}, {o.settings}: {statistics.median(o.times['cpu'])/n*1000:.2f}, {n/min(o.times['later']):.0f}")
@@ -347,15 +343,11 @@ def make_textures(folder, train=60, valid=50):
     (folder/'.complete').touch()
     return folder
 
-def decoding_variants(cache_home):
-    "Names, and arguments of `image_dls`; the last is what the others are compared with"
-    variants = {'as it is': {}}
-    if 'cache' in ACCEPTED: variants = {'decoded cache': dict(cache=cache_home), 'no cache': dict(cache=False)}
-    if set(FULL_SIZE) <= set(ACCEPTED): variants['full-size decoding'] = (variants.get('no cache') or {}) | FULL_SIZE
-    return variants
+VARIANTS = {'scaled decoding, decoded cache': dict(cache=True), 'scaled decoding, no cache': dict(cache=False),
+            'full-size decoding, no cache': dict(cache=False, decode='full')} # the last is what the others are compared with
 
-def train_once(folder, arguments, seed):
-    if arguments.get('cache'): arguments = arguments | dict(cache=tempfile.mkdtemp(dir=arguments['cache'])) # each fills its own
+def train_once(folder, scratch, arguments, seed):
+    os.environ['IMGCLS_CACHE'] = tempfile.mkdtemp(dir=scratch)
     with contextlib.redirect_stdout(io.StringIO()):
         dls = image_dls(folder, valid='valid', size=64, bs=BS, num_workers=0, seed=seed, device='cpu', **arguments)
         learn = image_learner(dls, 'test_resnet', precision='fp32') # timm's smallest
@@ -366,12 +358,12 @@ def interval(values): # 95 %, by Student's t, as if the seeds were a sample of a
     half = stats.t.ppf(.975, len(values) - 1)*np.std(values, ddof=1)/len(values)**.5
     return f'{np.mean(values):+.2%} ± {half:.2%}'
 
-def compare_accuracy(folder, seeds, cache_home):
-    files, variants = make_textures(folder), decoding_variants(cache_home)
-    jobs = [(files, arguments, seed) for seed in seeds for arguments in variants.values()]
+def compare_accuracy(folder, seeds, scratch):
+    files = make_textures(folder)
+    jobs = [(files, scratch, arguments, seed) for seed in seeds for arguments in VARIANTS.values()]
     with ProcessPoolExecutor(os.cpu_count(), get_context('spawn'), torch.set_num_threads, (1,)) as pool: # one core each
-        accs = np.reshape(list(pool.map(train_once, *zip(*jobs))), (len(seeds), len(variants)))
-    top1 = dict(zip(variants, accs.T.tolist()))
+        accs = np.reshape(list(pool.map(train_once, *zip(*jobs))), (len(seeds), len(VARIANTS)))
+    top1 = dict(zip(VARIANTS, accs.T.tolist()))
     base = list(top1)[-1]
     print('\n**Accuracy**: test_resnet at 64x64 for 16 epochs on 360 pictures of 400x300 pixels, '
           f'{len(TEXTURES)} classes of fine patterns; top-1 on 300 others; mean of the seeds with its 95 % interval\n')
@@ -380,8 +372,6 @@ def compare_accuracy(folder, seeds, cache_home):
     for name, accs in top1.items():
         gap = '' if name == base else interval(np.subtract(accs, top1[base]))
         print(f"| {name} | {', '.join(f'{o:.2%}' for o in accs)} | {interval(accs).lstrip('+')} | {gap} |")
-    if 'cache' not in ACCEPTED: print(f'\n{NO_CACHE}')
-    if not set(FULL_SIZE) <= set(ACCEPTED): print(f'\n{NO_FULL_SIZE}')
     return top1
 
 # ---- Command line
