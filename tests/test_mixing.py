@@ -371,12 +371,15 @@ class Brightest(nn.Module): # knows its pictures: the class is the channel with 
 
 @pytest.mark.parametrize('ops', [None, 'mixup', 'cutmix', 'fmix', ALL], ids=str)
 def test_right_answers_are_counted_against_the_dominant_label(ops):
-    assert fit(make(ops=ops, model=Brightest(), lr=0.), 3)['train_top1'] == 1
+    top1 = fit(make(ops=ops, model=Brightest(), lr=0.), 3)['train_top1']
+    assert top1 == 1 if ops is None else top1 > .8 # where two pictures count nearly the same, light alone does not tell
 
 def test_it_would_be_less_against_the_first_label():
     watch = Watch()
-    fit(make(ops='mixup', model=Brightest(), lr=0., cbs=[watch]), 3)
-    assert np.mean([(pred.argmax(1) == y).float().mean() for training, _, y, _, pred, _ in watch.seen if training]) < .9
+    learn = make(ops=[('Mixup', dict(alpha=9.))], model=Brightest(), lr=0., cbs=[watch]) # shares near a half
+    values = [fit(learn)['train_top1'] for _ in range(10)]
+    first = np.mean([(pred.argmax(1) == y).float().mean() for training, _, y, _, pred, _ in watch.seen if training])
+    assert first < np.mean(values) - .1
 
 def test_train_top1_is_the_share_of_all_pictures():
     model = Brightest()
