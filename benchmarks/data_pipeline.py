@@ -1,7 +1,7 @@
 """How fast training batches arrive: this package, fastai, torchvision and timm, side by side in one process.
 
     python benchmarks/data_pipeline.py
-    python benchmarks/data_pipeline.py --folder /tmp/pictures --json out.json
+    python benchmarks/data_pipeline.py --folder pictures --json out.json
     python benchmarks/data_pipeline.py --accuracy
 
 Every loader reads the same JPEG files and gives the same kind of batch: 32 pictures, float32, 3x224x224, normalized, on the
