@@ -159,8 +159,8 @@ def write_list_file(
 def _list_text(pics, root, delimiter):
     if not isinstance(pics.place, Files): raise InputError(f"{pics} are no files of their own, so no list file can name them.")
     if (pics.labels < 0).any(): raise InputError(f"{pics}: not all have labels, which a list file needs.")
-    sources = (pics.source(i) for i in range(len(pics)))
-    names = [os.path.relpath(o, root) if Path(o).is_relative_to(root) else os.path.abspath(o) for o in sources]
+    home, start = os.path.abspath(pics.place.root), os.path.join(os.path.abspath(root), '')
+    names = [os.path.join(home, pics.place.names[i]).removeprefix(start) for i in pics.idxs] # absolute where it lies elsewhere
     names = [_checked(o.replace(os.sep, '/'), pics) for o in names]
     names = [f'./{o}' if o[0] in '#\ufeff' or o[0].isspace() else o for o in names] # else read as a comment, or stripped
     return ''.join(f'{o}{delimiter}{c}\n' for o, c in zip(names, pics.labels.tolist()))

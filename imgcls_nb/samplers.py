@@ -38,21 +38,14 @@ def balanced(
 ) -> np.ndarray: # Positions, as many as there are pictures
     "An order in which classes have equal shares"
     labels = np.asarray(labels)
-    rng = np.random.default_rng(mix_seed(seed, 'balanced', epoch))
     counts = np.bincount(labels)
-    share = counts*class_weights(labels, len(counts), power)
-    n_each = _round_to_sum(share, len(labels))
-    turns = [(np.flatnonzero(labels == c), n, mix_seed(seed, 'turns', c), epoch*share[c]) for c, n in enumerate(n_each)]
-    chosen = [_take_turns(*o) for o in turns]
-    return rng.permutation(np.concatenate(chosen))
-
-def _round_to_sum(share, total): # whole numbers near `share`
-    n = np.floor(share).astype(int)
-    n[np.argsort(n - share, kind='stable')[:total - n.sum()]] += 1
-    return n
+    upto = np.cumsum(counts*class_weights(labels, len(counts), power)) # shares add up to the epoch, so rounding them does too
+    done, then = (np.diff(np.floor(upto*e + 1e-6).astype(int), prepend=0) for e in (epoch, epoch + 1))
+    turns = [_take_turns(np.flatnonzero(labels == c), then[c] - done[c], mix_seed(seed, 'turns', c), done[c])
+             for c in range(len(counts))]
+    return np.random.default_rng(mix_seed(seed, 'balanced', epoch)).permutation(np.concatenate(turns))
 
 def _take_turns(idxs, n, seed, start): # `n` of them from a sequence that shuffles anew whenever all have come
-    start = int(start)
     rounds = range(start//len(idxs), (start + n)//len(idxs) + 1) if len(idxs) else ()
     turns = [np.random.default_rng(mix_seed(seed, r)).permutation(idxs) for r in rounds]
     skip = start % len(idxs) if len(idxs) else 0

@@ -6,8 +6,9 @@
 __all__ = ['mix_seed', 'seeded']
 
 # %% ../nbs/06_seeds.ipynb #9fa22383
+import hashlib
+import os
 import random
-import zlib
 from contextlib import contextmanager
 
 import numpy as np
@@ -18,8 +19,8 @@ def mix_seed(
     *parts, # Ints or strings, such as seed, epoch and a picture's name
 ) -> int: # 0..2**63-1
     "One seed that depends on every one of `parts`, the same on every machine"
-    return int(np.random.SeedSequence([zlib.crc32(p.encode()) if isinstance(p, str) else p & 0xffffffffffffffff for p in parts])
-               .generate_state(1, np.uint64)[0]) >> 1
+    text = repr([p if isinstance(p, str) else int(p) for p in parts])
+    return int.from_bytes(hashlib.blake2b(os.fsencode(text), digest_size=8).digest(), 'big') >> 1
 
 # %% ../nbs/06_seeds.ipynb #af45ee52
 @contextmanager

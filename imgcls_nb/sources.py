@@ -238,21 +238,24 @@ def recognize_source(
     if where.is_dir() and plan.train:
         if not _has_class_folders(where, 1) and find_tars(where): return 'shards'
         return 'imagenet' if _is_imagenet(root) else 'files'
-    if not where.is_dir():
-        if where.suffix.lower() in _TABLES: return 'table'
-        if '.tar' in where.suffixes or where.suffix == '.tgz': return 'shards'
-        if plan.train: return 'files'
-    if where.is_file(): return next((k for k in ('idx', 'cifar') if _names_file(k, where)), 'files')
+    if not where.is_dir(): return _recognize_file(where, plan)
     found = [k for k, sign in SIGNS.items() if sign(root)]
-    for winner, others in _WINS:
+    beside = 'table', 'shards' # class folders go before them, unless the plan speaks of columns
+    for winner, others in (('imagenet', ('files', *beside)), ('table', ('files', 'shards')), ('files', beside)):
         if winner in found and (winner != 'table' or plan.columns): found = [o for o in found if o not in others]
     if len(found) < 2: return found[0] if found else _look_inside(root)
     raise InputError(f"'{root}' holds data in several forms: {', '.join(found)}. Say which: source='{found[0]}'.")
 
-_WINS = ('imagenet', ('files', 'table', 'shards')), ('table', ('files', 'shards')), ('files', ('table', 'shards'))
+def _recognize_file(file, plan):
+    if file.suffix.lower() in _TABLES: return 'table'
+    if '.tar' in file.suffixes or file.suffix == '.tgz': return 'shards'
+    if plan.train: return 'files'
+    if kind := _named_in(file): return kind
+    if file.suffix.lower() not in ('.zip', '.7z', '.rar', '.gz', '.parquet', *IMAGE_SUFFIXES): return 'files'
+    raise InputError(f"'{file}' is no folder, list file, table or tar file. Unpack an archive; give a picture's folder.")
 
-def _names_file(kind, file):
-    return file in idx_files(file.parent).values() if kind == 'idx' else file in cifar_files(file.parent)[2]
+def _named_in(file): # one of the files that a publisher offers
+    return 'idx' if file in idx_files(file.parent).values() else 'cifar' if file in cifar_files(file.parent)[2] else None
 
 def _look_inside(root): # a folder too high
     for o in sorted(root.iterdir())[:100]:

@@ -315,7 +315,7 @@ def test_full_size_can_be_asked_for(tmp_path):
         (tmp_path/k).mkdir()
         for i in range(4): (tmp_path/f'{k}/{i}.jpg').write_bytes(encoded(scene(600, 800, i), quality=95))
     scaled, full = (loaders(tmp_path, False, decode=o) for o in ('scaled', 'full'))
-    shapes = [dls.train.kept(dls.train_ds.source(0)).pixels.shape for dls in (scaled, full)]
+    shapes = [dls.train.maker.kept(dls.train_ds.source(0)).pixels.shape for dls in (scaled, full)]
     assert shapes == [(150, 200, 3), (600, 800, 3)]
     x, y = (dls.train.one_batch()[0] for dls in (scaled, full))
     assert 0 < (x - y).abs().mean() < .1, "in standard deviations: nearly the same pictures"

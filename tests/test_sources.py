@@ -922,6 +922,10 @@ def test_recognition(root, make, plan, source):
     ('train-images-idx3-ubyte.gz', 'idx'), ('data_batch_1.bin', 'cifar')])
 def test_files_as_path(root, name, source): assert recognize_source(DataPlan(str(touch(root, name)/name))) == source
 
+@pytest.mark.parametrize('name', ['x.zip', 'x.JPG', 'x.parquet', 'x.csv.gz'])
+def test_files_that_are_no_data_set(root, name):
+    with pytest.raises(InputError, match=f"{name}' is no folder, list file, table or tar file"): find(touch(root, name)/name)
+
 def test_a_list_file_as_path(root):
     write(touch(root, *(f'{i}.png' for i in range(4))), list__txt='0.png 0\n1.png 1\n2.png 0\n3.png 1\n', n__txt='0 a\n1 b\n')
     train, valid = find(root/'list.txt', valid=.5, label_file='n.txt')
