@@ -17,6 +17,7 @@ with warnings.catch_warnings(): # whoever imports fastai first is told of its us
 import math
 import os
 import signal
+import weakref
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -113,7 +114,7 @@ class BatchMaker:
         except BadPictureError as e:
             if self.on_lost == 'raise': raise
             return self.pics.name(i), str(e)
-        if self.ops is None: return decoded.pixels, label
+        if self.ops is None: return np.array(decoded.pixels), label # a copy, for a mapped file is an open one
         seed = mix_seed(self.seed, epoch, self.pics.name(i), *([seen] if seen else []))
         return self.augment(size)(decoded, seed), label
 
@@ -211,12 +212,23 @@ def _fetch(self:ImageDL, todo):
     workers = self.fake_l.num_workers
     if not workers: yield from (self.maker[o] for o in todo)
     elif todo:
-        if self.loader is None: # its generator is its own, for torch draws from the global one otherwise
-            self.loader = DataLoader(self.maker, None, sampler=_Todo(), num_workers=workers, pin_memory=self.pin_memory,
-                                     prefetch_factor=4 if self.bs*math.prod(self.size) < 2**22 else 2, persistent_workers=True,
-                                     worker_init_fn=_ignore_interrupt, generator=torch.Generator())
-        self.loader.sampler.todo = todo
-        yield from self.loader
+        loader, self.loader = self.loader or _start(self, workers), None # a second pass at the same time starts its own
+        loader.sampler.todo = todo
+        try: yield from loader
+        except BaseException: # also when nobody wants the rest
+            _end(loader)
+            raise
+        self.loader = loader
+
+def _start(dl, workers): # its generator is its own, for torch draws from the global one otherwise
+    ahead = 4 if dl.bs*math.prod(dl.size) < 2**22 else 2
+    loader = DataLoader(dl.maker, None, sampler=_Todo(), num_workers=workers, pin_memory=dl.pin_memory, prefetch_factor=ahead,
+                        persistent_workers=True, worker_init_fn=_ignore_interrupt, generator=torch.Generator())
+    weakref.finalize(dl, _end, loader) # left to the garbage collector, each process takes seconds to end
+    return loader
+
+def _end(loader):
+    if loader._iterator is not None: loader._iterator._shutdown_workers()
 
 class _Todo:
     todo = ()
@@ -309,6 +321,8 @@ def dls_from_plan(
     limit = None if plan.cache_gb is None else int(plan.cache_gb*10**9)
     dl = partial(ImageDL, preprocess=preprocess, seed=plan.seed, num_workers=workers, device=device, cache=cache,
                  cache_limit=limit, on_lost=plan.on_lost)
+    if plan.balance in ('sampler', 'both') and plan.repeats > 1:
+        raise InputError(f"balance='{plan.balance}' and repeats={plan.repeats} both decide the order. Give one of them.")
     ops = augment_ops(plan.augment)
     if not (ops or plan.sizes or plan.start_size): ops = None # evaluation pixels serve for training too
     train_dl = dl(train, ops=ops, bs=plan.bs, shuffle=True, drop_last=plan.drop_last, balance=BALANCE[plan.balance][0],

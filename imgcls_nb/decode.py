@@ -13,6 +13,7 @@ import mmap
 import os
 import shutil
 import struct
+import time
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def _decode_jpeg(data, need):
 
 # %% ../nbs/10_decode.ipynb #0131782b
 def _orientation(data):
-    if b'Exif\0\0' not in data[:65536]: return 1
+    if b'Exif\0\0' not in data and b'tiff:Orientation' not in data: return 1 # the second: in an XMP block
     try: turn = Image.open(io.BytesIO(data)).getexif().get(0x0112, 1)
     except Exception: return 1 # a damaged EXIF block says nothing, as in `open_image`
     return turn if turn in _TURNS else 1
@@ -127,7 +128,7 @@ class PixelCache:
         if self.shelf.is_dir(): os.utime(self.shelf)
         self.full = False
         self.limit = _free_share(self.root) if limit is None else limit
-        self.allowed = self.limit - _make_room(self.root, self.shelf, self.limit//2)
+        _make_room(self.root, self.shelf, self.limit//2)
 
     def __call__(self,
         source, # Whatever `decode` takes
@@ -146,7 +147,8 @@ class PixelCache:
         return self._path(hashlib.sha256(repr(facts).encode()).hexdigest()) if facts else None
 
     def _find_or_make(self, source, stamp):
-        entry = self._path(hashlib.sha256(read_source(source)).hexdigest())
+        try: entry = self._path(hashlib.sha256(read_source(source)).hexdigest())
+        except OSError: return self.make(source) # which says what is wrong with it
         found = _read(entry)
         if found is None:
             found = self.make(source)
@@ -166,10 +168,10 @@ class PixelCache:
         return not self.full
 
     def _reserve(self, n): # a byte for each 4096, appended, which is one step for any number of processes
-        if self.used() + n > self.allowed: return False
+        if _total(self.root) + n > self.limit: return False
         self.shelf.mkdir(exist_ok=True)
         with open(self.shelf/'used', 'ab') as f: f.write(bytes(-(-(n + 64)//4096)))
-        return self.used() <= self.allowed
+        return _total(self.root) <= self.limit
 
     def used(self) -> int: # Bytes that this data set takes
         return _used(self.shelf)
@@ -194,7 +196,7 @@ def _read(path):
 
 def _write(path, decoded):
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    draft = f'{path}.{os.getpid()}'
+    draft = f'{path}.{os.urandom(8).hex()}'
     try:
         with open(draft, 'wb') as f:
             f.write(_HEADER.pack(_MAGIC, *decoded.pixels.shape, decoded.height, decoded.width).ljust(64, b'\0'))
@@ -202,11 +204,11 @@ def _write(path, decoded):
         os.replace(draft, path)
     except OSError:
         with suppress(OSError): os.unlink(draft)
-        raise
+        if _read(path) is None: raise # otherwise another process was quicker
 
 def _link(entry, stamp):
     os.makedirs(os.path.dirname(stamp), exist_ok=True)
-    draft = f'{stamp}.{os.getpid()}'
+    draft = f'{stamp}.{os.urandom(8).hex()}'
     try:
         os.link(entry, draft)
         os.replace(draft, stamp)
@@ -217,15 +219,15 @@ def _used(shelf):
     try: return (shelf/'used').stat().st_size*4096
     except OSError: return 0
 
-def _make_room(root, shelf, allowed): # what the other shelves take after that
-    if not root.is_dir(): return 0
-    others = sorted((o for o in root.iterdir() if o.is_dir() and o != shelf), key=lambda o: o.stat().st_mtime)
-    total = sum(map(_used, others))
-    for o in others:
-        if total <= allowed: break
+def _total(root): return sum(_used(o) for o in root.iterdir())
+
+def _make_room(root, shelf, allowed): # a shelf opened within a day may be in use
+    others = [(o.stat().st_mtime, o) for o in root.iterdir() if o.is_dir() and o != shelf]
+    total = sum(_used(o) for _, o in others)
+    for opened, o in sorted(others):
+        if total <= allowed or opened > time.time() - 24*3600: break
         total -= _used(o)
         shutil.rmtree(o, ignore_errors=True)
-    return total
 
 def _free_share(root):
     while not root.exists(): root = root.parent

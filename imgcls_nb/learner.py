@@ -93,11 +93,12 @@ class ImageLearner(Learner):
 
     @wraps(Learner.lr_find)
     def lr_find(self, *args, **kwargs):
-        before = copy.deepcopy(self.model.state_dict())
+        before, start = copy.deepcopy(self.model.state_dict()), (self.clock.epochs, self.clock.steps)
         with self._noting():
             try: return super().lr_find(*args, **kwargs)
             except BaseException:
                 self.model.load_state_dict(before)
+                self.clock.epochs, self.clock.steps = start
                 raise
             finally:
                 with suppress(OSError): (self.path/self.model_dir).rmdir() # fastai makes it, and it is empty now
@@ -156,6 +157,9 @@ def _build(plan, dls, loss_func=None, opt_func=None, metrics=None, cbs=None):
     model, dls = _build_model(plan, dls, channels_last)
     loss_func, opt_func = loss_func or _loss(obj, dls), opt_func or _optimizer(obj)
     varying = [MixBatch(mix, plan.data.seed)] if mix else []
+    if plan.data.start_size and plan.data.sizes:
+        raise InputError(f"start_size={plan.data.start_size} and sizes={plan.data.sizes} both say how large pictures are. "
+                         "Give one of them.")
     if plan.data.start_size: varying.append(GrowSize(plan.data.start_size))
     learn = ImageLearner(dls, model, loss_func, opt_func, splitter=split_params,
                          wd=obj.weight_decay, wd_bn_bias=obj.decay_norm_bias,

@@ -34,7 +34,7 @@ def _check_kind(name, v, hint):
     if isinstance(v, bool) and bool not in kinds or not isinstance(v, kinds):
         names = ' or '.join('none' if k is type(None) else 'number' if k == float|int else k.__name__ for k in kinds)
         raise InputError(f"{name}={v!r} is not {names}.")
-    if name in LIMITS and isinstance(v, int) and v < LIMITS[name]:
+    if name in LIMITS and isinstance(v, (int, float)) and v < LIMITS[name]:
         raise InputError(f"{name}={v} is too small: at least {LIMITS[name]}.")
     if name in CHOICES and isinstance(v, str) and v not in CHOICES[name]:
         raise InputError(f"{name}={v!r} is unknown. Give {' or '.join(map(repr, CHOICES[name]))}"

@@ -82,7 +82,9 @@ def _fold_numbers(labels, groups, n, seed):
     kfold = (StratifiedKFold if groups is None else StratifiedGroupKFold)(n, shuffle=True, random_state=state)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning) # a class with fewer pictures than folds is missing in some, as it must be
-        for fold, (_, idxs) in enumerate(kfold.split(labels, labels, groups)): folds[idxs] = fold
+        try: parts = [idxs for _, idxs in kfold.split(labels, labels, groups)]
+        except ValueError as e: raise InputError(f"{n} parts cannot be made of these classes ({e}) Take fewer.") from e
+    for fold, idxs in enumerate(parts): folds[idxs] = fold
     return folds
 
 # %% ../nbs/12_splits.ipynb #66a91e6b
@@ -118,6 +120,7 @@ def hold_out(
     "Split pictures the way that a plan names"
     if split not in SPLITS:
         raise InputError(f"split={split!r} is unknown. Use one of {', '.join(SPLITS)}.{did_you_mean(split, SPLITS)}")
+    if groups is not None: split = 'grouped' # who names groups does not want them torn apart
     if fold is not None:
         return kfold_split(labels, fold, seed, _check_groups(groups, labels) if split == 'grouped' else None)
     return grouped_split(labels, fraction, seed, groups) if split == 'grouped' else SPLITS[split](labels, fraction, seed)

@@ -10,7 +10,6 @@ import threading
 
 import numpy as np
 import pytest
-from imgcls_nb.places import cache_folder
 from PIL import Image, ImageEnhance
 
 from imgcls_nb import scan as scan_module
@@ -19,6 +18,7 @@ from imgcls_nb.cli import main
 from imgcls_nb.core import BadPictureError, InputError, list_images, open_image
 from imgcls_nb.datasets import draw_shape
 from imgcls_nb.pictures import Arrays, Members, PictureList, TarMember
+from imgcls_nb.places import cache_folder
 from imgcls_nb.scan import FLAGS, ROW, exact_groups, list_groups, look_at, near_groups, picture_pattern, scan_pictures
 
 

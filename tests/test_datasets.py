@@ -8,7 +8,6 @@ import threading
 import time
 
 import pytest
-from imgcls_nb.places import cache_folder
 
 from imgcls_nb import datasets
 from imgcls_nb.core import InputError
@@ -22,6 +21,7 @@ from imgcls_nb.datasets import (
     named_dataset,
     unpack_file,
 )
+from imgcls_nb.places import cache_folder
 
 
 def md5(data): return hashlib.md5(data).hexdigest()

@@ -21,7 +21,7 @@ def grown_size(
     "The size that belongs to a moment of training"
     if progress >= full_at: return tuple(size)
     longer = start + (max(size) - start)*progress/full_at
-    return tuple(max(step, round(o*longer/max(size)/step)*step) for o in size)
+    return tuple(min(o, max(step, round(o*longer/max(size)/step)*step)) for o in size)
 
 # %% ../../nbs/39_callbacks.resizing.ipynb #44dc93d7
 class GrowSize(Callback):
