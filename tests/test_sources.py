@@ -314,7 +314,7 @@ def test_data_frames(pictured):
     assert train.vocab == ('9', '10') and (labelled(train), labelled(valid)) == ({'0.png': '10', '1.png': '9'}, {'2.png': '10'})
     with pytest.raises(InputError, match='the table.* has 1 bad row(.|\n)*row 4: no label'):
         find_pictures(DataPlan(str(pictured)), df)
-    df = pd.DataFrame(dict(file=pd.Series(['0.png', '1.png'], dtype='string'), target=pd.Categorical(['b', 'a']), group=[1., 2.]))
+    df = pd.DataFrame(dict(file=pd.Series(['0.png', '1.png'], dtype='string'), target=pd.Categorical(['b', 'a'])))
     assert labelled(find_pictures(DataPlan(str(pictured), valid=.5, split='random'), df)[0]).items() <= {'0.png': 'b',
         '1.png': 'a'}.items()
 
