@@ -134,7 +134,7 @@ def _fetch(url, part, file):
     with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, part.open('wb') as out:
         size, limit = int(answer.headers.get('Content-Length') or 0), file.limit_mb*10**6
         pieces = iter(partial(answer.read, 2**18), b'')
-        for piece in progress_bar(pieces, total=size//2**18 + 1, leave=False) if size else pieces:
+        for piece in progress_bar(pieces, total=size//2**18 + 1, leave=False) if size > 2**22 else pieces:
             if max(size, out.tell() + len(piece)) > limit: raise ValueError(f'is larger than the limit of {file.limit_mb} MB')
             out.write(piece)
         if size and out.tell() != size: raise ValueError(f'ended after {out.tell():,} of {size:,} bytes')

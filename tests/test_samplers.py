@@ -98,6 +98,15 @@ def test_a_picture_that_comes_again_is_varied_anew(tmp_path):
     dl = image_dls(unbalanced(tmp_path), **HOW | dict(bs=2, repeats=2)).train
     for x, y in dl: assert len(y) == 1 or y[0] == y[1] and not torch.equal(x[0], x[1])
 
+@pytest.mark.parametrize('workers', [0, 2])
+def test_two_passes_at_once_and_a_broken_off_one(tmp_path, workers):
+    dl = image_dls(unbalanced(tmp_path), **HOW, num_workers=workers).train
+    want = run(dl, 1)[0]
+    both = [(tuple(x.shape), x.sum().item(), y.tolist(), y2.tolist()) for (x, y), (_, y2) in zip(dl, dl)]
+    assert [o[:3] for o in both] == want and [o[3] for o in both] == [o[2] for o in want]
+    next(iter(dl))
+    assert run(dl, 1)[0] == want
+
 @pytest.mark.parametrize(('balance', 'drawn', 'loss'), [(None, .8, 1), ('sampler', 1/3, 1), ('loss', .8, 3), ('both', .5, 2)])
 def test_balance_table(tmp_path, balance, drawn, loss):
     dls = image_dls(unbalanced(tmp_path), **HOW, balance=balance)

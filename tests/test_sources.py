@@ -318,6 +318,13 @@ def test_data_frames(pictured):
     assert labelled(find_pictures(DataPlan(str(pictured), valid=.5, split='random'), df)[0]).items() <= {'0.png': 'b',
         '1.png': 'a'}.items()
 
+@pytest.mark.parametrize('how', [dict(valid=.25), dict(fold=(1, 4)), dict(valid=.25, split='random')], ids=str)
+def test_groups_stay_whole_whatever_the_split(pictured, how):
+    names, groups = [f'{i}.png' for i in range(7)]*4, np.repeat(np.arange(7.), 4)
+    df = pd.DataFrame(dict(file=names, target=['a', 'b']*14, group=groups))
+    train, valid = find_pictures(DataPlan(str(pictured), **how), df)
+    assert len(train) and len(valid) and not set(train.groups) & set(valid.groups)
+
 def test_all_bad_rows_in_one_report(pictured):
     write(pictured, t__csv=table(7, path=['0.png', '77.png', '', '3.png', '4.png', '98.png', '5.png'],
         label=['a', 'b', 'c', '', 'd', 'e', 'f'],
