@@ -99,7 +99,7 @@ _CROP = ('RandomResizedCrop', dict(scale=[0.35, 1.0]))
 _FLIP = ('RandomHorizontalFlip', {})
 PRESETS = {
     'none': (),
-    'light': (('RandomResizedCrop', dict(scale=[0.8, 1.0], ratio=[0.9, 1.1], log_aspect=False)),),
+    'light': (('RandomResizedCrop', dict(scale=[0.7, 1.0], ratio=[0.8, 1.25])),),
     'standard': (_CROP, _FLIP),
     'strong': (_CROP, _FLIP, ('TimmAugment', dict(config='rand-m9-mstd0.5-inc1')),
                ('RandomErasing', dict(prob=.25, mode='pixel'))),
