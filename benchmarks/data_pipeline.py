@@ -16,9 +16,10 @@ and flipped left to right half of the time. There are pictures of two sizes, 500
 3. Table. Several rounds. In each, every loader is built anew, then all of them run epoch 1, then all run epoch 2, and so on,
    so that whatever else the machine does meets all alike; the order rotates. Figures are medians over rounds and epochs.
 
-Building a loader, which is where files are listed, and where ours looks at every picture, has a column of its own; nothing
-that an earlier run found out about the files is there to help. Epoch 1 includes the start of the worker processes, and for a
-decoded cache, which is empty then, filling it. No loader works on the next epoch between two timed ones: timm's
+Building a loader, which is where files are listed, and where ours decodes every picture once to see that it can be read, and
+keeps what it decoded, has a column of its own; nothing that an earlier run found out about the files is there to help, and the
+decoded cache is empty. Epoch 1 includes the start of the worker processes. So that no work can hide in the building, a further
+column has the rate from nothing to the end of epoch 1. No loader works on the next epoch between two timed ones: timm's
 `use_multi_epochs_loader` would, so it is not among the settings. Nothing is pinned: there is no GPU. "By hand" is no library's
 loader but what somebody who knows about JPEG would write.
 
@@ -117,6 +118,9 @@ class Row:
     times: dict = field(default_factory=fresh_times) # Seconds, a number an epoch
 
     def rate(self, n, what): return n/statistics.median(self.times[what])
+
+    @property
+    def from_nothing(self): return [a + b for a, b in zip(self.times['build'], self.times['first'])] # seconds, a number a round
 
 def ours(folder, workers, scratch, cache): # each time as if for the first: nothing is known of the pictures, nothing is kept
     os.environ['IMGCLS_CACHE'] = tempfile.mkdtemp(dir=scratch, prefix='scan_') # what looking at the files found goes there
@@ -278,20 +282,22 @@ def machine():
             + f", libjpeg-turbo {features.version_feature('libjpeg_turbo')} in Pillow; "
             f"{torch.get_num_threads()} torch threads in the main process")
 
-def times_faster(row, other): # turn by turn
-    return statistics.median(b/a for a, b in zip(row.times['later'], other.times['later']))
+def times_faster(own, others): # turn by turn
+    return statistics.median(b/a for a, b in zip(own, others))
 
 def show_table(rows, n):
     peers = [o for o in rows if not o.ours and not o.by_hand]
     median = lambda row: statistics.median(row.times['later'])
     fastai, best = min((o for o in peers if o.name == 'fastai'), key=median), min(peers, key=median)
-    print('| loader | settings | building, s | epoch 1, img/s | later epochs, img/s (range) | to fastai '
-          f'| to best peer: {best.name} | CPU ms a picture | detail |\n|---|---|---|---|---|---|---|---|---|')
+    print('| loader | settings | building, s | building and epoch 1, img/s | to fastai | epoch 1, img/s | to fastai '
+          f'| later epochs, img/s (range) | to fastai | to best peer: {best.name} | CPU ms a picture | detail |\n{"|---"*12}|')
     for row in rows:
         t = row.times
-        print(f"| {row.name} | {row.settings} | {statistics.median(t['build']):.3f} | {row.rate(n, 'first'):.0f} "
+        print(f"| {row.name} | {row.settings} | {statistics.median(t['build']):.3f} "
+              f"| {n/statistics.median(row.from_nothing):.0f} | {times_faster(row.from_nothing, fastai.from_nothing):.2f}x "
+              f"| {row.rate(n, 'first'):.0f} | {times_faster(t['first'], fastai.times['first']):.2f}x "
               f"| **{row.rate(n, 'later'):.0f}** ({n/max(t['later']):.0f} to {n/min(t['later']):.0f}) "
-              f"| {times_faster(row, fastai):.2f}x | {times_faster(row, best):.2f}x "
+              f"| {times_faster(t['later'], fastai.times['later']):.2f}x | {times_faster(t['later'], best.times['later']):.2f}x "
               f"| {statistics.median(t['cpu'])/n*1000:.2f} | {row.pixels['detail']:.1f} |")
 
 def compare(folder, n, args, scratch):

@@ -15,7 +15,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from stat import S_ISREG
 from tempfile import NamedTemporaryFile
@@ -59,7 +59,8 @@ def pattern_hash(
 # %% ../nbs/14_scan.ipynb #fb4296f5
 ROW = np.dtype([('bytes', 'i8'), ('mtime_ns', 'i8'), ('width', 'i4'), ('height', 'i4'), ('format', 'S8'), ('flags', 'u2'),
                 ('sha256', 'u1', 32), ('pattern', 'i1', 64)])
-FLAGS = dict(readable=1, rotated=2, grey=4, cmyk=8, palette=16, alpha=32, deep=64, animated=128) # deep: 16 bits a channel
+FLAGS = dict(readable=1, rotated=2, grey=4, cmyk=8, palette=16, alpha=32, deep=64, animated=128, patterned=256)
+# deep: 16 bits a channel; patterned: the pattern has been looked for
 
 def _flags(im): # before its pixels are decoded
     yield 'readable'
@@ -82,6 +83,7 @@ def _is_animated(im): # a phone's MPO holds one photo and what belongs to it
 # %% ../nbs/14_scan.ipynb #ff537f98
 def look_at(
     source, # Path, `TarMember`, bytes, PIL picture or array
+    decode=None, # Decodes a file as training does, in place of looking at its pattern
 ) -> np.ndarray: # One `ROW`; its `mtime_ns` is left 0
     "Read one picture to the end and note what it is; raises whatever the decoder raises"
     row = np.zeros((), ROW)
@@ -93,20 +95,23 @@ def look_at(
         row['sha256'] = np.frombuffer(hashlib.file_digest(file, 'sha256').digest(), np.uint8)
         row['bytes'] = file.seek(0, os.SEEK_END)
         file.seek(0)
-        with Image.open(file) as im: return _describe(im, row)
+        with Image.open(file) as im: return _describe(im, row, decode and partial(decode, source))
 
 def _open_bytes(source):
     if isinstance(source, (bytes, bytearray)): return io.BytesIO(source)
     if hasattr(source, 'read_bytes') and not isinstance(source, Path): return io.BytesIO(source.read_bytes())
     return open(source, 'rb')
 
-def _describe(im, row):
+def _describe(im, row, decode=None):
     if im.width*im.height > MAX_PIXELS: raise BadPictureError("too many pixels")
     row['flags'], row['format'] = sum(FLAGS[o] for o in _flags(im)), (im.format or '').encode()
     row['width'], row['height'] = im.size[::-1] if _orientation(im) in (5, 6, 7, 8) else im.size
-    im.draft('L', (64, 64)) # for JPEG: no smaller than this
-    im.load()
-    row['pattern'] = picture_pattern(open_image(im, 'L'))
+    if decode: decode()
+    else:
+        im.draft('L', (64, 64)) # for JPEG: no smaller than this
+        im.load()
+        row['pattern'] = picture_pattern(open_image(im, 'L'))
+        row['flags'] |= FLAGS['patterned']
     return row
 
 # %% ../nbs/14_scan.ipynb #9663da04
@@ -139,8 +144,8 @@ class Scan:
     def __repr__(self): return f'{len(self)} pictures, {len(self.reasons)} of them unreadable'
 
 # %% ../nbs/14_scan.ipynb #d95cd535
-def _look_at_all(pics, todo, rows, progress):
-    def look(chunk): return [_try_to_look(pics.source(i)) for i in chunk]
+def _look_at_all(pics, todo, rows, progress, decode):
+    def look(chunk): return [_try_to_look(pics.source(i), decode) for i in chunk]
     pool = ThreadPoolExecutor(1 if isinstance(pics.place, Arrays) else os.cpu_count())
     try:
         looks = pool.map(look, [todo[k:k + 8] for k in range(0, len(todo), 8)])
@@ -149,8 +154,8 @@ def _look_at_all(pics, todo, rows, progress):
                 if name != 'mtime_ns': rows[name][i] = row[name]
     finally: pool.shutdown(cancel_futures=True) # an interrupt waits for the pictures in hand only
 
-def _try_to_look(source):
-    try: return look_at(source) if _is_regular(source) else None
+def _try_to_look(source, decode):
+    try: return look_at(source, decode) if _is_regular(source) else None
     except Exception: return None # decoders raise a dozen types for damaged files
 
 def _is_regular(source): # a pipe would be waited for
@@ -175,7 +180,7 @@ def _verdict(source): # why a picture cannot be read; None: it can be
     except (BadPictureError, OSError) as e: return str(e).removeprefix(f'{name}: ')
 
 # %% ../nbs/14_scan.ipynb #9a2ece40
-_HEAD = f'1 pillow {PIL.__version__}' # of the layout, and of what decides whether a picture can be read
+_HEAD = f'2 pillow {PIL.__version__}' # of the layout, and of what decides whether a picture can be read
 
 def _stamps(pics): # what each picture is remembered by; its size and time of change
     o, idxs = pics.place, pics.idxs
@@ -219,6 +224,7 @@ def _is_there(root, key): return os.path.exists(os.path.join(os.fsencode(root), 
 def scan_pictures(
     pics:PictureList, # What to look at
     progress:bool=True, # Show a bar where somebody sees it and it takes more than a second
+    decode=None, # Decodes a file as training does; patterns, by which copies are found, are then left out
 ) -> Scan:
     "Look at every picture once, or not at all where nothing has changed since the last time"
     rows, (keys, stamps) = np.zeros(len(pics), ROW), _stamps(pics)
@@ -228,13 +234,14 @@ def scan_pictures(
     if keys: rows['bytes'], rows['mtime_ns'] = np.array(stamps, np.int64).T
     known = at >= 0
     for name in ('bytes', 'mtime_ns'): known[known] = old_rows[name][at[known]] == rows[name][known]
+    if not decode: known[known] = (old_rows['flags'][at[known]] & FLAGS['patterned']) > 0
     rows[known] = old_rows[at[known]]
     todo = np.flatnonzero(~known).tolist()
     if not todo: return Scan(pics, rows, {})
     Image.init() # here, and not in two threads at once
     with warnings.catch_warnings():
         warnings.simplefilter('ignore') # of decoders, about pictures that they can read
-        try: _look_at_all(pics, todo, rows, progress)
+        try: _look_at_all(pics, todo, rows, progress, decode)
         finally:
             if keys: _save(file, os.path.realpath(pics.root), keys, rows, old, old_rows) # an interrupted scan goes on from here
         return Scan(pics, rows, _settle(pics, rows))

@@ -57,9 +57,9 @@ def cache(tmp_path_factory, monkeypatch):
 def looks(monkeypatch):
     "The sources that were looked at, in no particular order"
     seen, look, lock = [], scan_module.look_at, threading.Lock()
-    def spy(source):
+    def spy(source, decode):
         with lock: seen.append(os.path.basename(str(source)))
-        return look(source)
+        return look(source, decode)
     monkeypatch.setattr(scan_module, 'look_at', spy)
     return seen
 
@@ -278,7 +278,7 @@ def test_an_interrupted_scan_goes_on(tmp_path, monkeypatch):
         m.setattr(scan_module, '_with_bar', interrupted)
         with pytest.raises(KeyboardInterrupt): scan_pictures(listed(tmp_path))
     look = scan_module.look_at
-    monkeypatch.setattr(scan_module, 'look_at', lambda source: seen.append(source) or look(source))
+    monkeypatch.setattr(scan_module, 'look_at', lambda source, decode: seen.append(source) or look(source, decode))
     assert not scan_pictures(listed(tmp_path)).bad and len(seen) == 30
 
 def test_names_and_links(tmp_path, looks):
