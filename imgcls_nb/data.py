@@ -307,7 +307,6 @@ def dls_from_plan(
 ) -> ImageDataLoaders:
     "Build the loaders that a plan describes"
     train, valid = find_pictures(plan, table)
-    (train, bad), (valid, bad_valid) = (quarantine(o, plan.on_bad) for o in (train, valid))
     if plan.vocab and plan.vocab != train.vocab:
         raise InputError(f"'{plan.path}' has the classes {', '.join(train.vocab[:12])}, "
                          f"but the plan was made with {', '.join(plan.vocab[:12])}.")
@@ -327,8 +326,10 @@ def dls_from_plan(
     if not (ops or plan.sizes or plan.start_size): ops = None # evaluation pixels serve for training too
     train_dl = dl(train, ops=ops, bs=plan.bs, shuffle=True, drop_last=plan.drop_last, balance=BALANCE[plan.balance][0],
                   repeats=plan.repeats, sizes=plan.sizes, full_size=plan.decode == 'full')
-    valid_dl = dl(valid, bs=plan.valid_bs or plan.bs)
-    bad = dict(train=bad, valid=bad_valid)
+    keep = train_dl.maker.kept if cache and (plan.size or plan.preprocess) else None # otherwise the model may want another size
+    (train, bad), (valid, bad_valid) = quarantine(train, plan.on_bad, keep), quarantine(valid, plan.on_bad)
+    if bad: train_dl = train_dl.new(train)
+    valid_dl, bad = dl(valid, bs=plan.valid_bs or plan.bs), dict(train=bad, valid=bad_valid)
     return ImageDataLoaders(train_dl, valid_dl, replace(plan, vocab=train.vocab), preprocess, device, bad)
 
 # %% ../nbs/20_data.ipynb #13bb7bcd

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imgcls_nb import data
 from imgcls_nb.augment import Augment, RandomResizedCrop
 from imgcls_nb.core import BadPictureError, InputError, Preprocess, open_image
 from imgcls_nb.data import image_dls
@@ -268,6 +269,15 @@ def test_batches_are_equal_cold_warm_and_without(photos, tmp_path, workers):
     warm = hashes(loaders(photos, str(tmp_path/'kept'), num_workers=workers))
     assert without == cold == warm and len({str(o) for o in without[0]}) == 3
     assert sum(o.stat().st_size for o in (tmp_path/'kept').glob('*/used')) > 0, "and something was kept"
+
+def test_the_look_before_training_decodes_for_training(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv('IMGCLS_CACHE', str(tmp_path/'nothing is known'))
+    decoded, decode = [], data.decode
+    monkeypatch.setattr(data, 'decode', lambda source, need: decoded.append(source) or decode(source, need))
+    dls = loaders(photos, str(tmp_path/'kept'), num_workers=0)
+    assert sorted(decoded) == sorted(dls.train_ds.items), "each training picture once, and no other"
+    list(dls.train)
+    assert len(decoded) == len(dls.train_ds)
 
 def test_a_cache_that_cannot_hold_all_changes_nothing(photos, tmp_path):
     assert hashes(loaders(photos, False)) == hashes(loaders(photos, str(tmp_path/'kept'), cache_gb=.0001))
