@@ -338,15 +338,15 @@ def draw_texture(kind, i, width=400, height=300):
     pixels = 128 + light[..., None]*rng.uniform(15, 45, 3) + rng.uniform(-40, 40, 3) + rng.normal(0, 6, (height, width, 3))
     return pixels.clip(0, 255).astype(np.uint8)
 
-def make_textures(folder, train=60, valid=50):
+def make_textures(folder, train=60, valid=50, width=400, height=300):
     "Class folders of so many pictures each; kept when they are there"
-    folder = Path(folder)/f'textures_{train}_{valid}'
+    folder = Path(folder)/f'textures_{train}_{valid}_{width}x{height}'
     if (folder/'.complete').exists(): return folder
     def write(job):
         kind, i = job
         file = folder/('train' if i < train else 'valid')/kind/f'{i:04}.jpg'
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draw_texture(kind, i)).save(file, quality=90)
+        Image.fromarray(draw_texture(kind, i, width, height)).save(file, quality=90)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(write, [(kind, i) for kind in TEXTURES for i in range(train + valid)]))
     (folder/'.complete').touch()

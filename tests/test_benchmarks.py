@@ -1,0 +1,38 @@
+"Parts of the benchmarks that must be right before anything is measured"
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1]/'benchmarks'
+
+def flat(name):
+    "torchvision's name as it was when the weights were made: layers of a block counted in one row, with the ReLU between"
+    parts = name.split('.')
+    if len(parts) == 6: return '.'.join([*parts[:3], str(3*int(parts[3]) + int(parts[4])), parts[5]])
+    if len(parts) < 5: return name
+    n = int(parts[3]) + (4 if parts[1] != '1' else 2) # the last convolution and its norm have no ReLU
+    return '.'.join([*parts[:3], str(n), parts[4]])
+
+def test_imagenet_weights_are_mapped_by_name(monkeypatch):
+    import timm
+    import torch
+    import torchvision
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from imagenet_mobilenetv2 import timm_name, timm_state
+    torch.manual_seed(0)
+    theirs = torchvision.models.mobilenet_v2().eval()
+    for m in theirs.modules(): # statistics that tell channels apart
+        if isinstance(m, torch.nn.BatchNorm2d): m.running_mean.normal_(), m.running_var.uniform_(.5, 2), m.weight.data.uniform_(.5, 2)
+    ours = timm.create_model('mobilenetv2_100').eval()
+    ours.load_state_dict(timm_state({flat(k): v for k, v in theirs.state_dict().items() if k.startswith('features.')}))
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad(): assert torch.allclose(theirs.features(x), ours.forward_features(x), atol=1e-5)
+    for name in ('classifier.1.weight', 'features.3.block.0.weight', 'features.3.conv.2.weight'):
+        with pytest.raises(KeyError): timm_name(name)
+
+@pytest.mark.parametrize('script', ['data_pipeline.py', 'train_speed.py'])
+def test_scripts_say_what_they_do(script):
+    done = subprocess.run([sys.executable, BENCHMARKS/script, '--help'], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and not done.stderr.count('Traceback'), done.stderr
