@@ -14,7 +14,6 @@ from PIL import Image
 from imgcls_nb import export
 from imgcls_nb.core import CARD_KEY, BadPictureError, InputError, ModelFileError, list_images
 from imgcls_nb.export import export_onnx
-from imgcls_nb.learner import TorchPredictor, load_trained
 from imgcls_nb.predict import Predictor, softmax
 
 

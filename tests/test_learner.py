@@ -18,7 +18,7 @@ from PIL import Image
 from imgcls_nb.core import InputError, list_images, open_image
 from imgcls_nb.data import image_dls
 from imgcls_nb.datasets import make_shapes
-from imgcls_nb.learner import TorchPredictor, image_learner, learner_from_plan, load_trained, run_schedule
+from imgcls_nb.learner import image_learner, learner_from_plan, run_schedule
 from imgcls_nb.plan import FitPlan, plan_from_yaml, plan_to_dict, plan_to_yaml
 from imgcls_nb.runs import RunFolder, sha256
 
