@@ -183,6 +183,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'imgcls_nb/callbacks/timing.py'),
                                             'imgcls_nb.callbacks.timing.StepTimer.close': ( 'callbacks.timing.html#steptimer.close',
                                                                                             'imgcls_nb/callbacks/timing.py'),
+                                            'imgcls_nb.callbacks.timing.StepTimer.last_steps': ( 'callbacks.timing.html#steptimer.last_steps',
+                                                                                                 'imgcls_nb/callbacks/timing.py'),
                                             'imgcls_nb.callbacks.timing.StepTimer.recent': ( 'callbacks.timing.html#steptimer.recent',
                                                                                              'imgcls_nb/callbacks/timing.py'),
                                             'imgcls_nb.callbacks.timing.StepTimer.steps': ( 'callbacks.timing.html#steptimer.steps',

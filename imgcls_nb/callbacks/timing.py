@@ -109,9 +109,16 @@ def waits(self:StepTimer) -> list: # Seconds, a number for each batch that came
 @patch(as_prop=True)
 def steps(self:StepTimer) -> list: # `Step`s
     "Every step of the running or last epoch"
-    if self.timed is None: return []
-    stamps = self.timed.stamps()
-    return [Step(*o) for o in zip(self.waits, (b - a for a, b in zip(stamps, stamps[1:])), self.timed.images)]
+    return self.last_steps() if self.timed else []
+
+@patch
+def last_steps(self:StepTimer,
+    n:int=0, # How many; 0: all
+) -> list: # `Step`s
+    "The last steps of the running or last epoch"
+    images, waits = self.timed.images[-n:], self.waits[-n:]
+    stamps = self.timed.stamps()[-len(images) - 1:]
+    return [Step(*o) for o in zip(waits, (b - a for a, b in zip(stamps, stamps[1:])), images)]
 
 # %% ../../nbs/34_callbacks.timing.ipynb #973863ea
 @patch
@@ -120,7 +127,7 @@ def recent(self:StepTimer,
 ) -> dict: # Seconds as numbers: `batch_cost`, `reader_cost`, `eta`; pictures per second: `ips`
     "What the last steps of the running epoch took, and when the running fit will be over"
     if not self.running or not self.timed.images: return {}
-    steps = self.steps[-n:]
+    steps = self.last_steps(n)
     seconds = sum(o.seconds for o in steps)
     batch_cost, ahead = seconds/len(steps), (self.n_epoch - self.epoch)*self.n_iter - len(self.timed.images)
     return dict(batch_cost=batch_cost, reader_cost=sum(o.wait for o in steps)/len(steps),
