@@ -36,14 +36,14 @@ def cmd_eval(args):
 
 def cmd_infer(args):
     if args.config and args.run: args.run, args.pictures = None, [args.run, *args.pictures]
-    from imgcls_nb.learner import TorchPredictor, trained_from_plan
+    from imgcls_nb.trained import TorchPredictor, trained_from_plan
     predictor = TorchPredictor(trained_from_plan(*_plan_and_weights(args)))
     pictures = args.pictures or _infer_pictures(args)
     return _show_predictions(predictor, pictures, args.topk)
 
 def cmd_export(args):
     from imgcls_nb.export import export_onnx
-    from imgcls_nb.learner import trained_from_plan
+    from imgcls_nb.trained import trained_from_plan
     plan, weights = _plan_and_weights(args)
     out = args.out or (_save_dir(args) if args.config else f'{args.run}/model.onnx')
     print(export_onnx(trained_from_plan(plan, weights), out))
@@ -96,7 +96,7 @@ def _plan_and_weights(args):
     if bool(args.config) == bool(args.run):
         raise InputError(f"imgcls {args.verb} takes a run folder, or -c CONFIG.yaml with -o Global.pretrained_model=WEIGHTS.")
     if args.run:
-        from imgcls_nb.learner import checkpoint_of
+        from imgcls_nb.trained import checkpoint_of
         return checkpoint_of(args.run, args.weights)[:2]
     plan = _config_plan(args)
     if not isinstance(plan.model.pretrained, str):

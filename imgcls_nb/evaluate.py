@@ -17,6 +17,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from .core import InputError
 from .learner import learner_from_plan
 from .models import load_weights
+from .pictures import some_of
 
 # %% ../nbs/55_evaluate.ipynb #b2ec3649
 class Evaluation:
@@ -96,11 +97,14 @@ def evaluate(
 ) -> Evaluation:
     "Predict once, to answer every question from it"
     if isinstance(learn, (str, Path)): return Evaluation.load(learn)
-    dl = dl or learn.dls.valid
-    with learn.no_bar(): probs, targs = learn.get_preds(dl=dl)
+    dl = (dl or learn.dls.valid).new(shuffle=False, drop_last=False)
+    with learn.no_bar(): probs, targs = learn.get_preds(dl=dl, reorder=False) # they come in order
     if (targs < 0).any():
         raise InputError("These pictures have no labels, so there is nothing to compare with. Use a loader with labels.")
-    return Evaluation(probs.numpy(), targs.numpy(), learn.dls.vocab, [dl.dataset.name(i) for i in range(len(dl.dataset))])
+    lost = {name for name, _ in dl.lost} # on the way, with `on_lost='skip'`
+    if lost: print(f"{len(lost)} of {len(dl.dataset)} pictures cannot be read any more and are left out: {some_of(sorted(lost))}.")
+    names = (dl.dataset.name(i) for i in range(len(dl.dataset)))
+    return Evaluation(probs.numpy(), targs.numpy(), learn.dls.vocab, [o for o in names if o not in lost])
 
 # %% ../nbs/55_evaluate.ipynb #95b685ff
 def evaluate_plan(
@@ -108,7 +112,8 @@ def evaluate_plan(
     weights, # A weights file
 ) -> Evaluation:
     "Evaluate weights on the validation pictures of a plan"
-    learn = learner_from_plan(replace(plan, model=replace(plan.model, pretrained=False), run=None))
+    judged = dict(callbacks=(), mix=(), custom=tuple(o for o in plan.custom if o == 'table')) # how it was trained does not matter
+    learn = learner_from_plan(replace(plan, model=replace(plan.model, pretrained=False), run=None, **judged))
     load_weights(learn.model, weights)
     return evaluate(learn)
 

@@ -19,10 +19,11 @@ import onnx
 import torch
 
 from .core import CARD_KEY, InputError, ModelCard
-from .learner import ImageLearner, Trained, load_trained
+from .learner import ImageLearner
 from .predict import Predictor
 from .runs import describe_env
 from .sources import find_pictures
+from .trained import Trained, load_trained
 
 # %% ../nbs/60_export.ipynb #e1e65c04
 @contextmanager

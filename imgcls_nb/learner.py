@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOSSES', 'OPTIMIZERS', 'FIT_METHODS', 'top1', 'top5', 'ImageLearner', 'fit_cosine', 'learner_from_plan',
-           'run_schedule', 'image_learner', 'train_plan', 'Trained', 'trained_from_plan', 'checkpoint_of',
-           'load_trained', 'TorchPredictor']
+           'run_schedule', 'image_learner', 'train_plan']
 
 # %% ../nbs/45_learner.ipynb #739ae9f9
 from .data import ImageDataLoaders, dls_from_plan # first, because it imports fastai quietly
@@ -14,7 +13,7 @@ from .data import ImageDataLoaders, dls_from_plan # first, because it imports fa
 import copy
 import inspect
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
 
@@ -32,15 +31,13 @@ from .callbacks.mixing import MixBatch
 from .callbacks.precision import PRECISIONS, auto_channels_last, auto_precision, describe_hardware, precision_callbacks
 from .callbacks.progress import EpochTable
 from .callbacks.resizing import GrowSize
-from .core import InputError, ModelCard, Preprocess, did_you_mean
+from .core import InputError, Preprocess, did_you_mean
 from .mixing import mix_ops
-from .models import create_model, load_weights, model_preprocess, split_params
+from .models import create_model, model_preprocess, split_params
 from .plan import FitPlan, ModelPlan, ObjectivePlan, Plan
-from .predict import Predictor
-from .runs import RunFolder, RunWriter, read_manifest
+from .runs import RunFolder, RunWriter
 from .samplers import class_weights
 from .seeds import mix_seed, seeded
-from .sources import class_names
 
 # %% ../nbs/45_learner.ipynb #69773528
 def top1(
@@ -260,52 +257,3 @@ def train_plan(
 ) -> ImageLearner: # Trained
     "Do the run that a plan describes"
     return run_schedule(learner_from_plan(plan), plan.schedule)
-
-# %% ../nbs/45_learner.ipynb #3a50d9b3
-@dataclass
-class Trained:
-    "A trained network with what it needs to be used"
-    model: torch.nn.Module # In evaluation mode, on the CPU
-    preprocess: Preprocess # What it wants to see
-    vocab: tuple # Its classes
-    plan: Plan # How it was made
-    facts: dict # Epoch and metrics of the checkpoint
-
-def trained_from_plan(
-    plan:Plan, # How it was made; `data.vocab` names its classes
-    weights, # A weights file
-    facts:dict|None=None, # Epoch and metrics, where they are known
-) -> Trained:
-    "Build the network of a plan, with weights from a file"
-    vocab = plan.data.vocab or class_names(plan.data)
-    model = create_model(plan.model.arch, False, len(vocab), size=plan.data.size, **plan.model.kwargs)
-    load_weights(model, weights)
-    preprocess = Preprocess(**plan.data.preprocess) if plan.data.preprocess else model_preprocess(model, plan.data.size)
-    return Trained(model.eval(), preprocess, vocab, plan, facts or {})
-
-def checkpoint_of(
-    run, # A run folder
-    name:str='best_model', # Which checkpoint
-) -> tuple: # Its plan, its weights file, its facts
-    "What a checkpoint of a run consists of, checked against its hashes"
-    run = RunFolder.open(run)
-    return run.plan, run.path/f'{name}.safetensors', read_manifest(run, name)
-
-def load_trained(
-    run, # A run folder
-    name:str='best_model', # Which checkpoint
-) -> Trained:
-    "Load the network of a run"
-    return trained_from_plan(*checkpoint_of(run, name))
-
-# %% ../nbs/45_learner.ipynb #b1c685f7
-class TorchPredictor(Predictor):
-    "A `Predictor` on a trained network that was not exported"
-    def __init__(self,
-        trained:Trained, # From `load_trained`
-    ):
-        self.model, self.path, self.card = trained.model, trained.plan.run, ModelCard(trained.vocab, trained.preprocess)
-        self.labels, self.preprocess = self.card.labels, self.card.preprocess
-
-    def logits(self, x):
-        with torch.no_grad(): return self.model(torch.from_numpy(x)).numpy()

@@ -17,7 +17,8 @@ from .core import InputError, did_you_mean
 
 # %% ../nbs/05_plan.ipynb #c67d3146
 # the least that makes sense, and the texts that are known
-LIMITS = dict(bs=1, valid_bs=1, num_classes=1, num_workers=0, save_interval=0, repeats=1, start_size=8, cache_gb=0)
+LIMITS = dict(bs=1, valid_bs=1, num_classes=1, num_workers=0, save_interval=0, repeats=1, start_size=8, cache_gb=0,
+              keep_last=1)
 CHOICES = dict(num_workers=['auto'], balance=['sampler', 'loss', 'both'], on_bad=['quarantine', 'raise'],
                on_lost=['raise', 'skip'], decode=['scaled', 'full'])
 
@@ -88,16 +89,18 @@ class ModelPlan(_Record):
 class ObjectivePlan(_Record):
     "What is minimized, and how"
     loss: str = 'cross_entropy' # Name of the loss
+    loss_args: dict = field(default_factory=dict) # Its arguments, such as `gamma`
     label_smoothing: float = 0. # Share of the target spread over all classes
     opt: str = 'adamw' # Name of the optimizer
     opt_args: dict = field(default_factory=dict) # Its arguments, such as `mom`
     weight_decay: float|None = None # None: the optimizer's default
     decay_norm_bias: bool = False # Decay normalization and bias parameters as well
+    layer_decay: float|None = None # Learning rate of each depth relative to the next deeper one; None: all alike
 
 @dataclass(frozen=True)
 class FitPlan(_Record):
     "One call of a training method"
-    method: str # 'fine_tune', 'fit_one_cycle', 'fit_flat_cos', 'fit_cosine', 'fit'
+    method: str # 'fine_tune', 'fit_one_cycle', 'fit_flat_cos', 'fit_scheduled', 'fit'
     args: dict = field(default_factory=dict) # Its arguments
 
 # %% ../nbs/05_plan.ipynb #41d42a3a
@@ -108,12 +111,16 @@ class Plan(_Record):
     model: ModelPlan # Which network
     objective: ObjectivePlan = field(default_factory=ObjectivePlan) # What is minimized
     schedule: tuple[FitPlan, ...] = () # The training calls, in order
+    metrics: tuple = () # Names; (): top-1, and top-5 where it says something
+    callbacks: tuple = () # What else happens while training: `[name, {argument: value}]` pairs
+    monitor: str|None = None # Value of an epoch by which the best is known; None: top-1, then the validation loss
     mix: tuple = () # How training batches are mixed: `[name, {argument: value}]` pairs, which take turns
     precision: str = 'auto' # 'auto', 'fp32', 'bf16' or 'fp16'
     channels_last: bool|str = 'auto' # Memory format; 'auto': by device
     device: str|None = None # 'cpu', 'cuda', 'cuda:1', 'mps'; None: the best there is
     run: str|None = None # The run folder; None: nothing is written
     save_interval: int = 1 # Keep `epoch_N` every so many epochs; 0: only best and latest
+    keep_last: int|None = None # Of these keep the newest so many; None: all
     custom: tuple = () # Objects handed in that no plan can hold, by name
     notes: tuple = () # Where this plan departs from what was asked, in plain words
 

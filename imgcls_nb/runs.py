@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'write_atomic', 'link_file', 'sha256', 'state_to_bytes', 'state_from_bytes', 'RunFolder', 'describe_env',
-           'save_checkpoint', 'copy_checkpoint', 'read_manifest', 'RunWriter']
+           'save_checkpoint', 'copy_checkpoint', 'drop_checkpoint', 'read_manifest', 'RunWriter', 'score_of']
 
 # %% ../nbs/40_runs.ipynb #17817002
 import hashlib
@@ -220,6 +220,13 @@ def copy_checkpoint(
     for part in PARTS: link_file(run.path/f'{name}.{part}', run.path/f'{to}.{part}')
     write_atomic(run.path/f'{to}.json', (run.path/f'{name}.json').read_bytes())
 
+def drop_checkpoint(
+    run:RunFolder, # Where it is
+    name:str, # The checkpoint
+):
+    "Remove a checkpoint, its manifest first, so that no half of it is ever taken for a whole"
+    for o in (f'{name}.json', *(f'{name}.{part}' for part in PARTS)): (run.path/o).unlink(missing_ok=True)
+
 def read_manifest(
     run:RunFolder, # Where it is
     name:str, # The checkpoint
@@ -241,6 +248,20 @@ def read_manifest(
                              "Use another checkpoint of the run.")
     return facts
 
+# %% ../nbs/40_runs.ipynb #71eeeaef
+class _Steps: # gathered; losses stay tensors until then, so that a GPU is not waited for at every step
+    def __init__(self): self.clear()
+    def clear(self): self.steps, self.losses, self.lrs, self.since = [], [], [], time.monotonic()
+    def add(self, step, loss, lr): self.steps.append(step), self.losses.append(loss.detach()), self.lrs.append(float(lr))
+
+    @property
+    def is_due(self): return time.monotonic() - self.since > 2
+
+    def take(self):
+        values = dict(steps=self.steps, loss=[_number(o) for o in self.losses], lr=self.lrs)
+        self.clear()
+        return values
+
 # %% ../nbs/40_runs.ipynb #3dfd84a0
 class RunWriter(Callback):
     "Write a learner's run folder while it trains"
@@ -249,9 +270,11 @@ class RunWriter(Callback):
         run:RunFolder, # Where to
         data:dict, # What `data.json` says
         save_interval:int=1, # Keep `epoch_N` every so many epochs; 0: never
+        keep_last:int|None=None, # Of these keep the newest so many; None: all
+        monitor:str|None=None, # Value of an epoch by which the best is known; None: top-1, then the validation loss
     ):
-        self.run_folder, self.data, self.save_interval = run, data, save_interval
-        self.best, self.started, self.trained = None, False, False
+        self.run_folder, self.data, self.save_interval, self.keep_last = run, data, save_interval, keep_last
+        self.monitor, self.best, self.started, self.trained, self.block = monitor, None, False, False, None
 
     @property
     def _writes(self): return rank_distrib() == 0 and not self.clock.searching
@@ -260,7 +283,20 @@ class RunWriter(Callback):
         if not self._writes: return
         if self.started: self.run_folder.write_plan(self.learn.plan)
         else: self.run_folder.start(self.learn.plan, self.data)
-        self.started, self.trained, self.train_start = True, True, time.time()
+        self.started, self.trained, self.block, self.train_start = True, True, _Steps(), time.time()
+
+    def before_step(self): # where the rate and the loss are those of this step
+        if self.block: self.block.add(self.clock.steps, self.loss, self.opt.hypers[-1]['lr'])
+
+    def after_batch(self):
+        if self.training and self.block and self.block.is_due: self._log_steps()
+
+    def after_train(self):
+        if self.block: self._log_steps()
+        self.block = None
+
+    def _log_steps(self):
+        if self.block.steps: self.run_folder.log('steps', **self.block.take())
 
     def after_epoch(self):
         if not self.trained: return # predictions and searches have no epoch to keep
@@ -269,31 +305,50 @@ class RunWriter(Callback):
         facts |= {k: _number(v) for k, v in self.epoch_metrics.values.items()}
         seconds = round(time.time() - self.train_start, 3)
         self.run_folder.log('epoch', **facts, lr=_number(self.opt.hypers[-1]['lr']), seconds=seconds)
-        if lost := getattr(self.dls.train, 'lost', []): # the epoch was not what seed and epoch say
-            self.run_folder.log('lost', epoch=self.clock.epochs, exact=False, pictures=[list(o) for o in lost])
-            lost.clear()
+        for part, dl in zip(('train', 'valid'), self.dls.loaders): self._log_lost(part, getattr(dl, 'lost', []))
         self._save(facts)
+
+    def _log_lost(self, part, lost): # the epoch was not what seed and epoch say
+        if not lost: return
+        self.run_folder.log('lost', epoch=self.clock.epochs, part=part, exact=False, pictures=[list(o) for o in lost])
+        lost.clear()
 
     def _save(self, facts):
         save_checkpoint(self.run_folder, 'latest', self.learn.model, self.opt.state_dict(), facts)
-        score = _score(self.epoch_metrics.values)
+        score = score_of(self.epoch_metrics.values, self.monitor)
         better = self.best is None or score > self.best
         if better:
             self.best = score
-            copy_checkpoint(self.run_folder, 'latest', 'best_model')
+            self._save_best(facts)
         keep = self.save_interval and self.clock.epochs % self.save_interval == 0
-        if keep: copy_checkpoint(self.run_folder, 'latest', f'epoch_{self.clock.epochs}')
+        if keep: self._keep_epoch()
         self.run_folder.log('checkpoint', epoch=self.clock.epochs, best=better, kept=bool(keep))
+
+    def _save_best(self, facts): # the averaged weights, where they are what was judged
+        if not (self.monitor or '').startswith('ema_'): return copy_checkpoint(self.run_folder, 'latest', 'best_model')
+        with self.learn.ema.swapped(): save_checkpoint(self.run_folder, 'best_model', self.learn.model, None, facts)
+
+    def _keep_epoch(self):
+        copy_checkpoint(self.run_folder, 'latest', f'epoch_{self.clock.epochs}')
+        kept = sorted(int(o.stem.removeprefix('epoch_')) for o in self.run_folder.path.glob('epoch_*.json'))
+        for n in kept[:-self.keep_last] if self.keep_last else (): drop_checkpoint(self.run_folder, f'epoch_{n}')
 
     def close(self): # called when a fit is interrupted, or fails
         if not self.started: return
         kind, error, _ = sys.exc_info()
         event = 'interrupted' if kind in (None, KeyboardInterrupt) else 'failed'
+        if self.block: self._log_steps()
+        self.block = None
         self.run_folder.log(event, epoch=self.clock.epochs, step=self.clock.steps, error=str(error or '') or None)
 
-def _score(values): # top-1 first, then the validation loss; what is not a number is worst
-    top1, loss = values.get('top1', 0.), values.get('valid_loss', 0.)
-    return (top1 if math.isfinite(top1) else -math.inf), (-loss if math.isfinite(loss) else -math.inf)
+def score_of(
+    values:dict, # Of an epoch
+    monitor:str|None=None, # One of their names; None: top-1, then the validation loss
+) -> tuple: # Larger is better; what is not a number is worst
+    "How good an epoch was"
+    names = [monitor] if monitor else ['top1', 'valid_loss']
+    numbers = [values.get(o, 0.)*(-1 if 'loss' in o else 1) for o in names]
+    return tuple(o if math.isfinite(o) else -math.inf for o in numbers)
 
 def _number(v):
     v = float(v)

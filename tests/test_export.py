@@ -218,6 +218,7 @@ def test_importing_the_predictor_is_quick_and_light():
 def test_the_shell_loads_torch_only_to_train(model_file, files, args):
     code = f"""import sys
 from imgcls_nb.cli import main
+from imgcls_nb.trained import TorchPredictor, load_trained
 try: main(sys.argv[1:])
 except SystemExit: pass
 print('loaded:', *sys.modules.keys() & {set(HEAVY)})"""

@@ -21,6 +21,7 @@ from imgcls_nb.datasets import make_shapes
 from imgcls_nb.learner import image_learner, learner_from_plan, run_schedule
 from imgcls_nb.plan import FitPlan, plan_from_yaml, plan_to_dict, plan_to_yaml
 from imgcls_nb.runs import RunFolder, sha256
+from imgcls_nb.trained import TorchPredictor, load_trained
 
 
 @pytest.fixture(scope='module')
@@ -51,7 +52,7 @@ def test_a_plan_gives_the_same_weights_in_a_new_process(dls, tmp_path):
     how = dict(label_smoothing=.1, opt='sgd', opt_args=dict(mom=.8), drop_rate=.2)
     learn = image_learner(dls, 'test_resnet', run=tmp_path/'first', **how)
     learn.fine_tune(1, 2e-3, freeze_epochs=1)
-    learn.fit_cosine(1, lr=1e-3, warmup_epochs=.5)
+    learn.fit_scheduled(1, lr=1e-3, warmup_epochs=.5)
     done = subprocess.run([sys.executable, '-c', REPLAY, tmp_path/'first', tmp_path/'second'], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == sha256(tmp_path/'first/latest.safetensors')
@@ -195,7 +196,7 @@ class Stop(Callback):
 @pytest.mark.parametrize('method, event', [
     ('fit_one_cycle', 'before_batch'), ('fit_one_cycle', 'after_pred'), ('fit_one_cycle', 'after_step'),
     ('fit_one_cycle', 'after_epoch'),
-    ('fine_tune', 'after_pred'), ('fit_cosine', 'after_backward'), ('fit', 'before_validate')])
+    ('fine_tune', 'after_pred'), ('fit_scheduled', 'after_backward'), ('fit', 'before_validate')])
 @pytest.mark.parametrize('error', [KeyboardInterrupt, RuntimeError('defect')], ids=['interrupt', 'error'])
 def test_an_interrupt_leaves_a_usable_learner(dls, tmp_path, method, event, error):
     learn = image_learner(dls, 'test_resnet', run=tmp_path/'run', precision='bf16')
@@ -231,7 +232,7 @@ def test_lr_find_makes_no_run(dls, tmp_path):
 
 @pytest.mark.parametrize('warmup', [0, .5, 1, 2, 4, 9])
 def test_cosine_with_warmup(learn, warmup):
-    with learn.no_bar(): learn.fit_cosine(4, lr=.1, warmup_epochs=warmup, warmup_lr=.01, lr_min=.001)
+    with learn.no_bar(): learn.fit_scheduled(4, lr=.1, warmup_epochs=warmup, warmup_lr=.01, lr_min=.001)
     steps, n = 4*len(learn.dls.train), min(warmup, 4)*len(learn.dls.train)
     want = [.01 + .09*t/n if t < n else .001 + .099*(1 + math.cos(math.pi*(t - n)/(steps - n)))/2 for t in range(steps)]
     assert np.allclose(learn.recorder.lrs, want, atol=1e-7)
@@ -239,9 +240,9 @@ def test_cosine_with_warmup(learn, warmup):
 
 def test_cosine_takes_the_learners_rate(learn):
     learn.lr = .004
-    with learn.no_bar(): learn.fit_cosine(1)
+    with learn.no_bar(): learn.fit_scheduled(1)
     assert learn.recorder.lrs[0] == pytest.approx(.004)
-    assert learn.plan.schedule == (FitPlan('fit_cosine', dict(n_epoch=1)),)
+    assert learn.plan.schedule == (FitPlan('fit_scheduled', dict(n_epoch=1)),)
 
 # The run folder
 
@@ -405,7 +406,7 @@ def test_get_preds(ran, dls):
 def test_one_callback_or_metric_is_as_good_as_a_list(dls):
     counted = type('Counted', (Callback,), dict(n=0, after_fit=lambda self: setattr(self, 'n', self.n + 1)))()
     learn = image_learner(dls, 'test_resnet', cbs=counted, metrics=accuracy)
-    with learn.no_bar(): learn.fit(1, cbs=Callback()), learn.fit_cosine(1, cbs=Callback())
+    with learn.no_bar(): learn.fit(1, cbs=Callback()), learn.fit_scheduled(1, cbs=Callback())
     assert counted.n == 2 and [o.name for o in learn.metrics] == ['accuracy']
 
 def test_show_results(ran):

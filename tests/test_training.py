@@ -1,0 +1,188 @@
+"What a practitioner asks of a learner: everything by name, everything in the plan, and nothing lost"
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from fastai.callback.core import Callback
+from fastai.losses import LabelSmoothingCrossEntropy
+from torch import nn
+
+from imgcls_nb.callbacks.catalog import CALLBACKS
+from imgcls_nb.callbacks.steps import Accumulate
+from imgcls_nb.core import InputError
+from imgcls_nb.data import image_dls
+from imgcls_nb.evaluate import evaluate, evaluate_plan
+from imgcls_nb.learner import image_learner, learner_from_plan, run_schedule
+from imgcls_nb.losses import LOSSES
+from imgcls_nb.runs import RunFolder, score_of
+from imgcls_nb.trained import load_trained
+
+
+@pytest.fixture(scope='module')
+def dls(shapes): return image_dls(shapes, size=32, bs=8, aug='light', device='cpu', num_workers=0)
+
+def make(dls, **kwargs): return image_learner(dls, 'test_resnet', **kwargs)
+
+def weights(learn): return {k: v.clone() for k, v in learn.model.state_dict().items()}
+
+def equal(a, b): return all(torch.equal(a[k], b[k]) for k in a.keys() | b.keys())
+
+# By name
+
+EVERYTHING = ['ema', ('accumulate', dict(n=2)), ('clip_norm', dict(max_norm=1.)), ('early_stop', dict(metric='valid_loss', patience=9)),
+              'nan_guard', 'csv']
+
+def test_a_plan_with_everything_gives_the_same_weights(dls, tmp_path):
+    how = dict(loss='focal', loss_args=dict(gamma=1.), label_smoothing=.1, opt='lamb', layer_decay=.8, wd=.02, mix='mixup',
+               metrics=['top1', 'f1', 'balanced_accuracy'], cbs=EVERYTHING, monitor='ema_top1', keep_last=2)
+    learn = make(dls, run=tmp_path/'first', **how)
+    with learn.no_bar():
+        learn.fine_tune(1, 2e-3, freeze_epochs=1)
+        learn.fit_scheduled(2, 'multi_step', lr=1e-3, warmup_epochs=.5, milestones=[1], gamma=.5)
+    plan = RunFolder(tmp_path/'first').plan
+    assert plan.replayable and plan.objective.loss == 'focal' and len(plan.callbacks) == len(EVERYTHING)
+    again = learner_from_plan(replace(plan, run=str(tmp_path/'second')))
+    with again.no_bar(): run_schedule(again, plan.schedule)
+    assert equal(weights(learn), weights(again)) and equal(learn.ema.model.state_dict(), again.ema.model.state_dict())
+    first, second = (RunFolder(tmp_path/o) for o in ('first', 'second'))
+    drop = lambda o: {k: v for k, v in o.items() if k not in ('time', 'seconds', 'data_wait', 'images_per_s')}
+    assert [drop(o) for o in first.events('epoch')] == [drop(o) for o in second.events('epoch')]
+
+@pytest.mark.parametrize('loss', LOSSES)
+@pytest.mark.parametrize('mix', [None, 'cutmix'])
+def test_every_loss_trains_and_predicts_probabilities(dls, loss, mix):
+    learn = make(dls, loss=loss, mix=mix)
+    with learn.no_bar(): learn.fit_one_cycle(1, 2e-3)
+    ev = evaluate(learn)
+    assert ((ev.probs >= 0) & (ev.probs <= 1)).all() and np.isfinite(learn.recorder.values[-1]).all()
+
+@pytest.mark.parametrize('loss', [nn.CrossEntropyLoss(), LabelSmoothingCrossEntropy(), nn.functional.cross_entropy], ids=repr)
+def test_a_loss_from_elsewhere_predicts_probabilities(dls, loss):
+    learn = make(dls, loss=loss)
+    with learn.no_bar(): learn.fit(1)
+    assert np.allclose(evaluate(learn).probs.sum(1), 1, atol=1e-5) and learn.plan.custom == ('loss',)
+
+@pytest.mark.parametrize('how, says', [
+    (dict(loss='cros_entropy'), "loss='cros_entropy' is unknown.*Did you mean 'cross_entropy'"),
+    (dict(loss='focal', loss_args=dict(gama=1)), "takes no 'gama'.*Did you mean 'gamma'"),
+    (dict(opt='adamv'), "opt='adamv' is unknown.*Did you mean 'adam"),
+    (dict(opt='sgd', opt_args=dict(mum=1)), "takes no 'mum'.*Did you mean 'mom'"),
+    (dict(metrics=['top_1']), "'top_1' is unknown.*Did you mean 'top1'"),
+    (dict(cbs='early_stopping'), "no callback 'early_stopping'.*Did you mean 'early_stop'"),
+    (dict(cbs=[('ema', dict(decey=.9))]), "'ema' does not take {'decey': 0.9}.*It takes: decay"),
+    (dict(cbs=[('accumulate', 4)]), "is no callback. Give a name such as 'ema'"),
+    (dict(cbs='tensorboard'), "Give the learner a run folder with run="),
+    (dict(precision='bf61'), "precision='bf61' is unknown.*Did you mean 'bf16'"),
+    (dict(monitor='top_1'), "top_1.*Did you mean 'top1'"),
+    (dict(loss=nn.CrossEntropyLoss(), label_smoothing=.1), "label_smoothing=0.1 is for a loss by name"),
+    (dict(layer_decay=-1), 'layer_decay|decay')], ids=lambda o: str(o)[:40])
+def test_names_that_are_unknown(dls, how, says):
+    with pytest.raises(InputError, match=f'(?s){says}'): make(dls, **how)
+
+@pytest.mark.parametrize('schedule, says', [('cosin', "Did you mean 'cosine'"), ('step', 'needs')])
+def test_schedules_that_cannot_be(dls, schedule, says):
+    learn = make(dls)
+    with pytest.raises(InputError, match=says), learn.no_bar(): learn.fit_scheduled(1, schedule)
+
+def test_every_callback_has_a_name_and_says_what_it_takes(dls):
+    for name in CALLBACKS:
+        with pytest.raises(InputError, match=f"'{name}' does not take.*It takes: "): make(dls, cbs=[(name, dict(nonsense=1))])
+
+# The run's record
+
+def test_the_best_epoch_by_any_value(dls, tmp_path):
+    learn = make(dls, run=tmp_path/'run', monitor='valid_loss')
+    with learn.no_bar(): learn.fit_one_cycle(4, 8e-3)
+    losses = [o['valid_loss'] for o in learn.run_folder.events('epoch')]
+    assert load_trained(tmp_path/'run').facts['epoch'] == 1 + int(np.argmin(losses))
+
+@pytest.mark.parametrize('monitor, values, better', [
+    (None, dict(top1=.5, valid_loss=2.), dict(top1=.6, valid_loss=3.)), (None, dict(top1=.5, valid_loss=2.), dict(top1=.5, valid_loss=1.)),
+    ('valid_loss', dict(top1=.5, valid_loss=2.), dict(top1=.4, valid_loss=1.)), ('f1', dict(f1=float('nan')), dict(f1=.1))])
+def test_which_epoch_is_better(monitor, values, better): assert score_of(better, monitor) > score_of(values, monitor)
+
+def test_averaged_weights_are_judged_and_kept(dls, tmp_path):
+    learn = make(dls, run=tmp_path/'run', cbs=[('ema', dict(decay=.9))])
+    with learn.no_bar(): learn.fit_one_cycle(3, 5e-3)
+    assert learn.plan.monitor == 'ema_top1' and {'ema_top1', 'ema_valid_loss'} <= set(learn.run_folder.events('epoch')[-1])
+    best = load_trained(tmp_path/'run')
+    if best.facts['epoch'] == 3: assert equal(best.model.state_dict(), learn.ema.model.state_dict())
+    with learn.ema.swapped(): assert evaluate(learn).top1 == pytest.approx(learn.epoch_metrics.values['ema_top1'])
+
+def test_the_newest_epochs_are_kept(dls, tmp_path):
+    learn = make(dls, run=tmp_path/'run', keep_last=2)
+    with learn.no_bar(): learn.fit(4)
+    assert sorted(o.name for o in (tmp_path/'run').glob('epoch_*')) == sorted(
+        f'epoch_{n}.{part}' for n in (3, 4) for part in ('json', 'opt.safetensors', 'safetensors'))
+
+def test_every_step_is_in_the_log(dls, tmp_path):
+    learn = make(dls, run=tmp_path/'run')
+    with learn.no_bar(): learn.fit_one_cycle(2, 4e-3)
+    blocks = learn.run_folder.events('steps')
+    steps, lrs = ([v for o in blocks for v in o[k]] for k in ('steps', 'lr'))
+    assert steps == list(range(2*len(dls.train))) and np.allclose(lrs, learn.recorder.lrs)
+    assert np.allclose([v for o in blocks for v in o['loss']], [o.item() for o in learn.recorder.losses], atol=1e-6)
+
+def test_each_class_is_in_the_log(dls, tmp_path):
+    learn = make(dls, run=tmp_path/'run')
+    with learn.no_bar(): learn.fit_one_cycle(2, 4e-3)
+    said, report = learn.run_folder.events('epoch')[-1]['classes'], evaluate(learn).report()
+    for k in ('precision', 'recall', 'f1'): assert np.allclose(said[k], report[k][:-1], atol=1e-3)
+
+# What a plan cannot hold is said
+
+def test_callbacks_that_come_later_are_noted(dls, tmp_path):
+    learn = make(dls, run=tmp_path/'run')
+    learn.add_cb(type('Late', (Callback,), {})())
+    with learn.no_bar(): learn.fit(1)
+    assert learn.plan.custom == ('callback late',) and not RunFolder(tmp_path/'run').plan.replayable
+    assert evaluate_plan(RunFolder(tmp_path/'run').plan, tmp_path/'run/best_model').top1 >= 0, "it can be evaluated all the same"
+
+def test_an_interrupted_fit_cannot_be_repeated(dls, tmp_path):
+    class Stop(Callback):
+        def after_step(self): raise KeyboardInterrupt
+    learn = make(dls, run=tmp_path/'run')
+    with pytest.raises(KeyboardInterrupt), learn.no_bar(): learn.fit(1, cbs=Stop())
+    assert 'an interrupted fit' in RunFolder(tmp_path/'run').plan.custom
+
+# Time, searches, other views
+
+def test_minutes_are_a_limit(dls, tmp_path):
+    learn = make(dls, run=tmp_path/'run')
+    with learn.no_bar(): learn.fit_one_cycle(200, 1e-3, max_minutes=.03)
+    assert 0 < learn.clock.epochs < 200 and 'max_minutes' in learn.plan.custom
+    with learn.no_bar(): learn.fit(1)
+    assert (tmp_path/'run/best_model.json').exists()
+
+def test_a_search_while_training_is_refused(dls):
+    said = []
+    class Search(Callback):
+        def before_step(self):
+            try: self.learn.lr_find()
+            except InputError as e: said.append(str(e))
+    learn = make(dls)
+    with learn.no_bar(): learn.fit(1, cbs=Search())
+    assert said and all('is training' in o for o in said)
+
+def test_many_looks_at_a_picture(dls):
+    learn = make(dls, mix='mixup')
+    with learn.no_bar(): learn.fit_one_cycle(3, 5e-3)
+    before, (probs, targs) = weights(learn), learn.tta(n=2)
+    assert targs.tolist() == dls.valid_ds.labels.tolist() and torch.allclose(probs.sum(1), torch.ones(len(probs)), atol=1e-5)
+    assert torch.equal(probs, learn.tta(n=2)[0]) and equal(before, weights(learn)) and learn.dls.train.epoch == 2
+    looks, plain, _ = learn.tta(n=2, beta=None)
+    assert torch.allclose(torch.lerp(looks, plain, .25), probs) and not torch.equal(looks, plain)
+    assert torch.equal(plain, learn.get_preds()[0]) and torch.equal(learn.tta(n=1, use_max=True)[0] >= plain, plain >= 0)
+
+# Accumulation is the large batch, from end to end
+
+def test_accumulated_batches_train_like_a_large_one(shapes):
+    def trained(bs, cbs):
+        dls = image_dls(shapes, size=32, bs=bs, aug='none', device='cpu', num_workers=0)
+        learn = image_learner(dls, 'vit_tiny_patch16_224', precision='fp32', opt='sgd', cbs=cbs, depth=1, embed_dim=32, num_heads=2)
+        with learn.no_bar(): learn.fit(2, .05)
+        return weights(learn)
+    small, large = trained(8, [Accumulate(2)]), trained(16, None)
+    assert all(torch.allclose(small[k], large[k], atol=1e-5) for k in large)
+
