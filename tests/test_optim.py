@@ -485,10 +485,11 @@ def test_freezing_in_a_learner_keeps_the_norms_training(dls):
 
 def test_saved_by_a_learner(dls, tmp_path):
     learn = learner(dls)
+    learn.path = tmp_path
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     sd, before = through_a_file(learn.opt.state_dict()), weights(learn.model)
-    learn.save(tmp_path/'stage')
+    learn.save('stage')
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
-    learn.load(tmp_path/'stage')
+    learn.load('stage')
     assert all(torch.equal(p, q) for p, q in zip(before, weights(learn.model)))
     assert all(torch.equal(p, q) for p, q in zip(tensors(sd), tensors(learn.opt.state_dict()), strict=True))
