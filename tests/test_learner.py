@@ -233,7 +233,7 @@ def test_lr_find_makes_no_run(dls, tmp_path):
 @pytest.mark.parametrize('warmup', [0, .5, 1, 2, 4, 9])
 def test_cosine_with_warmup(learn, warmup):
     with learn.no_bar(): learn.fit_scheduled(4, lr=.1, warmup_epochs=warmup, warmup_lr=.01, lr_min=.001)
-    steps, n = 4*len(learn.dls.train), min(warmup, 4)*len(learn.dls.train)
+    steps, n = 4*len(learn.dls.train), round(min(warmup, 4)*len(learn.dls.train))
     want = [.01 + .09*t/n if t < n else .001 + .099*(1 + math.cos(math.pi*(t - n)/(steps - n)))/2 for t in range(steps)]
     assert np.allclose(learn.recorder.lrs, want, atol=1e-7)
     assert want[0] == (.01 if warmup else .1) and warmup > 2 or want[-1] < .01
