@@ -333,7 +333,7 @@ def test_validation_backs_off_too(capsys):
     learn, plain = make(4, [BackOff()], model=Tight(4, valid=True), valid=N), make(4, valid=N)
     assert gap(fit(learn), fit(plain)) == 0
     assert learn.epoch_metrics.values == pytest.approx(plain.epoch_metrics.values)
-    assert 'valid_bs=3' in capsys.readouterr().out
+    assert '3 pictures at a time. The numbers stay' in capsys.readouterr().out
 
 def test_one_picture_is_the_end():
     learn = make(5, [BackOff()], model=Tight(0))
