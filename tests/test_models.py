@@ -1,5 +1,5 @@
 "Names to networks, and weights from files that may be damaged, foreign or hostile"
-import csv
+import json
 import os
 import pickle
 import time
@@ -11,52 +11,23 @@ import safetensors.torch
 import timm
 import torch
 from PIL import Image
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
+from imgcls_nb.archs import find_arch
 from imgcls_nb.core import InputError
 from imgcls_nb.models import (
+    count_channels,
     create_model,
-    find_weights,
+    layer_scales,
     load_weights,
     model_preprocess,
-    paddleclas_names,
-    read_weights,
-    resolve_arch,
     split_params,
+    undecayed,
     weights_available,
 )
-from imgcls_nb.shipped import shipped_path
+from imgcls_nb.weights import find_weights, read_weights
 
-# Names
-
-@pytest.mark.parametrize('arch, says', [
-    ('resnet81', "no architecture 'resnet81'.*Did you mean .*'resnet18'"), ('Test_ResNet', "Did you mean .*'test_resnet'"),
-    ('MobileNetV3_large_x1_1', "Did you mean .*'MobileNetV3_large_x1_0'"),
-    ('qqqqqq', r"no architecture 'qqqqqq'\. timm.list_models"),
-    ('', 'no architecture'), ('resnet18.a1_in2k', "'resnet18' has no weights tagged 'a1_in2k'.*Did you mean .*'a1_in1k'"),
-    ('hf_hub:timm/resnet18', 'no architecture')])
-def test_unknown_names(arch, says):
-    for call in (resolve_arch, create_model):
-        with pytest.raises(InputError, match=says): call(arch)
-
-@pytest.mark.parametrize('arch, name', [
-    ('resnet18', 'resnet18'), ('resnet18.a1_in1k', 'resnet18.a1_in1k'),
-    ('MobileNetV3_large_x1_0', 'mobilenetv3_large_100.ra_in1k'),
-    ('coatnet_0_224', 'coatnet_0_224')])
-def test_known_names(arch, name): assert resolve_arch(arch) == name
-
-def test_every_paddleclas_name_is_a_network_with_weights():
-    names = paddleclas_names()
-    with open(shipped_path('configs/paddleclas_names.csv'), encoding='utf-8') as f: rows = list(csv.DictReader(f))
-    assert len(rows) == len(names) > 200 and {r['paddleclas']: r['timm'] for r in rows} == names
-    published = set(timm.list_pretrained())
-    assert not {k: v for k, v in names.items() if v not in published or resolve_arch(k) != v}
-
-@pytest.mark.parametrize('arch, millions', [ # as published
-    ('MobileNetV3_large_x1_0', 5.483032), ('ResNet18', 11.689512), ('ResNet50', 25.557032), ('DenseNet121', 7.978856),
-    ('MobileNetV2', 3.504872), ('ViT_base_patch16_224', 86.567656), ('SwinTransformer_tiny_patch4_window7_224', 28.288354)])
-def test_paddleclas_names_build_what_they_say(arch, millions):
-    with torch.device('meta'): model = create_model(arch)
-    assert sum(p.numel() for p in model.parameters()) == round(millions*1e6)
+# Sizes and arguments
 
 @pytest.mark.parametrize('arch, size', [
     ('test_resnet', 32), ('test_resnet', (40, 64)), ('test_vit', 64), ('test_convnext', 64)])
@@ -69,6 +40,24 @@ def test_any_size_and_any_number_of_classes(arch, size):
     ('test_resnet', dict(dropout_rat=.1)), ('test_vit', dict(depth='x')), ('test_vit', dict(size=50))]) # of patches of 16 pixels
 def test_arguments_that_an_architecture_does_not_take(arch, kwargs):
     with pytest.raises(InputError, match=f"'{arch}'"): create_model(arch, **kwargs)
+
+@pytest.mark.parametrize('num_classes', [-1, 2.5, True, '10', None])
+def test_numbers_of_classes_that_are_none(num_classes):
+    with pytest.raises(InputError, match=rf'num_classes={num_classes!r} is no number'):
+        create_model('test_resnet', num_classes=num_classes)
+
+@pytest.mark.parametrize('in_chans', [0, '3', 1.])
+def test_numbers_of_channels_that_are_none(in_chans):
+    with pytest.raises(InputError, match='in_chans='): create_model('test_resnet', in_chans=in_chans)
+
+@pytest.mark.parametrize('arch', ['test_resnet', 'test_vit', 'ShuffleNetV2_x0_25', 'SqueezeNet1_1', 'MobileNetV3_small_x0_35'])
+@pytest.mark.parametrize('in_chans', [1, 3, 4])
+def test_channels(arch, in_chans):
+    model = create_model(arch, num_classes=2, in_chans=in_chans, **(dict(size=64) if arch == 'test_vit' else {})).eval()
+    assert model(torch.zeros(1, in_chans, 64, 64)).shape == (1, 2) and count_channels(model) == in_chans
+    if in_chans == 4:
+        with pytest.raises(InputError, match='takes 4 channels; pictures have 3'): model_preprocess(model)
+    else: assert model_preprocess(model).mode == {1: 'L', 3: 'RGB'}[in_chans]
 
 # Published weights, without a network
 
@@ -87,7 +76,7 @@ def test_pretrained_without_a_network_says_what_to_fetch(hub, arch):
     assert not weights_available(arch)
     with pytest.raises(InputError) as e: create_model(arch, pretrained=True, num_classes=3)
     assert time.monotonic() - began < 5
-    repo = timm.get_pretrained_cfg(resolve_arch(arch)).hf_hub_id
+    repo = timm.get_pretrained_cfg(find_arch(arch).full_name).hf_hub_id
     assert f"'{arch}'" in str(e.value) and f'https://huggingface.co/{repo}/resolve/main/model.safetensors' in str(e.value)
 
 def test_a_hub_that_does_not_answer(hub, monkeypatch):
@@ -105,6 +94,68 @@ def test_pretrained_from_the_cache(hub):
     assert weights_available('test_resnet')
     model = create_model('test_resnet', pretrained=True, num_classes=3)
     assert model.fc.weight.shape[0] == 3 and torch.equal(model.conv1[0].weight, state['conv1.0.weight'])
+
+@pytest.fixture
+def torch_hub(tmp_path, monkeypatch):
+    "An empty cache of torch's, and no network"
+    monkeypatch.setattr('imgcls_nb.weights.host_answers', lambda url, timeout_s=3.: False)
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path/'torch'))
+    (tmp_path/'torch/checkpoints').mkdir(parents=True)
+    return tmp_path/'torch/checkpoints'
+
+@pytest.mark.parametrize('arch, url', [
+    ('ShuffleNetV2_x0_5', 'https://download.pytorch.org/models/shufflenetv2_x0.5-f707e7126e.pth'),
+    ('legacy_seresnet18', r'https://github.com/.*seresnet18-4bb0ce65.pth')])
+def test_weights_at_a_plain_address_say_where_to_put_the_file(torch_hub, arch, url):
+    with pytest.raises(InputError, match=rf'{url}(.|\n)*put it at\n  {torch_hub}/') as e: create_model(arch, pretrained=True)
+    assert 'pretrained=False' in str(e.value) and not weights_available(arch)
+
+@pytest.mark.parametrize('classes, in_chans', [(1000, 3), (3, 3), (3, 1)])
+def test_torchvision_weights_from_the_cache(torch_hub, monkeypatch, classes, in_chans):
+    source = create_model('SqueezeNet1_1')
+    torch.save(source.state_dict(), torch_hub/'squeezenet1_1-b8a52dc0.pth')
+    monkeypatch.setattr('torchvision.models._api.load_state_dict_from_url', # whose hash a file made here cannot have
+                        lambda url, **kwargs: torch.load(torch_hub/url.rpartition('/')[2], weights_only=True))
+    assert weights_available('SqueezeNet1_1')
+    model = create_model('SqueezeNet1_1', True, classes, in_chans=in_chans)
+    a, b = model.state_dict(), source.state_dict()
+    taken = [k for k in a if k not in (() if classes == 1000 else ('classifier.1.weight', 'classifier.1.bias'))]
+    assert all(torch.equal(a[k], b[k]) for k in taken if in_chans == 3 or k != 'features.0.weight')
+    sums = [o['features.0.weight'].sum(1) for o in (a, b)]
+    assert torch.allclose(*sums, atol=1e-5), "grey pictures look alike to both"
+    assert len(a['classifier.1.weight']) == classes
+
+@pytest.mark.parametrize('pretrained, file', [(True, 'config.json'), (False, 'config.json')])
+def test_an_architecture_of_the_hub_without_a_network(hub, pretrained, file):
+    with pytest.raises(InputError, match=rf"'hf-hub:someone/birds'(.|\n)*someone/birds/resolve/main/{file}"):
+        create_model('hf-hub:someone/birds', pretrained=pretrained)
+
+def fill_hub(hub, repo, **files):
+    folder = hub/f"models--{repo.replace('/', '--')}"
+    for o in ('refs', 'snapshots/abc'): (folder/o).mkdir(parents=True)
+    (folder/'refs/main').write_text('abc')
+    return folder/'snapshots/abc'
+
+def test_an_architecture_of_the_hub_from_the_cache(hub):
+    folder, source = fill_hub(hub, 'someone/birds'), create_model('test_resnet', num_classes=5)
+    cfg = dict(architecture='test_resnet', num_classes=5, pretrained_cfg=dict(
+        num_classes=5, input_size=[3, 96, 96], mean=[.5, .5, .5], std=[.25, .25, .25], classifier='fc', first_conv='conv1.0'))
+    (folder/'config.json').write_text(json.dumps(cfg))
+    model = create_model('hf-hub:someone/birds', num_classes=2) # the config is enough
+    assert model_preprocess(model).size == (96, 96) and model_preprocess(model).std == (.25,)*3 and model.num_classes == 2
+    with pytest.raises(InputError, match='model.safetensors'): create_model('hf-hub:someone/birds', pretrained=True)
+    safetensors.torch.save_file(source.state_dict(), folder/'model.safetensors')
+    assert equal(create_model('hf-hub:someone/birds', pretrained=True, num_classes=5).state_dict(), source.state_dict())
+    assert equal(create_model('test_resnet', 'hf-hub:someone/birds', num_classes=5).state_dict(), source.state_dict())
+
+def test_weights_of_the_hub_without_a_network(hub):
+    with pytest.raises(InputError, match='someone/birds/resolve/main/model.safetensors'):
+        create_model('test_resnet', 'hf-hub:someone/birds')
+
+def test_what_to_take_instead_of_weights_that_do_not_exist():
+    for arch, near in (('ResNet200_vd', 'resnet200d.ra2_in1k'), ('ShuffleNetV2_x0_25', 'ShuffleNetV2_x0_5')):
+        with pytest.raises(InputError, match=f"'{arch}' has no published weights. The nearest that has them is '{near}'"):
+            create_model(arch, pretrained=True)
 
 def test_an_architecture_without_published_weights(hub, monkeypatch):
     monkeypatch.delenv('HF_HUB_OFFLINE')
@@ -132,6 +183,39 @@ def test_weights_of_torch(tmp_path, state, wrap, suffix):
     assert equal(read_weights(tmp_path/f'w{suffix}'), state)
     model = create_model('test_resnet', tmp_path/f'w{suffix}', num_classes=5)
     assert equal(model.state_dict(), state)
+
+EMA = {'plain and average': ('state_dict', 'state_dict_ema'), 'of timm': ('state_dict_ema', 'state_dict'),
+       'of DeiT': ('model', 'model_ema')}
+
+@pytest.mark.parametrize('keys', EMA.values(), ids=EMA)
+def test_an_average_is_never_taken_silently(tmp_path, state, keys, capsys):
+    other = {k: v + 1 for k, v in state.items()}
+    trained = next(k for k in keys if 'ema' not in k)
+    content = {k: state if k == trained else other for k in keys}
+    torch.save(content | dict(epoch=3), tmp_path/'w.pth')
+    assert equal(read_weights(tmp_path/'w.pth'), state)
+    said, ema = capsys.readouterr().out, next(k for k in keys if 'ema' in k)
+    assert said == f"w.pth holds several networks: '{trained}' was taken. weights_key='{ema}' takes another.\n"
+    for key, want in content.items(): assert equal(read_weights(tmp_path/'w.pth', key), want)
+    assert equal(create_model('test_resnet', tmp_path/'w.pth', 5, weights_key=ema).state_dict(), other)
+    assert capsys.readouterr().out == '', "what was asked for needs no notice"
+
+def test_a_file_with_only_an_average_says_so(tmp_path, state, capsys):
+    torch.save(dict(model_ema=state), tmp_path/'w.pth')
+    assert equal(read_weights(tmp_path/'w.pth'), state)
+    assert capsys.readouterr().out == "w.pth holds one network, under 'model_ema'.\n"
+
+def test_keys_that_are_not_there(tmp_path, state):
+    torch.save(dict(teacher=state, student=state), tmp_path/'w.pth')
+    with pytest.raises(InputError, match="several networks: teacher, student. Say which: weights_key='teacher'"):
+        read_weights(tmp_path/'w.pth')
+    says = "under weights_key='studnt'. It holds networks under: teacher, student. Did you mean 'student'"
+    with pytest.raises(InputError, match=says): read_weights(tmp_path/'w.pth', 'studnt')
+
+@pytest.mark.parametrize('prefix', ['module.', '_orig_mod.', 'module._orig_mod.', '_orig_mod.module.'])
+def test_names_of_wrapped_networks(tmp_path, state, prefix):
+    torch.save({prefix + k: v for k, v in state.items()}, tmp_path/'w.pth')
+    assert equal(read_weights(tmp_path/'w.pth'), state)
 
 @pytest.mark.parametrize('wrap', ['plain', 'module'])
 def test_weights_of_safetensors(tmp_path, state, wrap):
@@ -211,6 +295,54 @@ def test_the_head_of_every_kind_of_network(tmp_path, arch, capsys):
     create_model(arch, str(tmp_path/'w.pth'), num_classes=3, size=64)
     assert 'is new, for 3 classes' in capsys.readouterr().out
 
+def test_the_trained_head_is_kept_whatever_the_config_says(tmp_path, state):
+    torch.save(state, tmp_path/'w.pth') # timm's own overlay drops a head that has other than 1000 classes
+    model = create_model('test_resnet', tmp_path/'w.pth', num_classes=5)
+    assert torch.equal(model.fc.weight, state['fc.weight']) and torch.equal(model.fc.bias, state['fc.bias'])
+
+def test_weights_without_a_head(tmp_path, state, capsys):
+    torch.save({k: v for k, v in state.items() if not k.startswith('fc.')}, tmp_path/'w.pth')
+    create_model('test_resnet', tmp_path/'w.pth', num_classes=3)
+    assert 'fc.weight, fc.bias) is new, for 3 classes' in capsys.readouterr().out
+    with pytest.raises(InputError, match=r'missing in the file \(2\): fc.weight, fc.bias'): # not the weights of a run
+        load_weights(create_model('test_resnet', num_classes=3), tmp_path/'w.pth')
+
+def test_features_take_no_head(tmp_path, state):
+    torch.save(state, tmp_path/'w.pth')
+    assert torch.equal(create_model('test_resnet', tmp_path/'w.pth', num_classes=0).conv1[0].weight, state['conv1.0.weight'])
+
+def test_numbers_of_classes_are_named_when_they_differ(tmp_path, state):
+    torch.save(state, tmp_path/'w.pth')
+    with pytest.raises(InputError, match='network for 5 classes, this one is for 7'):
+        load_weights(create_model('test_resnet', num_classes=7), tmp_path/'w.pth')
+
+def test_the_norm_before_a_new_head_is_kept(tmp_path):
+    source = create_model('test_convnext', num_classes=5)
+    torch.nn.init.constant_(source.head.norm.weight, .25)
+    torch.save(source.state_dict(), tmp_path/'w.pth')
+    model = create_model('test_convnext', tmp_path/'w.pth', num_classes=3)
+    assert (model.head.norm.weight == .25).all() and model.head.fc.out_features == 3
+
+def test_weights_of_another_picture_size_are_fitted_as_timm_does(tmp_path):
+    source = create_model('test_vit', num_classes=5)
+    torch.save(source.state_dict(), tmp_path/'w.pth')
+    model = create_model('test_vit', tmp_path/'w.pth', 5, size=96)
+    want = timm.create_model('test_vit', pretrained=True, num_classes=5, img_size=96,
+                             pretrained_cfg_overlay=dict(state_dict=source.state_dict(), num_classes=5, hf_hub_id=None))
+    assert equal(model.state_dict(), want.state_dict()) and model.pos_embed.shape != source.pos_embed.shape
+    with pytest.raises(InputError, match='pos_embed'): load_weights(model, tmp_path/'w.pth') # a run's weights fit or don't
+
+@pytest.mark.parametrize('arch', ['test_resnet', 'test_convnext', 'test_efficientnet'])
+@pytest.mark.parametrize('in_chans', [1, 4])
+def test_weights_for_colour_are_adapted_as_timm_does(tmp_path, arch, in_chans, capsys):
+    state = create_model(arch, num_classes=5).state_dict()
+    torch.save(state, tmp_path/'w.pth')
+    model = create_model(arch, tmp_path/'w.pth', 5, in_chans=in_chans)
+    want = timm.create_model(arch, pretrained=True, num_classes=5, in_chans=in_chans,
+                             pretrained_cfg_overlay=dict(state_dict=state, num_classes=5, hf_hub_id=None))
+    assert equal(model.state_dict(), want.state_dict())
+    assert f'are for 3 channels, now {in_chans}: {model.pretrained_cfg["first_conv"]}.weight' in capsys.readouterr().out
+
 @pytest.mark.parametrize('given, found', [
     ('best_model', 'best_model.safetensors'), ('best_model.safetensors', 'best_model.safetensors'), ('epoch_1', 'epoch_1.pth'),
     ('v1.2', 'v1.2.safetensors'), ('', 'best_model.safetensors')])
@@ -254,3 +386,27 @@ def test_parameter_groups(arch):
     head = model.pretrained_cfg['classifier']
     assert {n for g in grouped for n in g if n.startswith(f'{head}.')} == {f'{head}.weight', f'{head}.bias'} <= set(grouped[-1])
     assert any(o in grouped[0][0] for o in ('stem', 'conv1', 'conv_stem', 'patch_embed', 'cls_token', 'pos_embed'))
+
+ARCHS = ['test_resnet', 'test_vit', 'test_convnext', 'mobilenetv3_small_050', 'test_efficientnet', 'MobileNetV3_small_x0_35',
+         'ShuffleNetV2_x0_25', 'AlexNet', 'SqueezeNet1_0', 'GoogLeNet', 'MobileNetV2_x0_25', 'swin_tiny_patch4_window7_224',
+         'deit_tiny_distilled_patch16_224', 'beit_base_patch16_224', 'levit_128s', 'hrnet_w18_small']
+
+@pytest.mark.parametrize('arch', ARCHS)
+def test_layer_scales_are_timms(arch):
+    with torch.device('meta'): model = create_model(arch, num_classes=3)
+    scales = {id(p): s for s, g in zip(layer_scales(model, .7), split_params(model, coarse=False), strict=True) for p in g}
+    groups = param_groups_layer_decay(model, layer_decay=.7)
+    assert {id(p): g['lr_scale'] for g in groups for p in g['params']} == scales and max(scales.values()) == 1
+    low = layer_scales(model, .7, min_scale=.5)
+    assert min(low) == .5 and max(low) == 1 and len(layer_scales(model, coarse=True)) == len(split_params(model))
+
+@pytest.mark.parametrize('arch', ARCHS)
+def test_undecayed_are_timms(arch):
+    with torch.device('meta'): model = create_model(arch, num_classes=3)
+    own = model.no_weight_decay() if hasattr(model, 'no_weight_decay') else set()
+    groups = param_groups_weight_decay(model, 1e-2, no_weight_decay_list=own)
+    names = {id(p): n for n, p in model.named_parameters()}
+    want = {names[id(p)] for g in groups for p in g['params'] if g['weight_decay'] == 0}
+    got = undecayed(model)
+    assert set(got) == want and len(got) == len(want) and any(n.endswith('.bias') for n in got)
+    assert set(own) & set(names.values()) <= want
