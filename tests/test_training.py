@@ -31,7 +31,7 @@ def equal(a, b): return all(torch.equal(a[k], b[k]) for k in a.keys() | b.keys()
 # By name
 
 EVERYTHING = ['ema', ('accumulate', dict(n=2)), ('clip_norm', dict(max_norm=1.)), ('early_stop', dict(metric='valid_loss', patience=9)),
-              'nan_guard', 'csv']
+              ('divergence_guard', dict(patience=5)), 'csv']
 
 def test_a_plan_with_everything_gives_the_same_weights(dls, tmp_path):
     how = dict(loss='focal', loss_args=dict(gamma=1.), label_smoothing=.1, opt='lamb', layer_decay=.8, wd=.02, mix='mixup',
@@ -44,7 +44,7 @@ def test_a_plan_with_everything_gives_the_same_weights(dls, tmp_path):
     assert plan.replayable and plan.objective.loss == 'focal' and len(plan.callbacks) == len(EVERYTHING)
     again = learner_from_plan(replace(plan, run=str(tmp_path/'second')))
     with again.no_bar(): run_schedule(again, plan.schedule)
-    assert equal(weights(learn), weights(again)) and equal(learn.ema.model.state_dict(), again.ema.model.state_dict())
+    assert equal(weights(learn), weights(again)) and equal(learn.ema.average.module.state_dict(), again.ema.average.module.state_dict())
     first, second = (RunFolder(tmp_path/o) for o in ('first', 'second'))
     drop = lambda o: {k: v for k, v in o.items() if k not in ('time', 'seconds', 'data_wait', 'images_per_s')}
     assert [drop(o) for o in first.events('epoch')] == [drop(o) for o in second.events('epoch')]
@@ -107,7 +107,7 @@ def test_averaged_weights_are_judged_and_kept(dls, tmp_path):
     with learn.no_bar(): learn.fit_one_cycle(3, 5e-3)
     assert learn.plan.monitor == 'ema_top1' and {'ema_top1', 'ema_valid_loss'} <= set(learn.run_folder.events('epoch')[-1])
     best = load_trained(tmp_path/'run')
-    if best.facts['epoch'] == 3: assert equal(best.model.state_dict(), learn.ema.model.state_dict())
+    if best.facts['epoch'] == 3: assert equal(best.model.state_dict(), learn.ema.average.module.state_dict())
     with learn.ema.swapped(): assert evaluate(learn).top1 == pytest.approx(learn.epoch_metrics.values['ema_top1'])
 
 def test_the_newest_epochs_are_kept(dls, tmp_path):
@@ -119,10 +119,9 @@ def test_the_newest_epochs_are_kept(dls, tmp_path):
 def test_every_step_is_in_the_log(dls, tmp_path):
     learn = make(dls, run=tmp_path/'run')
     with learn.no_bar(): learn.fit_one_cycle(2, 4e-3)
-    blocks = learn.run_folder.events('steps')
-    steps, lrs = ([v for o in blocks for v in o[k]] for k in ('steps', 'lr'))
-    assert steps == list(range(2*len(dls.train))) and np.allclose(lrs, learn.recorder.lrs)
-    assert np.allclose([v for o in blocks for v in o['loss']], [o.item() for o in learn.recorder.losses], atol=1e-6)
+    table = learn.run_folder.steps()
+    assert table.step.tolist() == list(range(1, 2*len(dls.train) + 1)) and np.allclose(table.lr, learn.recorder.lrs, rtol=1e-5)
+    assert np.allclose(table.loss, [o.item() for o in learn.recorder.losses], rtol=1e-5) and (table.wait >= 0).all()
 
 def test_each_class_is_in_the_log(dls, tmp_path):
     learn = make(dls, run=tmp_path/'run')
