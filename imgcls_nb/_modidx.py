@@ -731,6 +731,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'imgcls_nb.scan.picture_pattern': ('scan.html#picture_pattern', 'imgcls_nb/scan.py'),
                                 'imgcls_nb.scan.scan_pictures': ('scan.html#scan_pictures', 'imgcls_nb/scan.py')},
             'imgcls_nb.seeds': { 'imgcls_nb.seeds.mix_seed': ('seeds.html#mix_seed', 'imgcls_nb/seeds.py'),
+                                 'imgcls_nb.seeds.name_bytes': ('seeds.html#name_bytes', 'imgcls_nb/seeds.py'),
                                  'imgcls_nb.seeds.seeded': ('seeds.html#seeded', 'imgcls_nb/seeds.py')},
             'imgcls_nb.shipped': { 'imgcls_nb.shipped._roots': ('shipped.html#_roots', 'imgcls_nb/shipped.py'),
                                    'imgcls_nb.shipped.list_shipped': ('shipped.html#list_shipped', 'imgcls_nb/shipped.py'),
