@@ -138,9 +138,10 @@ class Augment:
         "What has to be decoded of a picture"
         flips = RandomHorizontalFlip, RandomVerticalFlip
         first = next((o for _, ops in self.steps for o in ops if not isinstance(o, flips)), None)
-        size, mode = self.preprocess.size, self.preprocess.mode
-        if isinstance(first, RandomResizedCrop): return Need(size, first.scale[0], first.ratio, mode)
-        return Need(size, 1. if isinstance(first, Resize) else 0., mode=mode)
+        mode = self.preprocess.mode
+        if isinstance(first, RandomResizedCrop): return Need(first.size, first.scale[0], first.ratio, mode)
+        if isinstance(first, Resize): return Need(first.size, mode=mode)
+        return Need(self.preprocess.size, 0., mode=mode)
 
     def __call__(self,
         decoded:Decoded, # What stands for the picture
