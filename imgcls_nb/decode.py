@@ -304,6 +304,7 @@ def resized_crop(
 def _resize(pixels, size, interpolation, antialias):
     if pixels.shape[:2] == size: return pixels
     if antialias and interpolation in ('bilinear', 'bicubic'):
+        if min(pixels.strides) < 0 or not pixels.flags.writeable: pixels = pixels.copy() # torch takes neither
         x = torch.from_numpy(pixels).permute(2, 0, 1)[None]
         y = F.interpolate(x, size, mode=interpolation, antialias=True)
         return y[0].permute(1, 2, 0).numpy()

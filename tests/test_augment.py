@@ -97,7 +97,7 @@ def test_flips(op, turned):
 
 # What is decoded
 
-def whole(source): return as_decoded(np.asarray(Image.open(io.BytesIO(source))))
+def whole(source): return as_decoded(np.array(Image.open(io.BytesIO(source))))
 
 @pytest.mark.parametrize('ops, least', [
     ([('Resize', dict(size=512)), ('RandomCrop', dict(padding=0))], 512),
@@ -124,6 +124,17 @@ def test_several_sizes_need_the_largest():
     assert maker([('RandomResizedCrop', {})], (320, 288)).kept.need.size == (320, 288)
     assert maker([('RandomResizedCrop', dict(size=448))], (320, 288)).kept.need.size == (448, 448)
     assert maker([('RandomResizedCrop', {})], full_size=True).kept.need.area == 0
+
+@pytest.mark.parametrize('before', ['RandomHorizontalFlip', 'RandomVerticalFlip', 'RandomInvert', 'RandomErasing'])
+@pytest.mark.parametrize('name', ['Resize', 'RandomResizedCrop', 'RandomCrop'])
+def test_any_order_works(before, name):
+    face = as_decoded(noise(80, 90))
+    a = face.pixels
+    turned = {'RandomHorizontalFlip': a[:, ::-1], 'RandomVerticalFlip': a[::-1], 'RandomInvert': 255 - a}
+    out = Augment([(before, dict(p=1)), (name, {})], PREP)(face, 3)
+    assert out.shape == (48, 40, 3)
+    if before in turned and name == 'Resize':
+        assert np.array_equal(out, Augment([(name, {})], PREP)(as_decoded(turned[before].copy()), 3))
 
 # What is refused
 
