@@ -269,7 +269,7 @@ def _objective(cfg, arch):
     loss.done('Eval')
     name = s.one_of('name', tuple(_OPTIMIZERS), 'Momentum')
     args = {}
-    if name == 'Momentum': args = dict(mom=s.number('momentum', 0.9))
+    if name in ('Momentum', 'SGD'): args = dict(mom=s.number('momentum', 0.9) if name == 'Momentum' else 0.)
     if name.startswith('Adam'):
         args = dict(mom=s.number('beta1', 0.9), sqr_mom=s.number('beta2', 0.999), eps=s.number('epsilon', 1e-8))
     reg = s.sub('regularizer')
@@ -285,10 +285,10 @@ def _schedule(cfg, epochs):
     s = _Section((cfg.get('Optimizer') or {}).get('lr'), 'Optimizer.lr')
     s.one_of('name', ('Cosine',), 'Cosine')
     if s.get('learning_rate') is None: raise InputError("Optimizer.lr.learning_rate is missing. Give a number, such as 0.00375.")
-    args = dict(n_epoch=epochs, lr=float(s.number('learning_rate')), warmup_epochs=float(s.number('warmup_epoch', 0)),
-                warmup_lr=float(s.number('warmup_start_lr', 0.)), lr_min=float(s.number('eta_min', 0.)))
+    args = dict(n_epoch=epochs, schedule='cosine', lr=float(s.number('learning_rate')),
+                warmup_epochs=float(s.number('warmup_epoch', 0)), warmup_lr=float(s.number('warmup_start_lr', 0.)), lr_min=float(s.number('eta_min', 0.)))
     s.done('last_epoch')
-    return (FitPlan('fit_cosine', args),)
+    return (FitPlan('fit_scheduled', args),)
 
 # %% ../nbs/80_config.ipynb #e4a6a5ad
 def plan_from_config(

@@ -18,7 +18,7 @@ from .core import InputError, did_you_mean
 # %% ../nbs/05_plan.ipynb #c67d3146
 # the least that makes sense, and the texts that are known
 LIMITS = dict(bs=1, valid_bs=1, num_classes=1, num_workers=0, save_interval=0, repeats=1, start_size=8, cache_gb=0,
-              keep_last=1)
+              keep_last=1, layer_decay=0)
 CHOICES = dict(num_workers=['auto'], balance=['sampler', 'loss', 'both'], on_bad=['quarantine', 'raise'],
                on_lost=['raise', 'skip'], decode=['scaled', 'full'])
 
