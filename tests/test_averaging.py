@@ -113,6 +113,8 @@ def test_what_only_looks_changes_nothing(tmp_path):
 def test_a_search_before_the_first_fit_makes_no_average(tmp_path):
     learn = make(EMA(), path=tmp_path)
     with learn.no_logging(): learn.lr_find(num_it=7, show_plot=False)
+    learn.validate()
+    learn.get_preds()
     assert learn.ema.average is None
     with pytest.raises(InputError, match='no averaged weights yet'):
         with learn.ema.swapped(): pass
@@ -128,7 +130,7 @@ def test_the_copy_carries_nothing_of_a_fit(cbs):
 
 def test_the_copy_has_32_bits():
     learn = make(EMA(), model=net().bfloat16())
-    learn.ema.before_fit()
+    learn.ema.before_train()
     assert {o.dtype for o in learn.ema.average.module.parameters()} == {torch.float32}
     with learn.ema.swapped(): assert learn.model[0].weight.dtype == torch.bfloat16
 
@@ -247,12 +249,17 @@ def test_an_interrupted_fit_keeps_its_weights_and_the_mean():
     with pytest.raises(KeyboardInterrupt): fit(learn, 4)
     assert equal(state(learn.model), learn.keep.epochs_end[-1]) and learn.swa.n_averaged == 3
     learn.remove_cbs(Interrupt)
+    ends = learn.keep.epochs_end
+    learn.validate()
+    learn.get_preds()
     learn.swa.apply()
-    assert (state(learn.model)['0.weight'] - mean(learn.keep.epochs_end)['0.weight']).abs().max() < 1e-6
+    assert (state(learn.model)['0.weight'] - mean(ends)['0.weight']).abs().max() < 1e-6
     kept = state_from_bytes(state_to_bytes(learn.swa.state()))
     other = make(SWA(0.))
     other.swa.load_state(kept)
     assert other.swa.n_averaged == 3 and equal(state(other.swa.average.module), state(learn.swa.average.module))
+    fit(other, 1)
+    assert other.swa.n_averaged == 4
 
 def test_searches_and_predictions_do_not_average(tmp_path):
     learn = make(SWA(0., lr=.1), path=tmp_path)

@@ -6,7 +6,7 @@
 __all__ = ['borrowed_weights', 'valid_names', 'validate_again', 'EMA', 'own_forward', 'refresh_batchnorm', 'train_inputs', 'SWA',
            'average_weights', 'lower_is_better', 'Soup', 'greedy_soup']
 
-# %% ../../nbs/41_callbacks.averaging.ipynb #28a4da3e
+# %% ../../nbs/41_callbacks.averaging.ipynb #57c2069e
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ from ..models import read_weights
 from ..runs import save_checkpoint
 from ..seeds import mix_seed, seeded
 
-# %% ../../nbs/41_callbacks.averaging.ipynb #23ba07d9
+# %% ../../nbs/41_callbacks.averaging.ipynb #9b52f66b
 @contextmanager
 def borrowed_weights(
     model, # Has its own weights again after the block
@@ -38,7 +38,7 @@ def borrowed_weights(
         yield model
     finally: model.load_state_dict(own)
 
-# %% ../../nbs/41_callbacks.averaging.ipynb #6ecbf252
+# %% ../../nbs/41_callbacks.averaging.ipynb #f8971d1b
 def valid_names(
     learn, # A `Learner`
 ) -> list: # 'valid_loss' and the metrics
@@ -55,7 +55,7 @@ def validate_again(
         return dict(zip(valid_names(learn), map(float, learn.recorder.log)))
     finally: learn.recorder.log = log
 
-# %% ../../nbs/41_callbacks.averaging.ipynb #4e4e7d9a
+# %% ../../nbs/41_callbacks.averaging.ipynb #9ddc8941
 class EMA(Callback):
     "Keep a moving average of the weights, and validate it beside them"
     order, run_valid = 46, False # after the epoch's metrics are known, before they are shown and written
@@ -72,7 +72,7 @@ class EMA(Callback):
     @property
     def names(self) -> list: return [f'ema_{o}' for o in valid_names(self.learn)] if self.evaluate else []
 
-    def before_fit(self):
+    def before_train(self):
         if self.average is None and not self.clock.searching: self.average = self._start()
 
     def _start(self):
@@ -123,7 +123,7 @@ def own_forward(
     finally:
         if put_on: model.forward = put_on
 
-# %% ../../nbs/41_callbacks.averaging.ipynb #82f9cd34
+# %% ../../nbs/41_callbacks.averaging.ipynb #cc7e4175
 def refresh_batchnorm(
     model, # Its weights stay; without BatchNorm nothing happens
     batches, # Of pictures, as in training
@@ -146,7 +146,7 @@ def train_inputs(
     "The batches of a training epoch, without their labels"
     for b in learn.dls.train: yield learn._set_device(b)[0]
 
-# %% ../../nbs/41_callbacks.averaging.ipynb #c9ed5735
+# %% ../../nbs/41_callbacks.averaging.ipynb #02df7b51
 class SWA(Callback):
     "Average the weights of the last epochs, and end with the average"
     order = 70 # after a schedule has set its rate, and after the epoch is written down
@@ -158,7 +158,7 @@ class SWA(Callback):
         if not 0 <= start < 1: raise InputError(f"start={start} is no share of a fit. Give 0.75 to average its last quarter.")
         if lr is not None and not lr > 0: raise InputError(f"lr={lr} leaves the weights where they are. Give a rate above 0.")
         self.begin, self.rate, self.anneal, self.values = start, lr, anneal, {}
-        self.average, self.rates, self.trained, self.applied = None, None, False, False
+        self.average, self.rates, self.trained, self.applied, self.resumed = None, None, False, False, False
 
     @property
     def n_averaged(self) -> int: return int(self.average.n_averaged) if self.average else 0
@@ -166,7 +166,12 @@ class SWA(Callback):
     @property
     def _epochs(self): return self.epoch - math.floor(self.begin*self.n_epoch) # since the start; the first one counts 0
 
-    def before_fit(self): self.average, self.rates, self.applied = None, None, False
+    def before_fit(self): self.starts = True # predictions say so too; what follows tells
+
+    def before_train(self):
+        if self.clock.searching: return
+        if self.starts and not self.resumed: self.average, self.rates, self.applied = None, None, False
+        self.starts = self.resumed = False
 
     def before_batch(self):
         if self.rate is None or not self.training or self._epochs < 0 or self.clock.searching: return
@@ -213,13 +218,13 @@ class SWA(Callback):
         weights = self.average.state_dict() if self.average else {}
         return dict(rates=self.rates, weights={k: v.detach().cpu().clone() for k, v in weights.items()})
 
-    def load_state(self, state:dict): # within a fit, after `before_fit`
-        self.rates = state['rates']
+    def load_state(self, state:dict): # the next fit goes on with it
+        self.rates, self.resumed = state['rates'], True
         if not state['weights']: return
         with own_forward(self.learn.model) as model: self.average = AveragedModel(model)
         self.average.load_state_dict(state['weights'])
 
-# %% ../../nbs/41_callbacks.averaging.ipynb #d78607e2
+# %% ../../nbs/41_callbacks.averaging.ipynb #6f1a0d28
 def average_weights(
     sources, # Weights files, or state dicts
     weights=None, # How much each counts; None: all alike
@@ -249,7 +254,7 @@ def _check_alike(a, b, name_a, name_b):
             raise InputError(f"{names[0]} and {names[1]} are not of the same network: '{k}' is {tuple(a[k].shape)} in one and "
                              f"{tuple(b[k].shape)} in the other.")
 
-# %% ../../nbs/41_callbacks.averaging.ipynb #3c2c7341
+# %% ../../nbs/41_callbacks.averaging.ipynb #8d6d4628
 def lower_is_better(
     metric:str, # Its name
 ) -> bool:
