@@ -186,8 +186,8 @@ def test_without_names(c, names, capsys):
 
 @pytest.mark.parametrize('given, c, left, out', [
     ('top5', 3, [], ['top5']), (['top1', 'top5', 'f1'], 5, ['top1', 'f1'], ['top5']),
-    (['top3', 'top10'], 4, ['top3'], ['top10']), (['top2', 'top3'], 2, [], ['top2', 'top3']), (('f1', 'f1'), 9, ['f1'], []), ('top1', 1, ['top1'], []),
-    ('top5', 6, ['top5'], [])])
+    (['top3', 'top10'], 4, ['top3'], ['top10']), (['top2', 'top3'], 2, [], ['top2', 'top3']), (('f1', 'f1'), 9, ['f1'], []),
+    ('top1', 1, ['top1'], []), ('top5', 6, ['top5'], [])], ids=str)
 def test_more_guesses_than_classes(given, c, left, out, capsys):
     assert [o.name for o in make_metrics(given, c)] == left
     lines = capsys.readouterr().out.splitlines()

@@ -1,0 +1,334 @@
+"Distillation: the formulas of the papers, the teacher sees what it was trained to see, and nothing else changes"
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from fastai.callback import schedule  # noqa: F401 (adds lr_find)
+from fastai.callback.core import Callback
+from fastai.callback.training import GradientAccumulation
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.learner import Learner
+from fastai.optimizer import SGD
+from torch import nn
+
+import imgcls_nb.data  # noqa: F401 (imports fastai without its warning)
+from imgcls_nb.callbacks.clock import Clock, EpochMetrics
+from imgcls_nb.callbacks.distill import DISTILLATIONS, Distill, as_teacher_sees, decoupled_kl, soft_kl
+from imgcls_nb.callbacks.mixing import MixBatch
+from imgcls_nb.callbacks.precision import Precision
+from imgcls_nb.core import FILTERS, InputError, Preprocess
+from imgcls_nb.losses import LOSSES, make_loss
+from imgcls_nb.mixing import Mixer
+
+C = 4
+
+def draw(n=9, c=C, seed=0, scale=2., dtype=torch.float64):
+    rng = torch.Generator().manual_seed(seed)
+    return *(scale*torch.randn(2, n, c, generator=rng, dtype=dtype)), torch.randint(c, (n,), generator=rng)
+
+def near(a, b, **kwargs): torch.testing.assert_close(a, b, **kwargs)
+
+# Formulas, by hand
+
+@pytest.mark.parametrize('t', [1., 2., 4., 20.])
+def test_the_soft_distance_by_hand(t):
+    s, q, _ = draw()
+    p, own = (q/t).softmax(1), (s/t).softmax(1)
+    near(soft_kl(s, q, t), t**2*(p*(p/own).log()).sum(1).mean())
+    assert soft_kl(q, q, t) == pytest.approx(0, abs=1e-12) and soft_kl(s, q, t) > 0
+
+def by_hand(s, q, y, alpha, beta, t): # as the paper writes it, with probabilities
+    p, own, total = (q/t).softmax(1), (s/t).softmax(1), 0.
+    for i, k in enumerate(y.tolist()):
+        pt, st, others = p[i, k], own[i, k], [j for j in range(p.shape[1]) if j != k]
+        right = pt*(pt/st).log() + (1 - pt)*((1 - pt)/(1 - st)).log()
+        ph, sh = p[i, others]/(1 - pt), own[i, others]/(1 - st)
+        total += alpha*right + beta*(ph*(ph/sh).log()).sum()
+    return total*t**2/len(y)
+
+@pytest.mark.parametrize('alpha, beta, t', [(1., 8., 4.), (1., .5, 1.), (0., 1., 2.), (1., 0., 2.), (.3, 2., 10.)])
+@pytest.mark.parametrize('c', [2, 3, 7])
+def test_the_decoupled_distance_by_hand(alpha, beta, t, c):
+    s, q, y = draw(c=c)
+    near(decoupled_kl(s, q, y, alpha, beta, t), by_hand(s, q, y, alpha, beta, t))
+    assert decoupled_kl(q, q, y, alpha, beta, t) == pytest.approx(0, abs=1e-12)
+
+@pytest.mark.parametrize('t', [1., 4.])
+def test_the_parts_are_the_whole_again(t): # the paper's equation: the second part is weighed by the teacher's doubt
+    s, q, y = draw(1)
+    near(decoupled_kl(s, q, y, 1., 1 - (q/t).softmax(1)[0, y[0]], t), soft_kl(s, q, t))
+
+@pytest.mark.parametrize('func', [soft_kl, lambda s, q: decoupled_kl(s, q, torch.arange(9) % C)], ids=['soft', 'decoupled'])
+def test_slopes(func):
+    s, q, _ = draw()
+    assert torch.autograd.gradcheck(lambda o: func(o, q), s.clone().requires_grad_())
+    for scale in (50., 500.): # probabilities that 32 bits round to 0 and 1
+        s, q, _ = draw(scale=scale, dtype=torch.float32)
+        s.requires_grad_()
+        out = func(s, q)
+        out.backward()
+        assert out.isfinite() and s.grad.isfinite().all()
+
+# What the teacher sees
+
+PRE = Preprocess(crop=(12, 12), resize_short=12)
+OTHERS = dict(stats=dict(mean=(.5,)*3, std=(.25, .5, .3)), mean=dict(mean=(0., 0., 0.)), std=dict(std=(1., 1., 1.)))
+
+@pytest.mark.parametrize('name', OTHERS)
+def test_a_batch_is_normalized_anew(name):
+    other = Preprocess(**dict(crop=(12, 12), resize_short=12) | OTHERS[name])
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 3, 12, 12), dtype=np.uint8)
+    x = as_teacher_sees(torch.tensor(PRE.normalize(pixels)), PRE, other)
+    near(x, torch.tensor(other.normalize(pixels)), atol=1e-5, rtol=1e-5)
+
+def test_what_differs_in_nothing_is_not_touched():
+    x = torch.randn(2, 3, 12, 12)
+    assert as_teacher_sees(x, PRE, Preprocess(crop=(12, 12), resize_short=14, interpolation='bicubic')) is x
+
+@pytest.mark.parametrize('interpolation', FILTERS)
+@pytest.mark.parametrize('hw', [(24, 24), (6, 10), (12, 13)])
+def test_a_batch_is_resized(interpolation, hw):
+    other = Preprocess(crop=hw, resize_short=max(hw), interpolation=interpolation)
+    x = torch.randn(2, 3, 12, 12)
+    mode = 'bicubic' if interpolation in ('bicubic', 'lanczos') else 'bilinear'
+    near(as_teacher_sees(x, PRE, other), F.interpolate(x, hw, mode=mode, antialias=True))
+
+def test_grey_pictures_become_three_equal_channels():
+    grey = Preprocess(crop=(12, 12), resize_short=12, mean=(.4,), std=(.2,))
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 1, 12, 12), dtype=np.uint8)
+    x = as_teacher_sees(torch.tensor(grey.normalize(pixels)), grey, PRE)
+    near(x, torch.tensor(PRE.normalize(pixels.repeat(3, 1))), atol=1e-5, rtol=1e-5)
+
+# In a learner
+
+X = torch.rand(35, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+PAIRS = [((o - .5)/.3, i % C) for i, o in enumerate(X)]
+
+def net(seed=0, c=C, width=4):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Dropout(.5), nn.AdaptiveAvgPool2d(1),
+                         nn.Flatten(), nn.Linear(width, c))
+
+def learner(*cbs, loss='cross_entropy', model=None, clock=True, lr=.1, n=35, bs=12):
+    dls = DataLoaders(*[DataLoader(PAIRS[:n], bs=bs)]*2)
+    dls.preprocess = Preprocess(crop=(12, 12), resize_short=12, mean=(.5,)*3, std=(.3,)*3)
+    return Learner(dls, model or net(), make_loss(loss) if isinstance(loss, str) else loss, SGD, lr=lr,
+                   cbs=[*([Clock(), EpochMetrics()] if clock else []), *cbs])
+
+def fit(learn, n=1, **kwargs):
+    with learn.no_bar(), learn.no_logging(): learn.fit(n, **kwargs)
+    return learn.recorder.values[-1]
+
+class Watch(Callback):
+    order = 3 # right after the teacher
+    def __init__(self): self.seen = []
+    def after_loss(self): self.seen.append((self.training, self.xb[0], self.yb[0], self.pred.detach(), self.loss.item()))
+
+def answers(teacher, x):
+    with torch.no_grad(): return teacher(x)
+
+@pytest.mark.parametrize('loss', LOSSES)
+@pytest.mark.parametrize('kind, args', [('kl', {}), ('kl', dict(alpha=.9, temperature=2.)), ('kl', dict(alpha=0.)), ('dkd', {}),
+                                        ('dkd', dict(alpha=2., beta=.5, temperature=1.))], ids=str)
+def test_the_loss_is_that_of_label_and_teacher(kind, args, loss):
+    teacher, watch, own = net(9), Watch(), make_loss(loss)
+    fit(learner(Distill(teacher, kind=kind, **args), watch, loss=loss), 2)
+    assert len(watch.seen) == 12
+    for training, x, y, pred, got in watch.seen:
+        q, label = answers(teacher, x), own(pred, y)
+        if kind == 'kl':
+            a = args.get('alpha', .5)
+            want = (1 - a)*label + a*soft_kl(pred, q, args.get('temperature', 4.))
+        else: want = label + decoupled_kl(pred, q, y, **args)
+        assert got == pytest.approx((want if training else label).item(), rel=1e-5), "validation is of the label alone"
+
+def test_gradients_are_those_of_the_loss():
+    teacher, model = net(9), net()
+    model[3] = nn.Identity()
+    twin = copy.deepcopy(model)
+    fit(learner(Distill(teacher, alpha=.7), model=model, lr=.5, n=12))
+    x, y = torch.stack([o for o, _ in PAIRS[:12]]), torch.arange(12) % C
+    pred = twin(x)
+    (.3*F.cross_entropy(pred, y) + .7*soft_kl(pred, answers(teacher, x))).backward()
+    for p, q in zip(twin.parameters(), model.parameters()): near(p - .5*p.grad, q)
+
+def test_the_teacher_is_as_before():
+    teacher = net(9).train()
+    before, flags = copy.deepcopy(teacher.state_dict()), [o.requires_grad for o in teacher.parameters()]
+    learn = learner(Distill(teacher))
+    fit(learn, 2)
+    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items()), "neither weights nor running means moved"
+    assert not teacher.training and [o.requires_grad for o in teacher.parameters()] == flags
+    assert all(o.grad is None for o in teacher.parameters())
+    ids = {*map(id, teacher.parameters())}
+    assert not ids & {id(p) for p in learn.opt.all_params().itemgot(0)} and not ids & {*map(id, learn.model.parameters())}
+
+def test_without_a_say_all_is_as_without_a_teacher(): # the teacher draws nothing and moves nothing
+    a, b = learner(Distill(net(9), alpha=0.)), learner()
+    assert list(fit(a, 2)) == pytest.approx(list(fit(b, 2)))
+    for p, q in zip(a.model.parameters(), b.model.parameters()): near(p, q)
+
+def test_it_comes_closer_to_the_teacher():
+    teacher, x = net(9), torch.stack([o for o, _ in PAIRS])
+    learn = learner(Distill(teacher, alpha=1.), lr=.05)
+    before = soft_kl(answers(learn.model.eval(), x), answers(teacher.eval(), x))
+    fit(learn, 20)
+    assert soft_kl(answers(learn.model.eval(), x), answers(teacher, x)) < before/2
+
+@pytest.mark.parametrize('answer', [lambda q: q, lambda q: q.numpy(), lambda q: q.double(), lambda q: q.bfloat16()],
+                         ids=['tensor', 'numpy', 'double', 'bfloat16'])
+def test_any_function_can_teach(answer):
+    teacher, seen = net(9).eval(), []
+    def ask(x):
+        assert not torch.is_grad_enabled()
+        seen.append(len(x))
+        return answer(teacher(x))
+    learn, twin = learner(Distill(ask)), learner(Distill(teacher))
+    assert fit(learn)[0] == pytest.approx(fit(twin)[0], abs=.02) and seen == [12, 12, 11], "asked once a training batch"
+
+def test_the_teacher_gets_its_own_normalization_and_size():
+    seen = []
+    def ask(x):
+        seen.append(x)
+        return torch.zeros(len(x), C)
+    fit(learner(Distill(ask, Preprocess(crop=(8, 8), resize_short=8, mean=(0., 0., 0.), std=(1., 1., 1.)))))
+    near(seen[0], F.interpolate(X[:12], (8, 8), mode='bilinear', antialias=True), atol=1e-5, rtol=1e-5)
+
+# With others
+
+@pytest.mark.parametrize('first', [True, False])
+@pytest.mark.parametrize('kind', DISTILLATIONS)
+def test_mixed_pictures(kind, first): # whatever the order in which they are given
+    teacher, watch, mixing = net(9), Watch(), MixBatch('mixup+cutmix', 7)
+    cbs = [mixing, Distill(teacher, kind=kind)]
+    fit(learner(*(cbs if first else cbs[::-1]), watch), 2)
+    for step, (_, x, y, pred, got) in enumerate(o for o in watch.seen if o[0]):
+        mix = Mixer('mixup+cutmix', 7).draw(step, len(x), (12, 12))
+        own = torch.arange(35)[step % 3*12:][:len(x)] % C
+        label = mix.lam*F.cross_entropy(pred, own) + (1 - mix.lam)*F.cross_entropy(pred, mix.partner(own))
+        q = answers(teacher, x)
+        assert torch.equal(y, mix.dominant(own))
+        want = .5*label + .5*soft_kl(pred, q) if kind == 'kl' else label + decoupled_kl(pred, q, mix.dominant(own))
+        assert got == pytest.approx(want.item(), rel=1e-5)
+
+def test_gradients_can_be_gathered():
+    model = net()
+    model[1], model[3] = nn.Identity(), nn.Identity()
+    twin = copy.deepcopy(model)
+    for m, cbs, bs in ((model, [GradientAccumulation(12)], 4), (twin, [], 12)):
+        fit(learner(Distill(net(9), kind='dkd'), *cbs, model=m, n=12, bs=bs, lr=.3))
+    for p, q in zip(twin.parameters(), model.parameters()): near(p, q)
+
+def test_in_the_number_format_of_the_training():
+    class Spy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.seen = net(9), []
+        def forward(self, x):
+            out = self.net(x)
+            self.seen.append((out.dtype, torch.is_autocast_enabled('cpu')))
+            return out
+    for cbs, want in (([], (torch.float32, False)), ([Precision()], (torch.bfloat16, True))):
+        spy, watch = Spy(), Watch()
+        assert np.isfinite(fit(learner(Distill(spy), *cbs, watch))).all()
+        assert set(spy.seen) == {want} and watch.seen[0][3].dtype == torch.float32
+    assert not torch.is_autocast_enabled('cpu')
+
+def test_in_the_layout_of_the_student():
+    teacher, model = net(9), net().to(memory_format=torch.channels_last)
+    fit(learner(Distill(teacher), model=model))
+    assert teacher[0].weight.is_contiguous(memory_format=torch.channels_last) and not teacher[0].weight.is_contiguous()
+
+@pytest.mark.parametrize('epochs', [2., .5, 1.5])
+def test_the_teacher_gets_its_say_step_by_step(epochs):
+    ramps = []
+    class Note(Callback):
+        def after_loss(self): self.training and ramps.append(self.distill.ramp)
+    learn = learner(Distill(net(9), kind='dkd', warmup_epochs=epochs), Note())
+    fit(learn, 2)
+    fit(learn, 1) # the count goes on over fits
+    assert ramps == pytest.approx([min(1., (i + 1)/3/epochs) for i in range(9)])
+
+@pytest.mark.parametrize('kind', DISTILLATIONS)
+def test_a_share_of_its_weight(kind):
+    teacher, watch = net(9), Watch()
+    fit(learner(Distill(teacher, kind=kind, warmup_epochs=3), watch))
+    for i, (_, x, y, pred, got) in enumerate(watch.seen[:3]):
+        label, q, r = F.cross_entropy(pred, y), answers(teacher, x), (i + 1)/9
+        want = (1 - r/2)*label + r/2*soft_kl(pred, q) if kind == 'kl' else label + r*decoupled_kl(pred, q, y)
+        assert got == pytest.approx(want.item(), rel=1e-5)
+
+def test_soft_targets_have_a_right_class():
+    model, teacher = net(), net(9)
+    learn = learner(Distill(teacher, kind='dkd'))
+    rows = [(x, F.one_hot(torch.tensor(y), C).float()*.7 + .075) for x, y in PAIRS]
+    learn.dls = DataLoaders(*[DataLoader(rows, bs=12)]*2)
+    learn.model = model
+    assert np.isfinite(fit(learn)).all()
+
+@pytest.mark.parametrize('event', ['before_batch', 'after_pred', 'after_loss', 'before_step', 'before_validate'])
+def test_an_interrupt_leaves_nothing_behind(event):
+    stop = type('Stop', (Callback,), {event: lambda self: (_ for _ in ()).throw(KeyboardInterrupt())})
+    learn = learner(Distill(net(9)))
+    loss = learn.loss_func
+    with pytest.raises(KeyboardInterrupt): fit(learn, cbs=[stop()])
+    assert learn.loss_func is loss and np.isfinite(fit(learn)).all()
+
+def test_a_search_works_and_predictions_do_not_ask():
+    asked = []
+    def ask(x):
+        asked.append(len(x))
+        return torch.zeros(len(x), C)
+    learn = learner(Distill(ask))
+    with learn.no_bar(), learn.no_logging():
+        learn.get_preds()
+        learn.validate()
+        assert not asked
+        learn.lr_find(num_it=5, show_plot=False)
+    assert learn.clock.steps == 0 and asked
+
+# What does not fit
+
+@pytest.mark.parametrize('teacher, message', [
+    (net(9, c=3), r'teacher gives shape \(12, 3\) where the student gives shape \(12, 4\).*same classes'),
+    (nn.Conv2d(3, 4, 12), r'gives shape \(12, 4, 1, 1\)'), (lambda x: (torch.zeros(len(x), C),)*2, 'gives a tuple.*logits alone'),
+    (lambda x: torch.zeros(1, C), r'gives shape \(1, 4\)'), (lambda x: None, 'gives a NoneType')],
+    ids=['classes', 'map', 'tuple', 'batch', 'none'])
+def test_answers_that_do_not_fit(teacher, message):
+    learn = learner(Distill(teacher))
+    before = copy.deepcopy(learn.model.state_dict())
+    with pytest.raises(InputError, match=message): fit(learn)
+    assert all(torch.equal(v, before[k]) for k, v in learn.model.named_parameters()), "before the first step"
+
+@pytest.mark.parametrize('args, message', [
+    (dict(kind='dk'), "kind='dk' is unknown. Use one of kl, dkd.*Did you mean"), (dict(kind=None), 'kind=None is unknown'),
+    (dict(beta=1.), "kind='kl' takes no 'beta'.*alpha, temperature"), (dict(temprature=1), "Did you mean 'temperature'"),
+    (dict(kind='dkd', bета=1.), "takes no.*alpha, beta, temperature"), (dict(alpha=1.5), 'alpha=1.5 does not fit.*0 to 1'),
+    *[(dict(temperature=o), 'temperature=.* does not fit.*above 0') for o in (0, -1, math.nan, math.inf, '4', True)],
+    (dict(kind='dkd', beta=-1), 'beta=-1 does not fit.*0 or more'),
+    (dict(warmup_epochs=-1), 'warmup_epochs=-1 does not fit')], ids=str)
+def test_arguments_that_do_not_fit(args, message):
+    with pytest.raises(InputError, match=message): Distill(net(9), **args)
+
+def test_weights_of_the_decoupled_may_be_large(): assert Distill(net(9), kind='dkd', alpha=3., beta=0.).args['alpha'] == 3
+
+@pytest.mark.parametrize('teacher', ['resnet18', None, 5, nn.Linear], ids=str)
+def test_what_cannot_be_asked(teacher):
+    with pytest.raises(InputError, match='cannot be asked'): Distill(teacher)
+
+def test_before_the_first_batch():
+    model = net()
+    grey = Preprocess(crop=(12, 12), resize_short=12, mean=(.5,), std=(.5,))
+    cases = [(learner(Distill(model), model=model), 'shares weights'),
+             (learner(Distill(nn.Sequential(model)), model=model), 'copy'),
+             (learner(Distill(net(9), warmup_epochs=1), clock=False), 'Add Clock'),
+             (learner(Distill(net(9), grey)), 'takes grey pictures')]
+    unsaid = learner(Distill(net(9), PRE))
+    del unsaid.dls.preprocess
+    for learn, message in [*cases, (unsaid, 'do not say how they normalize')]:
+        with pytest.raises(InputError, match=message): fit(learn)
+        assert not hasattr(learn, 'clock') or learn.clock.steps == 0
