@@ -101,19 +101,22 @@ def _note_fit(plan, method, args):
     return replace(plan, schedule=(*plan.schedule, FitPlan(method, plain)), custom=tuple(custom))
 
 # %% ../nbs/45_learner.ipynb #798a377c
-@patch
-@wraps(Learner.lr_find)
-def lr_find(self:ImageLearner, *args, **kwargs):
-    if self._depth: raise InputError("This learner is training. Search for a learning rate before it, or stop it first.")
-    before, start = copy.deepcopy(self.model.state_dict()), (self.clock.epochs, self.clock.steps)
-    with self._noting():
-        try: return Learner.lr_find(self, *args, **kwargs)
-        except BaseException:
-            self.model.load_state_dict(before)
-            self.clock.epochs, self.clock.steps = start
-            raise
-        finally:
-            with suppress(OSError): (self.path/self.model_dir).rmdir() # fastai makes it, and it is empty now
+def _traceless(search):
+    @wraps(search)
+    def wrapper(self, *args, **kwargs):
+        if self._depth: raise InputError("This learner is training. Search for a learning rate before it, or stop it first.")
+        before, start = copy.deepcopy(self.model.state_dict()), (self.clock.epochs, self.clock.steps)
+        with self._noting():
+            try: return search(self, *args, **kwargs)
+            except BaseException:
+                self.model.load_state_dict(before)
+                self.clock.epochs, self.clock.steps = start
+                raise
+            finally:
+                with suppress(OSError): (self.path/self.model_dir).rmdir() # fastai makes it, and it is empty now
+    return wrapper
+
+ImageLearner.lr_find = _traceless(Learner.lr_find)
 
 # %% ../nbs/45_learner.ipynb #e4849660
 @patch

@@ -176,7 +176,7 @@ class RunFolder:
     def history(self):
         "A `DataFrame` with a row for each epoch"
         import pandas as pd
-        return pd.DataFrame(self.events('epoch')).drop(columns=['event', 'time'], errors='ignore')
+        return pd.DataFrame(self.events('epoch')).drop(columns=['event', 'time', 'classes'], errors='ignore')
 
     def steps(self):
         "A `DataFrame` with a row for each step: `loss`, `lr` of the head, `lr_first` of the first layers, `wait` in seconds"
