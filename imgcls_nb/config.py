@@ -279,7 +279,8 @@ def _objective(cfg, arch):
     s.get('lr')
     s.done('weight_decay')
     decay_norm_bias = not arch.startswith(NO_NORM_DECAY)
-    return ObjectivePlan('cross_entropy', float(smoothing), _OPTIMIZERS[name], args, float(wd), decay_norm_bias)
+    return ObjectivePlan('cross_entropy', label_smoothing=float(smoothing), opt=_OPTIMIZERS[name], opt_args=args,
+                         weight_decay=float(wd), decay_norm_bias=decay_norm_bias)
 
 def _schedule(cfg, epochs):
     s = _Section((cfg.get('Optimizer') or {}).get('lr'), 'Optimizer.lr')

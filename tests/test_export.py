@@ -15,6 +15,7 @@ from imgcls_nb import export
 from imgcls_nb.core import CARD_KEY, BadPictureError, InputError, ModelFileError, list_images
 from imgcls_nb.export import export_onnx
 from imgcls_nb.predict import Predictor, softmax
+from imgcls_nb.trained import TorchPredictor, load_trained
 
 
 @pytest.fixture(scope='module')
@@ -218,7 +219,6 @@ def test_importing_the_predictor_is_quick_and_light():
 def test_the_shell_loads_torch_only_to_train(model_file, files, args):
     code = f"""import sys
 from imgcls_nb.cli import main
-from imgcls_nb.trained import TorchPredictor, load_trained
 try: main(sys.argv[1:])
 except SystemExit: pass
 print('loaded:', *sys.modules.keys() & {set(HEAVY)})"""
