@@ -126,7 +126,8 @@ class CrossEntropy(Loss):
 class BCE(Loss):
     "Binary cross entropy, each class against all others"
     one_label = False
-    def __init__(self, label_smoothing=0., weight=None,
+    def __init__(self,
+        label_smoothing:float=0., weight=None, # As for `Loss`
         target_threshold:float|None=None, # Shares above it become 1 and all others 0; None: shares are taken as they are
         sum_classes:bool=False, # Add up the classes instead of taking their mean
     ):
@@ -150,7 +151,8 @@ class BCE(Loss):
 class Focal(Loss):
     "Softmax cross entropy in which pictures that are easy count less"
     one_label = True
-    def __init__(self, label_smoothing=0., weight=None,
+    def __init__(self,
+        label_smoothing:float=0., weight=None, # As for `Loss`
         gamma:float=2., # How fast easy pictures fade; 0: cross entropy
     ):
         super().__init__(label_smoothing, weight)
@@ -184,7 +186,10 @@ def make_loss(
 class OwnLoss(nn.Module):
     "A loss from elsewhere that answers all that a learner asks"
     y_int = True
-    def __init__(self, func, sigmoid):
+    def __init__(self,
+        func, # A function of `(logits, targets)`
+        sigmoid:bool, # Probabilities are sigmoids, one for each class, rather than a softmax
+    ):
         super().__init__()
         self.func, self.sigmoid, self.default = func, sigmoid, 'mean'
         self.by_argument = not hasattr(func, 'reduction') and _takes_reduction(func)
