@@ -269,24 +269,28 @@ def _copy_distance(unit): # below which two patterns of this set are of one pict
     return min(NEAREST_STRANGERS, d1*(.01*n*(n - 1)/2)**(-1/dimension))
 
 # %% ../nbs/14_scan.ipynb #e6b61df9
-NEAR_PAIRS = 2*10**9 # Comparisons that a search for copies may take
+NEAR_PAIRS = 10**10 # Entries of the product of matrices: a minute or two of one core
 
 def _near_links(patterns, most): # links between copies; how many patterns did not meet all that look alike
     unit, n = patterns/np.linalg.norm(patterns.astype(np.float32), axis=1, keepdims=True), len(patterns)
-    hashes, least = pattern_hash(patterns), 1 - _copy_distance(unit)
-    caps = np.zeros(n, bool)
-    pairs = _all_pairs(unit, least) if n*(n - 1)//2 <= most else _candidates(patterns, unit, least, most//4, caps)
+    alike, least, capped = partial(_alike, pattern_hash(patterns)), 1 - _copy_distance(unit), np.zeros(n, bool)
+    keys = [np.packbits(patterns[:, o::4] > 0, axis=1).view(np.uint16)[:, 0].astype(np.int64) for o in range(4)]
+    price = 5 + 45*alike(*np.random.default_rng(0).integers(0, n, (2, 10_000))).mean()
+    if n*(n - 1)//2 <= min(most, price*sum(_meetings(_sizes(o), n) for o in keys)):
+        pairs = (o[:, alike(*o)] for o in _all_pairs(unit, least))
+    else: pairs = _candidates(keys, unit, least, alike, most/4/price, capped)
     links = np.zeros((2, 0), np.int64)
-    for i, j in pairs:
-        k = np.bitwise_count(hashes[i] ^ hashes[j]) <= 16
-        links = np.concatenate([links, (i[k], j[k])], axis=1)
+    for o in pairs:
+        links = np.concatenate([links, o], axis=1)
         if links.shape[1] > max(10**6, 2*n): links = _fewer(links, n)
-    return links, int(caps.sum())
+    return links, int(capped.sum())
+
+def _alike(hashes, i, j): return np.bitwise_count(hashes[i] ^ hashes[j]) <= 16
 
 def _all_pairs(unit, least, at_once=256): # i < j
     for start in range(0, len(unit), at_once):
         i, j = np.nonzero(unit[start:start + at_once]@unit[start:].T >= least)
-        yield i[i < j] + start, j[i < j] + start
+        yield np.stack([i, j])[:, i < j] + start
 
 def _fewer(links, n): # that connect the same
     groups = _connected(links, n)
@@ -300,35 +304,34 @@ def _connected(links, n):
 # %% ../nbs/14_scan.ipynb #7270de70
 _FLIPS = [0, *(1 << b for b in range(16))]
 
-def _candidates(patterns, unit, least, most, caps): # pairs that are near and have a quarter in common, or all but a bit of it
+def _sizes(keys): return np.bincount(keys, minlength=2**16) # of the groups with equal keys
+
+def _meetings(sizes, cap): # where each meets at most so many of its own group and of each that is a bit off
+    return sum(int(sizes@np.minimum(sizes[np.arange(2**16) ^ o], cap)) for o in _FLIPS)
+
+def _candidates(quarters, unit, least, alike, most, capped): # near pairs, with a quarter in common or all but a bit of it
     axes = np.linalg.eigh(unit.T@unit)[1][:, ::-1] # the second and those after it are where the patterns differ most
-    for quarter in range(4):
-        keys = np.packbits(patterns[:, quarter::4] > 0, axis=1).view(np.uint16)[:, 0].astype(np.int64)
-        order = np.lexsort((unit@axes[:, quarter + 1], keys))
-        counts = np.bincount(keys, minlength=2**16)
-        cap = _affordable(counts, most)
-        caps |= counts[keys] > cap
-        for i, j in _neighbours(keys, order, counts, cap):
-            k = (unit[i]*unit[j]).sum(1) >= least
-            yield i[k], j[k]
+    for keys, axis in zip(quarters, axes.T[1:]):
+        sizes, order = _sizes(keys), np.lexsort((unit@axis, keys))
+        cap = int(sizes.max())
+        while cap > 1 and _meetings(sizes, cap) > most: cap //= 2
+        capped |= sizes[keys] > cap
+        for o in _neighbours(keys, order, sizes, cap):
+            o = o[:, alike(*o)]
+            yield o[:, np.einsum('ij,ij->i', unit[o[0]], unit[o[1]]) >= least]
 
-def _affordable(counts, most): # of each key, how many may be met by each
-    flipped, cap = [counts[np.arange(2**16) ^ o] for o in _FLIPS], int(counts.max())
-    while cap > 1 and sum((counts*np.minimum(o, cap)).sum() for o in flipped) > most: cap //= 2
-    return cap
-
-def _neighbours(keys, order, counts, cap, at_once=1_000_000): # pairs whose keys differ in one bit at most, in blocks
-    starts, rank = np.concatenate([[0], np.cumsum(counts)]), np.empty(len(keys), np.int64)
+def _neighbours(keys, order, sizes, cap, at_once=1_000_000): # pairs whose keys differ in one bit at most, in blocks
+    starts, rank = np.concatenate([[0], np.cumsum(sizes)]), np.empty(len(keys), np.int64)
     rank[order] = np.arange(len(keys)) - starts[keys[order]]
     for flip in _FLIPS:
-        there, n = starts[keys ^ flip], np.minimum(counts[keys ^ flip], cap)
-        level = rank*counts[keys ^ flip]//counts[keys] # as far down among those as here
-        lo, ends = there + (level - n//2).clip(0, counts[keys ^ flip] - n), np.cumsum(n)
+        there, n = starts[keys ^ flip], np.minimum(sizes[keys ^ flip], cap)
+        level = rank*sizes[keys ^ flip]//sizes[keys] # as far down among those as here
+        lo, ends = there + (level - n//2).clip(0, sizes[keys ^ flip] - n), np.cumsum(n)
         for block in np.split(np.arange(len(keys)), np.searchsorted(ends, np.arange(at_once, ends[-1], at_once))):
             i = np.repeat(block, n[block])
             nth = np.arange(len(i)) - np.repeat(np.cumsum(n[block]) - n[block], n[block])
             j = order[lo[i] + nth]
-            yield i[i != j], j[i != j]
+            yield np.stack([i, j])[:, i < j if cap == sizes.max() else i != j] # each pair is met from both sides, or from one
 
 # %% ../nbs/14_scan.ipynb #3f6d8298
 def exact_groups(
@@ -341,7 +344,7 @@ def exact_groups(
 def near_groups(
     rows, # `Scan.rows`, of one or several scans
     return_cut:bool=False, # Say also how many pictures were not compared with all that look like them
-    most:int=NEAR_PAIRS, # Comparisons that it may take
+    most:int=NEAR_PAIRS, # Entries of the product of matrices that it may take the time of
 ) -> np.ndarray: # A number each; equal numbers: copies, exact or altered
     "Which pictures show the same thing in the same way: rescaled, saved again, brightened, or cropped by a percent or two"
     exact, patterned = exact_groups(rows), np.flatnonzero(rows['pattern'].any(1))
