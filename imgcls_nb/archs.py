@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MOBILENETV3', 'TORCHVISION', 'PADDLECLAS_CFG', 'NO_SOURCE', 'paddleclas_table', 'paddleclas_kind', 'Arch',
            'find_arch', 'AlexNet', 'SqueezeNet', 'MobileNetV2', 'GoogLeNet', 'ShuffleNetV2', 'arch_cfg', 'published',
-           'build_arch']
+           'published_metrics', 'build_arch']
 
-# %% ../nbs/24_archs.ipynb #397a2515
+# %% ../nbs/24_archs.ipynb #c2ee8090
 import csv
 import json
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ from .core import IMAGENET_MEAN, IMAGENET_STD, InputError, did_you_mean
 from .shipped import shipped_path
 from .weights import Published, at_url, on_hub
 
-# %% ../nbs/24_archs.ipynb #1a25e148
+# %% ../nbs/24_archs.ipynb #254c048a
 @cache
 def paddleclas_table() -> dict: # PaddleClas name to its row, a dict of texts
     "Every PaddleClas architecture and what it is here"
@@ -43,7 +43,7 @@ def paddleclas_kind(
     if row['tag']: return row['library']
     return 'built' if row['kwargs'] else 'arch-only'
 
-# %% ../nbs/24_archs.ipynb #fb37cbda
+# %% ../nbs/24_archs.ipynb #f464eb07
 @dataclass(frozen=True)
 class Arch:
     "A recipe for a network"
@@ -85,7 +85,7 @@ def find_arch(
     raise InputError(f"There is no architecture '{name}'.{did_you_mean(name, [*timm.list_models(), *paddleclas_table()])} "
                      "timm.list_models('*part*') lists what there is.")
 
-# %% ../nbs/24_archs.ipynb #da0584b8
+# %% ../nbs/24_archs.ipynb #da734ea9
 MOBILENETV3 = dict(
     large=(960, '3 16 16 1 -r, 3 64 24 2 -r, 3 72 24 1 -r, 5 72 40 2 sr, 5 120 40 1 sr, 5 120 40 1 sr, 3 240 80 2 -h, '
                 '3 200 80 1 -h, 3 184 80 1 -h, 3 184 80 1 -h, 3 480 112 1 sh, 3 672 112 1 sh, 5 672 160 2 sh, '
@@ -109,7 +109,7 @@ def _mobilenetv3(base, width, **kwargs):
                                 stem_size=make_divisible(16*width), num_features=1280, head_bias=False,
                                 act_layer=nn.Hardswish, se_layer=squeeze, **kwargs)
 
-# %% ../nbs/24_archs.ipynb #02845207
+# %% ../nbs/24_archs.ipynb #576a59a4
 def _scaled(base, width, **kwargs): # timm keeps the makers of other widths to itself
     make = {'mobilenetv1': _gen_mobilenet_v1, 'lcnet': _gen_lcnet}.get(base.partition('_')[0], _mobilenetv3)
     return make(base, width, **kwargs)
@@ -121,13 +121,14 @@ def _build_timm(base, **kwargs):
         kwargs['blocks'] = _rep_vgg_bcfg(d=(4, 6, 16, 1), wf=(2., 2., 2., 4.), groups=kwargs.pop('groups'))
     return timm.create_model(base, **kwargs)
 
-# %% ../nbs/24_archs.ipynb #e84e75a9
+# %% ../nbs/24_archs.ipynb #8500be97
 class _LikeTimm:
-    FIRST_CONV, HEAD = 'features.0', 'classifier.1' # where they are in the network
+    FIRST_CONV, HEAD = 'features.0', 'classifier.1' # where they are in the network, and how its parts follow one another
     STEM, BLOCKS = r'^features\.0', r'^features\.(\d+)'
+    STAGES = BLOCKS
 
     def get_classifier(self): return self.get_submodule(self.HEAD)
-    def group_matcher(self, coarse=False): return dict(stem=self.STEM, blocks=self.BLOCKS)
+    def group_matcher(self, coarse=False): return dict(stem=self.STEM, blocks=self.STAGES if coarse else self.BLOCKS)
     def no_weight_decay(self): return set()
 
     def set_in_chans(self, n): # as timm does it with its own
@@ -149,19 +150,21 @@ class MobileNetV2(_LikeTimm, tv.MobileNetV2):
 class GoogLeNet(_LikeTimm, tv.GoogLeNet):
     FIRST_CONV, HEAD = 'conv1.conv', 'fc'
     STEM, BLOCKS = r'^conv[123]', r'^inception(\d)'
+    STAGES = BLOCKS
 
     def __init__(self, **kwargs): super().__init__(aux_logits=False, init_weights=True, **kwargs)
 
 class ShuffleNetV2(_LikeTimm, tv.ShuffleNetV2):
     FIRST_CONV, HEAD = 'conv1.0', 'fc'
     STEM, BLOCKS = r'^conv1', [(r'^stage(\d)\.(\d+)', None), (r'^conv5', (9, 9))]
+    STAGES = [(r'^stage(\d)', None), (r'^conv5', (9,))]
 
     def __init__(self, stages_out_channels, act_layer='ReLU', **kwargs):
         super().__init__([4, 8, 4], stages_out_channels, **kwargs)
         relus = [k for k, o in self.named_modules() if isinstance(o, nn.ReLU)]
         for k in relus if act_layer != 'ReLU' else (): self.set_submodule(k, getattr(nn, act_layer)(inplace=True))
 
-# %% ../nbs/24_archs.ipynb #e98287e3
+# %% ../nbs/24_archs.ipynb #abaef1de
 TORCHVISION = dict(
     alexnet=(AlexNet, {}), googlenet=(GoogLeNet, {}), mobilenet_v2=(MobileNetV2, {}),
     squeezenet1_0=(SqueezeNet, dict(version='1_0')), squeezenet1_1=(SqueezeNet, dict(version='1_1')),
@@ -187,7 +190,7 @@ def _load_published(model, arch):
     state = {k: own[k] if new_head and k.startswith(f'{model.HEAD}.') else v for k, v in state.items() if k in own}
     model.load_state_dict(state) # what is not in `own` belongs to the auxiliary heads of GoogLeNet
 
-# %% ../nbs/24_archs.ipynb #ddd65ecc
+# %% ../nbs/24_archs.ipynb #28877d2f
 PADDLECLAS_CFG = dict(input_size=(3, 224, 224), crop_pct=0.875, interpolation='bilinear', mean=IMAGENET_MEAN, std=IMAGENET_STD,
                       crop_mode='center', num_classes=1000)
 NO_SOURCE = dict(hf_hub_id=None, url='', file=None, tag='')
@@ -220,7 +223,17 @@ def published(
         return on_hub(repo, (cfg['hf_hub_filename'],)) if cfg.get('hf_hub_filename') else on_hub(repo)
     return at_url(cfg['url']) if cfg.get('url') else None
 
-# %% ../nbs/24_archs.ipynb #d0ff26bd
+# %% ../nbs/24_archs.ipynb #d6978dc5
+def published_metrics(
+    arch:Arch, # From `find_arch`
+) -> dict: # top1 and top5 in percent, gmacs; empty: nothing is said
+    "What torchvision says of its weights"
+    weights = _tv_weights(arch) if arch.library == 'torchvision' else None
+    if not weights: return {}
+    found = weights.meta['_metrics']['ImageNet-1K']
+    return dict(top1=found['acc@1'], top5=found['acc@5'], gmacs=weights.meta['_ops'])
+
+# %% ../nbs/24_archs.ipynb #3f45c985
 def build_arch(
     arch:Arch, # From `find_arch`
     pretrained:bool=False, # With the published weights

@@ -118,8 +118,8 @@ def test_torchvision_networks_answer_like_timms(base):
     head, cfg = model.get_classifier(), model.pretrained_cfg
     assert getattr(head, 'out_features', None) == 7 or head.out_channels == 7
     assert model.num_classes == 7 and cfg['architecture'] == base and model.get_submodule(cfg['first_conv']).in_channels == 3
-    groups = split_params(model)
-    assert len(groups) > 2 and sum(map(len, groups)) == len(list(model.parameters()))
+    groups, blocks = split_params(model), split_params(model, coarse=False)
+    assert 2 < len(groups) <= len(blocks) and len(groups) < 22 and sum(map(len, groups)) == len(list(model.parameters()))
     assert {id(p) for p in head.parameters()} <= {id(p) for p in groups[-1]}
     twin = copy.deepcopy(model) # as an average of the weights does
     assert twin.get_classifier() is twin.get_submodule(cfg['classifier']) is not head
