@@ -317,7 +317,7 @@ def plan_from_config(
     kwargs = {k: arch.number(k) for k in ('drop_rate', 'drop_path_rate') if arch.get(k) is not None}
     data, mix = _data_plan(cfg, num_classes, seed, label_file)
     plan = Plan(data, ModelPlan(name, file or published, num_classes, kwargs), _objective(cfg, name), _schedule(cfg, epochs),
-                mix, precision, device=device, notes=tuple(notes + more),
+                mix=mix, precision=precision, device=device, notes=tuple(notes + more),
                 run=str(Path(g.text('output_dir', './output'))/name), save_interval=max(0, interval))
     if g.get('eval_interval', 1) != 1 or g.get('eval_during_train', True) is not True or g.get('use_visualdl', False):
         raise InputError("Global: eval_during_train=True, eval_interval=1 and use_visualdl=False are the values supported.")
