@@ -186,7 +186,7 @@ def fashion_ours(seed, cap):
 
 def fashion_fastai(size, bs, epochs, lr, cap):
     plan = DataPlan(str(named_dataset('fashion_mnist')))
-    pics, labels, upto = [], [], 0
+    pics, labels = [], []
     for o in find_pictures(plan): pics, labels = [*pics, *np.asarray(o.place.pixels[o.idxs])], [*labels, *o.labels.tolist()]
     block = fv.DataBlock((fv.ImageBlock(fv.PILImageBW), fv.CategoryBlock), get_x=lambda i: pics[i], get_y=lambda i: labels[i],
                          splitter=fv.IndexSplitter(range(60_000, 70_000)), item_tfms=fv.Resize(size) if size > 28 else None,
@@ -245,7 +245,8 @@ def compare_few(args, scratch):
             with valid_at_the_end(learn): learn.fine_tune(12, 4e-3, freeze_epochs=3)
             budget = time.perf_counter() - start
             row = {'MobileNetV2 from ImageNet': evaluate(learn).top1}
-            for name, arch, size in (('MobileNetV2 from scratch', 'mobilenetv2_100', 96), ('a small net from scratch', 'test_resnet', 32)):
+            others = ('MobileNetV2 from scratch', 'mobilenetv2_100', 96), ('a small net from scratch', 'test_resnet', 32)
+            for name, arch, size in others:
                 learn, start = learner(arch, size), time.perf_counter()
                 with valid_at_the_end(learn): learn.fit(1, 0.)
                 learn = learner(arch, size)

@@ -127,7 +127,8 @@ class BCE(Loss):
     "Binary cross entropy, each class against all others"
     one_label = False
     def __init__(self,
-        label_smoothing:float=0., weight=None, # As for `Loss`
+        label_smoothing:float=0., # As for `Loss`
+        weight=None, # As for `Loss`
         target_threshold:float|None=None, # Shares above it become 1 and all others 0; None: shares are taken as they are
         sum_classes:bool=False, # Add up the classes instead of taking their mean
     ):
@@ -152,7 +153,8 @@ class Focal(Loss):
     "Softmax cross entropy in which pictures that are easy count less"
     one_label = True
     def __init__(self,
-        label_smoothing:float=0., weight=None, # As for `Loss`
+        label_smoothing:float=0., # As for `Loss`
+        weight=None, # As for `Loss`
         gamma:float=2., # How fast easy pictures fade; 0: cross entropy
     ):
         super().__init__(label_smoothing, weight)

@@ -32,7 +32,7 @@ from .plan import Plan, plan_from_yaml, plan_to_yaml
 # %% ../nbs/40_runs.ipynb #2dfcdebd
 def write_atomic(
     path, # Where the bytes go
-    data:bytes,
+    data:bytes, # All of them
 ):
     "Write a file that is whole or not there"
     path = Path(path)
