@@ -71,7 +71,11 @@ class ArrayUnpickler(pickle.Unpickler):
     known = {'numpy.core.multiarray._reconstruct', 'numpy._core.multiarray._reconstruct', 'numpy.ndarray', 'numpy.dtype',
              '_codecs.encode'} # the last is how Python 3 writes bytes for Python 2
 
-    def find_class(self, module, name):
+    def find_class(self,
+        module, # That a pickle wants to import
+        name, # What it wants of it
+    ):
+        "A stand-in for what arrays of bytes need; anything else is refused"
         if f'{module}.{name}' in self.known: return _StandIn(name)
         raise InputError(f"it wants to run '{module}.{name}', which no array of pictures needs")
 

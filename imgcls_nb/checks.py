@@ -16,10 +16,10 @@ import numpy as np
 from fastcore.basics import patch
 
 from .core import IMAGE_SUFFIXES, InputError, did_you_mean, list_images
-from .pictures import Arrays, Files, PictureList
+from .pictures import Arrays, Files, PictureList, find_named
 from .plan import DataPlan
 from .scan import HUGE, TINY, exact_groups, list_groups, near_groups, scan_pictures
-from .sources import VALID_FOLDERS, find_pictures, read_class_folders
+from .sources import class_folders, find_pictures, name_sides, read_class_folders, split_pictures
 from .splits import hold_out
 
 # %% ../nbs/19_checks.ipynb #3b3703d0
@@ -56,10 +56,14 @@ class DataReport:
     sizes: np.ndarray # `(height, width)` of every readable picture
 
     @property
-    def ok(self) -> bool: return not self.problems
+    def ok(self) -> bool:
+        "Whether nothing stands in the way of training"
+        return not self.problems
 
     @property
-    def classes(self) -> list: return list(dict.fromkeys(c for o in self.counts.values() for c in o)) # of all splits
+    def classes(self) -> list:
+        "The classes of all splits"
+        return list(dict.fromkeys(c for o in self.counts.values() for c in o))
 
     def to_dict(self) -> dict: # Plain values
         "The whole report for programs"
@@ -130,10 +134,10 @@ def _find(plan): # both sides, and why training would refuse them
     try: return *find_pictures(plan), None
     except InputError as e: refusal = e
     sides = _sides(plan)
-    if any(o is not None and not o.exists() for o in sides) or plan.label_file and not _at(plan, plan.label_file).exists():
-        raise refusal
+    named = [*sides, plan.label_file and find_named(plan.label_file, Path(plan.path).expanduser())]
+    if any(o and not o.exists() for o in named): raise refusal
     skip = sides[1] if sides[1] != sides[0] else None
-    vocab = tuple(sorted({d.name for o in sides if o for d in _class_folders(o, skip if o == sides[0] else None)}))
+    vocab = tuple(sorted({d.name for o in sides if o and o.is_dir() for d in class_folders(o, skip if o == sides[0] else None)}))
     train, valid = (o and _read_folders(o, vocab, skip if o == sides[0] else None) for o in sides)
     if valid is None: train, valid = _hold_out(train, plan)
     return train, valid, refusal
@@ -146,24 +150,12 @@ def _check_call(plan):
 
 def _hold_out(pics, plan):
     if not len(pics): return pics, pics
-    try: return [pics.take(o) for o in hold_out(pics.labels, 0.2 if plan.valid is None else plan.valid, seed=plan.seed)]
+    try: return split_pictures(pics, plan)
     except InputError: return pics, pics.take(np.zeros(0, int)) # the refusal has been noted
 
-def _at(plan, name):
-    root = Path(plan.path).expanduser()
-    return root/name if (root/name).exists() else Path(name)
-
-def _sides(plan): # where training and validation pictures would be; None: nothing is named
-    root = Path(plan.path).expanduser()
-    has_train, valid = (root/'train').is_dir(), plan.valid
-    if valid is None: valid = next((o for o in VALID_FOLDERS if has_train and (root/o).is_dir()), None)
-    return _at(plan, plan.train or ('train' if has_train else '')), _at(plan, valid) if isinstance(valid, str) else None
-
-def _class_folders(side, skip=None):
-    if not side.is_dir(): return []
-    held = skip and skip.resolve()
-    return [o for o in sorted(side.iterdir()) if o.is_dir() and not o.name.startswith('.')
-            and not (held and held.is_relative_to(o.resolve()))]
+def _sides(plan): # where training and validation pictures would be; None: a part is held out
+    plan, root = name_sides(plan), Path(plan.path).expanduser()
+    return find_named(plan.train or '', root), find_named(plan.valid, root) if isinstance(plan.valid, str) else None
 
 def _read_folders(side, vocab, skip):
     try: return read_class_folders(side, vocab, skip)
@@ -200,7 +192,7 @@ def _note_classes(train, valid):
 
 # %% ../nbs/19_checks.ipynb #0858e73c
 def _check_folders(pics, side, skip): # of class folders only
-    folders = _class_folders(side, skip) if isinstance(pics.place, Files) else []
+    folders = class_folders(side, skip) if isinstance(pics.place, Files) and side.is_dir() else []
     full = {pics.vocab[c] for c in np.unique(pics.labels)}
     if not folders or not full <= {o.name for o in folders}: return
     empty = [o for o in folders if o.name not in full and not list_images(o)]

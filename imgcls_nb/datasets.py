@@ -7,7 +7,8 @@ __all__ = ['MAKERS', 'PUBLISHED', 'TIMEOUT_S', 'draw_shape', 'make_shapes', 'Dow
            'unpack_file', 'named_dataset']
 
 # %% ../nbs/08_datasets.ipynb #7a743ecc
-import hashlib, http.client, os, shutil, tarfile, urllib.request, zlib
+import hashlib, http.client, os, tarfile, tempfile, urllib.request, zlib
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -63,7 +64,9 @@ class Download:
     limit_mb: int # More is not accepted
 
     @property
-    def name(self) -> str: return self.urls[0].rpartition('/')[2]
+    def name(self) -> str:
+        "What the file is called"
+        return self.urls[0].rpartition('/')[2]
 
 @dataclass(frozen=True)
 class Published:
@@ -117,15 +120,19 @@ def download_file(
 ) -> Path: # `path`
     "Fetch a file, check it, and only then give it its name"
     path, failures = Path(path), []
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     for url in file.urls:
         try:
-            _fetch(url, part, file)
-            return part.replace(path)
+            with _beside(path) as part:
+                _fetch(url, part, file)
+                return part.replace(path)
         except (OSError, ValueError, http.client.HTTPException) as e: failures.append(f'{url} {_why(e)}')
-        finally: part.unlink(missing_ok=True)
     raise InputError(f"'{path.name}' could not be downloaded:\n  " + '\n  '.join(failures) + f"\nFetch it from {file.urls[0]} "
                      f"on a machine with a network (MD5 {file.md5}), and put it at '{path}'.")
+
+@contextmanager
+def _beside(path): # a name in a folder of this process alone, from which a rename puts things into place
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix='.unfinished.', ignore_cleanup_errors=True) as temp:
+        yield Path(temp)/path.name
 
 def _why(e): return str(e) if type(e) is ValueError else f"cannot be reached ({getattr(e, 'reason', None) or e})"
 
@@ -154,19 +161,23 @@ def unpack_file(
 ):
     "Unpack an archive beside its place, then move what it holds into `folder`"
     folder, total = Path(folder), 0
-    temp = folder/f'.{os.getpid()}.unpacking'
     def check(member, dest):
         nonlocal total
         total += member.size
         if total > limit_mb*10**6: raise InputError(f"'{archive}' unpacks to more than {limit_mb} MB.")
         return tarfile.data_filter(member, dest)
     try:
-        with tarfile.open(archive) as tar: tar.extractall(temp, filter=check)
-        for o in temp.iterdir():
-            if not (folder/o.name).exists(): o.rename(folder/o.name)
+        with tarfile.open(archive) as tar, _beside(folder/'all') as temp:
+            tar.extractall(temp, filter=check)
+            for o in temp.iterdir(): _move(o, folder/o.name)
     except (tarfile.TarError, EOFError, OSError, zlib.error) as e:
         raise InputError(f"'{archive}' cannot be unpacked ({e}). Delete it, or fetch it again.") from e
-    finally: shutil.rmtree(temp, ignore_errors=True)
+
+def _move(file, to): # what is there stays
+    if to.exists(): return
+    try: file.rename(to)
+    except OSError:
+        if not to.exists(): raise # else another process was faster
 
 # %% ../nbs/08_datasets.ipynb #00369cc2
 def named_dataset(
@@ -183,9 +194,13 @@ def named_dataset(
     return _make_dataset(MAKERS[name], root/name) if name in MAKERS else _get_dataset(name, root)
 
 def _make_dataset(maker, path):
-    if not (path/'.complete').exists():
-        maker(path)
-        (path/'.complete').touch()
+    if (path/'.complete').exists(): return path
+    with _beside(path/'all') as temp:
+        maker(temp)
+        for o in sorted(o for o in temp.rglob('*') if o.is_file()):
+            (to := path/o.relative_to(temp)).parent.mkdir(parents=True, exist_ok=True)
+            o.replace(to) # its equal, where another process was faster
+    (path/'.complete').touch()
     return path
 
 def _find_dataset(name, root):
@@ -196,14 +211,23 @@ def _find_dataset(name, root):
     return next((o for o in places if all((o/f).exists() or (o/f'{f}.gz').exists() for f in data.holds)), None)
 
 def _get_dataset(name, root):
-    data, path, fetched = PUBLISHED[name], root/name, []
+    data, path = PUBLISHED[name], root/name
+    try: fetched = _fetch_and_unpack(data, path)
+    except (InputError, FileNotFoundError) as e: # another process may have finished, and removed its archives
+        if found := _find_dataset(name, root): return found
+        if isinstance(e, InputError): raise
+        raise InputError(f"'{e.filename}' has vanished while '{name}' was put into place. Try again.") from e
+    if found := _find_dataset(name, root):
+        for o in fetched: o.unlink(missing_ok=True)
+        return found
+    raise InputError(f"'{path}' does not hold {', '.join(data.holds)}, as {data.page} promises. Delete it, and try again.")
+
+def _fetch_and_unpack(data, path):
+    fetched = []
     for o in data.files:
         if not (path/o.name).exists(): fetched.append(download_file(o, path/o.name))
         elif (found := file_md5(path/o.name)) != o.md5:
             raise InputError(f"'{path/o.name}' has MD5 {found}; what {data.page} offers has {o.md5}. Fetch it again.")
-    for o in data.files:
-        if not tarfile.is_tarfile(path/o.name): continue
-        unpack_file(path/o.name, path, 10*o.limit_mb)
-        if path/o.name in fetched: (path/o.name).unlink()
-    if found := _find_dataset(name, root): return found
-    raise InputError(f"'{path}' does not hold {', '.join(data.holds)}, as {data.page} promises. Delete it, and try again.")
+    archives = [o for o in data.files if tarfile.is_tarfile(path/o.name)]
+    for o in archives: unpack_file(path/o.name, path, 10*o.limit_mb)
+    return [path/o.name for o in archives if path/o.name in fetched]

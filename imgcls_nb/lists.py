@@ -90,7 +90,7 @@ def read_list_file(
         if not problem and relabel and vocab and str(label) not in vocab:
             problem = f"label {label} of '{name}' is none of the training list's, {some_of(vocab)}"
         if problem: bad[n] = problem
-        paths.append(os.path.join(root, _plain(name)))
+        paths.append(os.path.join(root, name))
         labels.append(label)
         lines.append(n)
     for i in missing_files(paths): bad.setdefault(lines[i], f"there is no file '{paths[i]}'")
@@ -112,8 +112,6 @@ def _parse_line(line, delimiter, limit):
     if len(label) > 18: return f"label {label[:18]}… of '{name}' is too large", name, 0
     far = limit and int(label) >= limit
     return f"label {int(label)} of '{name}' is not below the number of classes, {limit}" if far else None, name, int(label)
-
-def _plain(name): return str(Path(name)) if name.startswith('./') or '/.' in name or '//' in name else name
 
 def _as_numbered(labels, vocab, num_classes, file): # labels are places in the list of classes
     return labels, vocab or (map(str, range(num_classes)) if num_classes else number_vocab(labels, file))
@@ -256,7 +254,7 @@ def read_rows(
     df = _read_csv(table, delimiter, encoding) if is_file else table
     columns = find_columns(df.columns, columns or {}, where)
     texts = {k: _column(df, v) for k, v in columns.items()}
-    paths = [os.path.join(root, _plain(o)) for o in texts['image']]
+    paths = [os.path.join(root, o) for o in texts['image']]
     parts = [PARTS.get(o.lower()) for o in texts.get('valid', ['train']*len(df))]
     bad = {i: f"there is no file '{paths[i]}'" for i in missing_files(paths)}
     for k in ('label', 'image'): bad |= {i: f"no {k}" for i, o in enumerate(texts[k]) if not o}

@@ -14,7 +14,7 @@ import numpy as np
 
 from .archives import index_tar, read_cifar, read_idx, read_pickled_batch
 from .core import InputError
-from .pictures import Arrays, Files, Members, PictureList, check_known, name_vocab, number_vocab, some_of
+from .pictures import Arrays, Files, Members, PictureList, check_known, find_named, name_vocab, number_vocab, some_of
 
 # %% ../nbs/12_packed.ipynb #58c7d74e
 def _array_lists(root, parts, names, published): # parts: for 'train', and perhaps for another, pixels and labels
@@ -154,13 +154,11 @@ def find_tars(
 ) -> list: # Their paths, sorted
     "The tar files in a folder; the compressed ones if there are no others"
     root = Path(root)
-    if name and (file := _at(root, name)).is_file(): return [file]
-    where, patterns = (root, (name,)) if name and any(o in name for o in '*?[') else (_at(root, name or '.'), _TARS)
+    if name and (file := find_named(name, root)).is_file(): return [file]
+    where, patterns = (root, (name,)) if name and any(o in name for o in '*?[') else (find_named(name or '.', root), _TARS)
     for o in patterns:
         if found := [f for f in [*where.glob(o), *(() if name else where.glob(f'*/{o}'))] if f.is_file()]: return sorted(found)
     return []
-
-def _at(root, name): return root/name if (root/name).exists() else Path(name)
 
 def _parted(tars, root):
     parts = {'train': [], 'val': [], 'test': [], None: []}

@@ -64,9 +64,10 @@ def repeated(
 # %% ../nbs/07_samplers.ipynb #4d16bf08
 def occurrences(
     order, # Positions
+    same=None, # For each position in the list, a number that lines of one picture share; None: all differ
 ) -> np.ndarray: # 0 for the first time, 1 for the second
     "How often each picture of an order has come before"
-    order = np.asarray(order)
+    order = np.asarray(order) if same is None else np.asarray(same)[order]
     by_picture = np.argsort(order, kind='stable')
     counts = np.unique(order, return_counts=True)[1]
     out = np.empty(len(order), int)
@@ -83,9 +84,10 @@ def batches(
     sizes=(), # Several sizes to draw from
     seed:int=42, # Of the run
     epoch:int=0, # Counted from 0 over the whole run
+    same=None, # As for `occurrences`: `PictureList.same`
 ) -> list: # `(size, positions, occurrences)` a batch
     "Cut an order into batches"
-    order, seen, out, start = np.asarray(order), occurrences(order), [], 0
+    order, seen, out, start = np.asarray(order), occurrences(order, same), [], 0
     draw = np.random.default_rng(mix_seed(seed, 'sizes', epoch))
     while start < len(order):
         hw = sizes[draw.integers(len(sizes))] if len(sizes) else size

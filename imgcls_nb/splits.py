@@ -57,13 +57,10 @@ def grouped_split(
 ) -> tuple: # Two arrays of positions: training, validation
     "Hold out whole groups, with every class in the share asked for as nearly as they allow"
     _check_share(fraction)
-    folds = _fold_numbers(labels, groups, min(len(np.unique(_check_groups(groups, labels))), 20), seed)
-    held, n = np.zeros(len(labels), bool), 0
-    for fold in range(folds.max() + 1): # twentieths are added until the share is nearest
-        more = (folds == fold).sum()
-        if n and abs(n + more - fraction*len(labels)) > abs(n - fraction*len(labels)): break
-        held, n = held | (folds == fold), n + more
-    return _both_sides(len(labels), np.flatnonzero(held))
+    held = _deal_groups(labels, _check_groups(groups, labels), (fraction, 1 - fraction), seed, keep=True) == 0
+    if held.any(): return _both_sides(len(labels), np.flatnonzero(held))
+    raise InputError("Nothing can be held out: each group has all pictures of a class, which training needs. "
+                     "Give smaller groups, or name a validation set.")
 
 def _check_groups(groups, labels):
     if groups is None:
@@ -76,16 +73,29 @@ def _check_groups(groups, labels):
         raise InputError("All pictures are of one group, which cannot be on both sides. Give more groups.")
     return groups
 
-def _fold_numbers(labels, groups, n, seed):
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-    state, folds = mix_seed(seed, 'fold') & 0xffffffff, np.zeros(len(labels), np.int64)
-    kfold = (StratifiedKFold if groups is None else StratifiedGroupKFold)(n, shuffle=True, random_state=state)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', UserWarning) # a class with fewer pictures than folds is missing in some, as it must be
-        try: parts = [idxs for _, idxs in kfold.split(labels, labels, groups)]
-        except ValueError as e: raise InputError(f"{n} parts cannot be made of these classes ({e}) Take fewer.") from e
-    for fold, idxs in enumerate(parts): folds[idxs] = fold
-    return folds
+# %% ../nbs/12_splits.ipynb #bc3bc91a
+def _deal_groups(labels, groups, shares, seed, keep=False): # the number of a part for each picture
+    from scipy.sparse import csr_array
+    labels, groups = (np.unique(o, return_inverse=True)[1] for o in (labels, groups))
+    table = csr_array((np.ones(len(labels)), (groups, labels))) # a row for each group: pictures in each class
+    total, sizes, shares = table.sum(0), table.sum(1), np.array(shares)
+    parts, of_class, of_all = np.zeros(len(sizes), np.int64), np.zeros((len(shares), len(total))), np.zeros(len(shares))
+    for g in _large_first(sizes, seed):
+        cs, ns = (o[table.indptr[g]:table.indptr[g + 1]] for o in (table.indices, table.data))
+        cost = (of_class[:, cs] + ns/2) @ (ns/total[cs]) + (of_all + sizes[g]/2)*sizes[g]*len(total)**.5/len(labels)
+        cost /= shares
+        if keep and (of_class[0, cs] + ns == total[cs]).any(): cost[0] = np.inf # the last training pictures of a class
+        part = parts[g] = cost.argmin()
+        of_class[part, cs] += ns
+        of_all[part] += sizes[g]
+    if keep and not of_all[0]: # a share below half a group holds out the smallest that training can spare
+        spare = np.flatnonzero(np.maximum.reduceat(table.data/total[table.indices], table.indptr[:-1]) < 1)
+        parts[spare[sizes[spare].argsort()[:1]]] = 0
+    return parts[groups]
+
+def _large_first(sizes, seed): # by the power of two, and shuffled within it
+    order = np.random.default_rng(mix_seed(seed, 'groups')).permutation(len(sizes))
+    return order[np.argsort(-np.frexp(sizes[order])[1], kind='stable')]
 
 # %% ../nbs/12_splits.ipynb #66a91e6b
 def kfold_split(
@@ -98,7 +108,19 @@ def kfold_split(
     which, k = _check_fold(fold, len(labels))
     if groups is not None and len(np.unique(_check_groups(groups, labels))) < k:
         raise InputError(f"fold={tuple(fold)}: {len(np.unique(groups))} groups do not make {k} folds. Take fewer folds.")
-    return _both_sides(len(labels), np.flatnonzero(_fold_numbers(np.asarray(labels), groups, k, seed) == which))
+    parts = _fold_numbers(np.asarray(labels), k, seed) if groups is None else _deal_groups(labels, groups, [1/k]*k, seed)
+    return _both_sides(len(labels), np.flatnonzero(parts == which))
+
+def _fold_numbers(labels, k, seed):
+    from sklearn.model_selection import StratifiedKFold
+    kfold = StratifiedKFold(k, shuffle=True, random_state=mix_seed(seed, 'fold') & 0xffffffff)
+    folds = np.zeros(len(labels), np.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', UserWarning) # a class with fewer pictures than folds is missing in some, as it must be
+        try: parts = [idxs for _, idxs in kfold.split(labels, labels)]
+        except ValueError as e: raise InputError(f"{k} folds cannot be made of these classes ({e}) Take fewer.") from e
+    for fold, idxs in enumerate(parts): folds[idxs] = fold
+    return folds
 
 def _check_fold(fold, n):
     fold = tuple(fold) if isinstance(fold, (list, tuple)) else (fold,)
@@ -116,11 +138,29 @@ def hold_out(
     fold:tuple|None=None, # One of several instead: `(which, of how many)`
     seed:int=42, # Decides which ones
     groups=None, # One number a picture
+    same=None, # One number a picture, equal where lines of a list name one picture; None: no picture comes twice
 ) -> tuple: # Two arrays of positions: training, validation
     "Split pictures the way that a plan names"
     if split not in SPLITS:
         raise InputError(f"split={split!r} is unknown. Use one of {', '.join(SPLITS)}.{did_you_mean(split, SPLITS)}")
     if groups is not None: split = 'grouped' # who names groups does not want them torn apart
+    if same is not None: return _hold_out_once(np.asarray(labels), fraction, split, fold, seed, groups, same)
     if fold is not None:
         return kfold_split(labels, fold, seed, _check_groups(groups, labels) if split == 'grouped' else None)
     return grouped_split(labels, fraction, seed, groups) if split == 'grouped' else SPLITS[split](labels, fraction, seed)
+
+def _hold_out_once(labels, fraction, split, fold, seed, groups, same): # split the pictures, then the lines as them
+    _, first, line = np.unique(same, return_index=True, return_inverse=True)
+    if groups is not None: groups = _joined(_check_groups(groups, labels), line)[first]
+    held = hold_out(labels[first], fraction, split, fold, seed, groups)[1]
+    return _both_sides(len(labels), np.flatnonzero(np.isin(line, held)))
+
+def _joined(groups, line): # groups that share a picture are one
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+    groups = np.unique(groups, return_inverse=True)[1] + line.max() + 1
+    n = groups.max() + 1
+    found, joined = connected_components(coo_array((np.ones(len(line)), (groups, line)), (n, n)), directed=False)
+    if found > 1: return joined[groups]
+    raise InputError("Pictures that are named several times, in different groups, make all groups one. "
+                     "Give each picture one group.")

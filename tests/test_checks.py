@@ -506,6 +506,20 @@ def test_list_files(clean):
     report = check_data(clean, 'train.txt', 'valid.txt')
     assert kinds(report.problems) == ['refused'] and 'line 2: there is no file' in report.problems[0].text
 
+def test_a_refused_plan_is_looked_at_as_it_says(clean):
+    report = check_data(clean, num_classes=3, fold=(0, 3))
+    assert kinds(report.problems) == ['refused'] and report.counts == dict(train=dict(a=8, b=8), valid=dict(a=4, b=4))
+    report = check_data(clean, num_classes=3, valid=.5, split='grouped', group=r'(\d)\.jpg')
+    assert kinds(report.problems) == ['refused'] and sum(report.counts['valid'].values()) == 12
+
+def test_lists_beside_the_pictures_with_a_bad_line(tmp_path):
+    for i in range(4): write(tmp_path/f'jpg/{i}.jpg', photo(i))
+    write(tmp_path/'train_list.txt', 'jpg/0.jpg 0\njpg/1.jpg one\n')
+    write(tmp_path/'val_list.txt', 'jpg/2.jpg 0\n')
+    report = check_data(tmp_path)
+    assert kinds(report.problems) == ['refused'] and "train_list.txt' has 1 bad line" in report.problems[0].text
+    assert 'jpg' not in report.classes, "a folder of pictures is no class where lists say what they show"
+
 def test_imbalance(clean):
     for i in range(40): write(clean/f'train/a/more{i}.jpg', photo(500 + i, 80, 60))
     for i in range(2, 12): (clean/f'train/b/{i:02}.jpg').unlink()

@@ -4,6 +4,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from imgcls_nb.pictures import PictureList
 from imgcls_nb.plan import DataPlan
 from imgcls_nb.seeds import seeded
 from imgcls_nb.sources import class_names, find_pictures, read_class_folders, read_label_file, read_list_file
-from imgcls_nb.splits import stratified_split
+from imgcls_nb.splits import SPLITS, grouped_split, hold_out, kfold_split, random_split, stratified_split
 
 
 def touch(folder, *names):
@@ -205,6 +206,103 @@ def test_split_depends_on_the_seed_only():
 def test_nothing_to_hold_out():
     with pytest.raises(InputError, match='one picture only'): stratified_split(np.arange(5), .2)
 
+@pytest.mark.parametrize('fraction', [.001, .2, .99])
+def test_random_split(fraction):
+    train, held = random_split(np.zeros(50, int), fraction, 3)
+    assert sorted([*train, *held]) == list(range(50)) and len(held) == min(max(1, round(50*fraction)), 49)
+    assert len({tuple(random_split(np.zeros(50, int), .2, s)[1]) for s in range(20)}) == 20
+
+def grouped(seed, n=600, classes=5, groups=60): # large and small groups, frequent and rare classes
+    rng = np.random.default_rng(seed)
+    return rng.choice(classes, n, p=(p := .5**np.arange(classes))/p.sum()), np.minimum(rng.geometric(4/groups, n), groups)
+
+@pytest.mark.parametrize('seed', range(5))
+@pytest.mark.parametrize('fraction', [.01, .05, .2, .5, .9])
+def test_whole_groups_in_the_share_asked_for(seed, fraction):
+    labels, groups = grouped(seed)
+    train, held = grouped_split(labels, fraction, seed, groups)
+    assert sorted([*train, *held]) == list(range(600)) and not set(groups[train]) & set(groups[held])
+    assert abs(len(held) - fraction*600) <= 8, 'the smallest groups have fewer'
+    assert set(labels[train]) == set(labels)
+    for c in range(3): assert abs((labels[held] == c).mean() - (labels == c).mean()) < .12 or fraction < .1
+    assert np.array_equal(held, grouped_split(labels.tolist(), fraction, seed, groups.tolist())[1])
+
+def test_small_sets_with_groups():
+    labels, groups = np.repeat([0, 1, 2], 15), np.arange(45)//2
+    for seed in range(10):
+        held = hold_out(labels, .2, seed=seed, groups=groups)[1]
+        assert 8 <= len(held) <= 10 and all(1 <= (labels[held] == c).sum() <= 5 for c in range(3))
+    assert [len(o) for o in grouped_split([0, 1, 0, 1], .01, groups=[0, 0, 1, 1])] == [2, 2], 'one group at least'
+
+@pytest.mark.parametrize('share', [.01, .02, .034, .1])
+def test_small_shares_of_many_groups(share):
+    labels = np.random.default_rng(0).integers(0, 10, 8000)
+    held = grouped_split(labels, share, groups=np.arange(8000)//4)[1]
+    assert abs(len(held)/8000 - share) < .001 and np.ptp(np.bincount(labels[held], minlength=10)/np.bincount(labels)) < .03
+
+def test_many_small_classes_that_each_round_down():
+    groups = np.repeat(np.arange(500), 4) # five groups of each class: no class by itself gives one to a share of 8 percent
+    assert abs(len(grouped_split(groups % 100, .08, groups=groups)[1])/2000 - .08) < .01
+
+def test_training_keeps_a_group_of_every_class():
+    labels, groups = np.repeat([0, 1, 2, 3], [40, 40, 40, 8]), np.repeat(np.arange(16), 8) # class 3 has one group
+    for fraction in (.1, .5, .9):
+        for seed in range(10): assert set(labels[grouped_split(labels, fraction, seed, groups)[0]]) == {0, 1, 2, 3}
+    with pytest.raises(InputError, match='each group has all pictures of a class'):
+        grouped_split([0, 0, 1, 1], .5, groups=[0, 0, 1, 1])
+
+def test_groups_are_as_even_as_by_scikit_learn():
+    from sklearn.model_selection import StratifiedGroupKFold
+    def unevenness(held, labels): return np.abs(np.bincount(labels[held], minlength=5)/np.bincount(labels) - .2).mean()
+    ours, theirs = [], []
+    for seed in range(10):
+        labels, groups = grouped(seed)
+        kfold = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
+        theirs += [unevenness(o, labels) for _, o in kfold.split(labels, labels, groups)]
+        ours += [unevenness(kfold_split(labels, (i, 5), seed, groups)[1], labels) for i in range(5)]
+    assert np.mean(ours) < 1.5*np.mean(theirs)
+
+def test_many_groups_take_a_moment():
+    rng = np.random.default_rng(0)
+    labels, groups, start = rng.integers(0, 100, 200_000), rng.integers(0, 20_000, 200_000), time.process_time()
+    held = grouped_split(labels, .2, groups=groups)[1]
+    assert time.process_time() - start < 4 and abs(len(held)/200_000 - .2) < .001
+    assert np.ptp(np.bincount(labels[held])/np.bincount(labels)) < .01
+
+@pytest.mark.parametrize('k', [2, 5, 12])
+@pytest.mark.parametrize('by', ['pictures', 'groups'])
+def test_folds_are_all_pictures_once(by, k):
+    labels, groups = grouped(1, groups=40)
+    folds = [kfold_split(labels, (i, k), 7, groups if by == 'groups' else None) for i in range(k)]
+    assert np.array_equal(np.sort(np.concatenate([o for _, o in folds])), np.arange(600))
+    for train, held in folds:
+        assert not set(train) & set(held) and len(train) + len(held) == 600 and abs(len(held) - 600/k) < 25
+        if by == 'groups': assert not set(groups[train]) & set(groups[held])
+
+def test_as_many_folds_as_groups():
+    labels, groups = np.arange(12) % 2, np.array([0]*8 + [1, 2, 3, 4])
+    assert [len(kfold_split(labels, (i, 5), 0, groups)[1]) for i in range(5)].count(1) == 4
+
+@pytest.mark.parametrize('how, says', [
+    (dict(fold=(5, 5)), 'is no fold of 30 pictures'), (dict(fold=(0, 1)), 'is no fold'), (dict(fold=(0, 31)), 'is no fold'),
+    (dict(fold=(0.5, 2)), 'is no fold'), (dict(fold=(0, 20)), '20 folds cannot be made of these classes'),
+    (dict(fold=(0, 5), groups=[0, 1, 2]*10), '3 groups do not make 5 folds'),
+    (dict(groups=[0]*30), 'All pictures are of one group'),
+    (dict(groups=[0, 1]), 'There are 2 groups for 30 pictures'), (dict(split='grouped'), 'needs groups'),
+    (dict(fold=(0, 2), split='grouped'), 'needs groups'), (dict(split='group'), "Did you mean 'grouped'")], ids=str)
+def test_splits_that_cannot_be(how, says):
+    with pytest.raises(InputError, match=says): hold_out(np.arange(30) % 2, **how)
+
+@pytest.mark.parametrize('split', [*SPLITS, 'fold'])
+def test_lines_of_one_picture_are_never_parted(split):
+    labels, same = np.arange(90) % 3, np.arange(90) % 30
+    groups = same//3 if split == 'grouped' else None
+    how = dict(fold=(0, 5)) if split == 'fold' else dict(split=split)
+    train, held = hold_out(labels, groups=groups, same=same, **how)
+    assert sorted([*train, *held]) == list(range(90)) and not set(same[train]) & set(same[held]) and 12 <= len(held) <= 24
+    once = hold_out(labels[:30], groups=None if groups is None else groups[:30], **how)[1]
+    assert set(same[held]) == set(once), 'the split of the pictures'
+
 # Batches
 
 HOW = dict(size=32, bs=16, aug='strong', device='cpu')
@@ -290,6 +388,16 @@ def test_a_moved_folder_gives_the_same_batches(shapes, expected, tmp_path, monke
     shutil.copytree(shapes, tmp_path/'moved here')
     monkeypatch.chdir(tmp_path)
     assert hash_batches(image_dls('moved here', **HOW, num_workers=0).train) == expected[0]
+
+@pytest.mark.parametrize('way', ['link', '{0}/link', '{0}/s/../s', 's'])
+def test_lists_give_the_same_batches_however_the_folder_is_written(shapes, tmp_path, monkeypatch, way):
+    shutil.copytree(shapes, tmp_path/'s')
+    (tmp_path/'link').symlink_to('s')
+    lines = [f'{tmp_path}/s/{c}/{i:03}.png {n}\n' for n, c in enumerate(['circle', 'square']) for i in range(16)]
+    (tmp_path/'s/l.txt').write_text(''.join(lines))
+    monkeypatch.chdir(tmp_path)
+    want = hash_batches(image_dls(tmp_path/'s', 'l.txt', **HOW, num_workers=0).train)
+    assert hash_batches(image_dls(way.format(tmp_path), 'l.txt', **HOW, num_workers=0).train) == want
 
 def test_every_picture_once_an_epoch(shapes):
     dl = image_dls(shapes, **HOW, num_workers=0).train

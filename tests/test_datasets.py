@@ -3,11 +3,14 @@ import functools
 import hashlib
 import http.server
 import io
+import multiprocessing
+import os
 import tarfile
 import threading
 import time
 
 import pytest
+from PIL import Image
 
 from imgcls_nb import datasets
 from imgcls_nb.core import InputError
@@ -144,6 +147,60 @@ def test_one_set_of_digits_is_not_taken_for_another(tmp_path, monkeypatch):
         (tmp_path/'root/mnist'/f'{o}.gz').touch()
     for root in (tmp_path/'root', tmp_path/'root/mnist'): assert named_dataset('fashion_mnist', root) == 'download'
     assert named_dataset('mnist', tmp_path/'root') == tmp_path/'root/mnist'
+
+# Several processes at once
+
+def at_once(work, n=3):
+    "What `n` forked processes say, which all begin when the last is ready"
+    context = multiprocessing.get_context('fork')
+    ready, said = context.Barrier(n), context.Queue()
+    def run():
+        ready.wait(30)
+        try: said.put(work())
+        except BaseException as e: said.put(repr(e))
+    processes = [context.Process(target=run) for _ in range(n)]
+    for o in processes: o.start()
+    found = [said.get(timeout=60) for _ in processes]
+    for o in processes: o.join()
+    return found
+
+@pytest.mark.parametrize('name, n', [('shapes', 60), ('digits', 1797)])
+def test_processes_that_make_a_set_see_whole_files(tmp_path, monkeypatch, name, n):
+    def slow(path, make=MAKERS[name]): # leaves time to look at what is half there
+        save = Image.Image.save
+        def in_two_steps(self, file):
+            save(self, file)
+            data = file.read_bytes()
+            file.write_bytes(data[:20])
+            if file.stem.endswith('7'): time.sleep(.01)
+            file.write_bytes(data)
+        with pytest.MonkeyPatch.context() as m:
+            m.setattr(Image.Image, 'save', in_two_steps)
+            make(path)
+    monkeypatch.setitem(MAKERS, name, slow)
+    def work():
+        files = sorted(named_dataset(name, tmp_path).glob('*/*.png'))
+        for _ in range(3):
+            for o in files: Image.open(o).load()
+        return len(files)
+    assert at_once(work) == [n]*3 and not left_over(tmp_path)
+
+@pytest.mark.parametrize('round', range(3))
+def test_processes_that_fetch_one_set(planted, tmp_path, monkeypatch, round):
+    is_tarfile = tarfile.is_tarfile
+    def slow(path): # the winner removes the archive before the others look into it
+        time.sleep(int.from_bytes(os.urandom(1))/500)
+        return is_tarfile(path)
+    monkeypatch.setattr(datasets.tarfile, 'is_tarfile', slow)
+    def work():
+        path = named_dataset('planted', tmp_path/'root')
+        return (path/'pics/b/2.png').read_bytes() + (path/'ids.mat').read_bytes()
+    assert at_once(work, 4) == [b'twoids']*4
+    assert sorted(o.name for o in (tmp_path/'root/planted').iterdir()) == ['ids.mat', 'pics']
+
+def test_an_archive_that_vanishes_with_nothing_in_its_place(planted, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, 'unpack_file', lambda archive, *args: archive.unlink() or open(archive))
+    with pytest.raises(InputError, match='pics.tgz.*Try again'): named_dataset('planted', tmp_path/'root')
 
 # Downloading
 

@@ -14,6 +14,7 @@ from imgcls_nb.core import BadPictureError, InputError
 from imgcls_nb.data import image_dls
 from imgcls_nb.datasets import draw_shape, make_shapes
 from imgcls_nb.learner import image_learner
+from imgcls_nb.lists import read_list_file
 from imgcls_nb.samplers import balanced, batches, class_weights, occurrences, repeated, shuffled
 
 # Orders
@@ -64,6 +65,24 @@ def test_occurrences():
         for i, seen in zip(order, occurrences(order)):
             assert seen == count[i]
             count[i] += 1
+
+def test_lines_of_one_picture_come_again():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        order, same, count = rng.integers(0, 9, 30), rng.integers(0, 4, 9), Counter()
+        for i, seen in zip(order, occurrences(order, same)):
+            assert seen == count[same[i]]
+            count[same[i]] += 1
+        parts = batches(order, 4, same=same)
+        assert np.array_equal(np.concatenate([o[2] for o in parts]), occurrences(order, same))
+
+def test_a_list_that_names_a_picture_again_varies_it_anew(tmp_path):
+    path = make_shapes(tmp_path/'shapes', n=2)
+    (path/'l.txt').write_text(''.join(f'{c}/000.png {n}\n' for n, c in enumerate(('circle', 'square')) for _ in range(4)))
+    pics = read_list_file(path/'l.txt', path)
+    entries = batches(shuffled(8, 1, 0), 4, same=pics.same)
+    seeds = [(pics.name(i), k) for _, idxs, seen in entries for i, k in zip(idxs.tolist(), seen.tolist())]
+    assert len(set(seeds)) == 8, 'a picture is varied by its name and how often it has come'
 
 def test_batches_of_changing_size():
     sizes = ((32, 32), (64, 64), (64, 96))

@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import struct
+import subprocess
 import sys
 import tarfile
 import zlib
@@ -30,9 +31,10 @@ from imgcls_nb.lists import (
     write_split,
 )
 from imgcls_nb.packed import FASHION, FASHION_CRC, read_cifar_folder, read_flowers102, read_idx_folder, read_shards
-from imgcls_nb.pictures import Arrays, PictureList, name_vocab, number_vocab
+from imgcls_nb.pictures import Arrays, Files, PictureList, Texts, name_vocab, names_below, number_vocab
 from imgcls_nb.plan import DataPlan
-from imgcls_nb.sources import SOURCES, class_names, find_pictures, read_class_folders, recognize_source
+from imgcls_nb.seeds import mix_seed, name_bytes
+from imgcls_nb.sources import SOURCES, class_names, find_pictures, name_sides, read_class_folders, recognize_source
 
 
 @pytest.fixture(autouse=True)
@@ -213,6 +215,105 @@ def test_splits_that_cannot_be_written(root, sources, labels, vocab, says):
     with pytest.raises(InputError, match='different classes'): write_split(root/'s', pics, pics.replace(vocab='xy'))
     assert not list(root.iterdir())
 
+# Names
+
+@pytest.fixture
+def spelled(root, monkeypatch):
+    "A folder `s` with a linked class, a link to it, and the working directory beside them"
+    touch(root, 's/circle/0.png', 's/.hidden/1.png', 's/2.png', 'elsewhere/disc/3.png', 'far/4.png')
+    (root/'s/disc').symlink_to(root/'elsewhere/disc')
+    (root/'link').symlink_to('s')
+    monkeypatch.chdir(root)
+    return root
+
+@pytest.mark.parametrize('top', ['s', './s', '{0}/s', 'link', '{0}/link', '{0}/link/', 's/../s', '{0}/far/../s', '.'])
+@pytest.mark.parametrize('path, name', [
+    ('circle/0.png', 'circle/0.png'), ('./circle/0.png', 'circle/0.png'), ('circle//0.png', 'circle/0.png'),
+    ('circle/../circle/0.png', 'circle/0.png'), ('.hidden/1.png', '.hidden/1.png'), ('2.png', '2.png'), ('./2.png', '2.png'),
+    ('disc/3.png', 'disc/3.png'), ('../far/4.png', None), ('disc/../disc/3.png', None)], ids=str)
+def test_a_name_does_not_depend_on_the_way_to_the_folder(spelled, monkeypatch, top, path, name):
+    if top == '.': monkeypatch.chdir(spelled/'s')
+    top, here = top.format(spelled), spelled/'s'
+    for o in (os.path.join(top, path), path, here/path, f'{spelled}/link/{path}', f'{here}/{path}'):
+        found = Files(top, [o])
+        assert os.path.samefile(found.source(0), here/path)
+        if name: assert found.name(0) == name, o
+
+def test_names_of_files_elsewhere(spelled):
+    far, tops = str(spelled/'far/4.png'), ('s', str(spelled/'s'), 'link')
+    for top in tops: assert names_below(top, [far, '../far/4.png', f'{spelled}/s/../far/4.png']) == [far]*3
+    assert {tuple(names_below(o, [f'{spelled}/elsewhere/disc/3.png'])) for o in tops} == {(f'{spelled}/elsewhere/disc/3.png',)}
+
+def test_names_where_up_from_a_link_is_elsewhere(spelled):
+    touch(spelled, 'elsewhere/5.png')
+    assert names_below('s', ['disc/../5.png']) == [str(spelled/'elsewhere/5.png')] # and not s/5.png
+
+def test_the_disk_is_asked_once_for_a_folder(spelled, monkeypatch):
+    asked, samefile = [], os.path.samefile
+    monkeypatch.setattr(os.path, 'samefile', lambda *o: asked.append(o) or samefile(*o))
+    names_below('s', [f's/circle/{i}.png' for i in range(1000)])
+    assert not asked
+    names_below('link', [f'{spelled}/s/circle/{i}.png' for i in range(1000)])
+    assert len(asked) < 10
+
+def test_lists_with_absolute_paths_and_every_root(spelled):
+    write(spelled/'s', l__txt=f'{spelled}/s/circle/0.png 0\n./2.png 1\n')
+    write(spelled/'s', t__csv=f'path,label\n{spelled}/s/circle/0.png,a\n2.png,b\n')
+    for top in ('s', spelled/'s', 'link', spelled/'link'):
+        pics = read_list_file(spelled/'s/l.txt', top)
+        assert names(pics) == ['circle/0.png', '2.png'] and pics.list_hash() == read_list_file('s/l.txt', 's').list_hash()
+        rows = read_rows(spelled/'s/t.csv', top)
+        assert names(rows.pictures([0, 1], ('a', 'b'), dict(a=0, b=1))) == ['circle/0.png', '2.png']
+
+def test_shards_have_one_name_too(spelled):
+    tar(spelled/'s/train/0.tar', samples(range(2)))
+    for top in ('s', spelled/'s', 'link', spelled/'link'):
+        for file in ('train/0.tar', f'{spelled}/s/train/0.tar', f'{spelled}/link/train/0.tar'):
+            assert names(read_shards(top, file)[0]) == ['train/0.tar:0000.png', 'train/0.tar:0001.png']
+
+# Bytes of names
+
+ODD = ['ü.png', '花', 'x', '', os.fsdecode(b'\xff.png'), '\ud800', 'a\0b']
+
+@pytest.mark.parametrize('name', ['ü.png', '花/b.png', 'plain.png'])
+def test_names_have_the_bytes_of_the_disk(name):
+    ascii_ = name.encode().decode('ascii', 'surrogateescape') # what os.listdir gives in an ASCII locale
+    assert name_bytes(name) == name_bytes(ascii_) == name.encode() and mix_seed(1, name) == mix_seed(1, ascii_)
+    assert name_bytes(os.fsdecode(b'\xff')) == b'\xff'
+
+def test_seeds_of_parts():
+    parts = [*ODD, 1, 0, -1, 2**70, '1', '0', ('ab', 'c'), ('a', 'bc'), ('a', 1), ('a1',), ('i1',), (1, 1), (11,), ('s', 's'),
+             ('ss',)]
+    seeds = [mix_seed(*(o if isinstance(o, tuple) else (o,))) for o in parts]
+    assert len(set(seeds)) == len(parts) and all(0 <= o < 2**63 for o in seeds)
+    assert mix_seed(np.int64(7), True) == mix_seed(7, 1)
+    with pytest.raises(TypeError): mix_seed(.5) # would be taken for 0
+
+def test_a_seed_is_the_same_for_ever(): assert mix_seed(42, 0, 'cat.jpg') == 3398723240032350447
+
+LOCALE = """
+import os, sys
+from imgcls_nb.pictures import PictureList
+from imgcls_nb.seeds import mix_seed
+folder = sys.argv[1]
+pics = PictureList(folder, [*sorted(os.path.join(folder, o) for o in os.listdir(folder)), 'gr' + chr(252) + 'n.png'], [0]*3, 'a')
+seeds = [mix_seed(pics.name(i)) for i in range(3)]
+print(sys.getfilesystemencoding(), pics.list_hash(), *seeds, all(map(os.path.exists, pics.items)))
+"""
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='names are bytes there')
+def test_names_in_an_ascii_locale(root):
+    touch(root, 'grün.png', os.fsdecode(b'\xff.png'))
+    run = [sys.executable, '-c', LOCALE, root]
+    locales = (dict(PYTHONUTF8='1'), dict(PYTHONUTF8='0', LC_ALL='C', PYTHONCOERCECLOCALE='0'))
+    said = [subprocess.run(run, capture_output=True, text=True, check=True, env=os.environ | o).stdout for o in locales]
+    (one, *a), (two, *b) = (o.split() for o in said)
+    assert (one, two, a[-1]) == ('utf-8', 'ascii', 'True') and a == b
+
+def test_texts_say_where_each_stands_first():
+    texts = [*ODD, *ODD[::-1], 'xx', 'x', 'ü.pn', 'g']
+    assert Texts(texts).firsts().tolist() == [texts.index(o) for o in texts] and Texts([]).firsts().tolist() == []
+
 # Classes
 
 @pytest.mark.parametrize('labels, kwargs, vocab, placed', [
@@ -320,10 +421,48 @@ def test_data_frames(pictured):
 
 @pytest.mark.parametrize('how', [dict(valid=.25), dict(fold=(1, 4)), dict(valid=.25, split='random')], ids=str)
 def test_groups_stay_whole_whatever_the_split(pictured, how):
-    names, groups = [f'{i}.png' for i in range(7)]*4, np.repeat(np.arange(7.), 4)
+    touch(pictured, *(names := [f'{i}.png' for i in range(28)]))
+    groups = np.repeat(np.arange(7.), 4)
     df = pd.DataFrame(dict(file=names, target=['a', 'b']*14, group=groups))
     train, valid = find_pictures(DataPlan(str(pictured), **how), df)
     assert len(train) and len(valid) and not set(train.groups) & set(valid.groups)
+
+# Pictures that a list names several times
+
+def repeated(root, form, n=12, times=3):
+    touch(root, *(f'{i}.png' for i in range(n)))
+    lines = [(f'{"./"*(k == 1)}{i}.png', i % 2, i//2) for k in range(times) for i in range(n)]
+    if form == 'list': write(root, l__txt=''.join(f'{o} {c}\n' for o, c, _ in lines))
+    else: write(root, l__csv='path,label,group\n' + ''.join(f'{o},{c},{g}\n' for o, c, g in lines))
+    return dict(train='l.txt') if form == 'list' else dict(train='l.csv')
+
+@pytest.mark.parametrize('how', [dict(valid=.25), dict(valid=.25, split='random'), dict(fold=(1, 4)),
+                                 dict(fold=(0, 3), split='random'), dict(valid=.3, split='grouped', group=r'(\d)\.png')], ids=str)
+@pytest.mark.parametrize('form', ['list', 'table'])
+def test_all_lines_of_a_picture_are_on_one_side(root, form, how):
+    if form == 'table': how = {k: v for k, v in how.items() if k != 'group'} # it has a column of groups
+    train, valid = find(root, **repeated(root, form), **how)
+    assert len(train) and len(valid) and len(train) + len(valid) == 36
+    assert not {*names(train)} & {*names(valid)} and all(names(o).count(n) == 3 for o in (train, valid) for n in names(o))
+
+def test_a_share_is_one_of_the_pictures(root):
+    assert len({*names(find(root, **repeated(root, 'list', 20), valid=.1, split='random')[1])}) == 2
+
+def test_lines_of_one_picture_in_several_groups(root):
+    touch(root, *(f'{i}.png' for i in range(6)))
+    rows = [('0.png', 'x'), ('1.png', 'x'), ('1.png', 'y'), ('2.png', 'y'), ('3.png', 'z'), ('4.png', 'z'), ('5.png', 'z')]
+    write(root, t__csv='path,label,group\n' + ''.join(f'{o},{"ab"[i % 2]},{g}\n' for i, (o, g) in enumerate(rows)))
+    sides = [{*names(o)} for o in find(root, split='grouped', valid=.5)]
+    assert sorted(map(sorted, sides)) == [['0.png', '1.png', '2.png'], ['3.png', '4.png', '5.png']]
+    write(root, t__csv='path,label,group\n0.png,a,x\n0.png,a,y\n1.png,b,y\n')
+    with pytest.raises(InputError, match='in different groups, make all groups one'): find(root, split='grouped')
+
+def test_lines_that_name_one_picture(root):
+    pics = PictureList(root, ['a.png', f'{root}/b.png', './a.png', 'c.png', f'{root}/a.png'], [0]*5, 'x')
+    assert pics.same.tolist() == [0, 1, 0, 3, 0] and pics.take([1, 3, 4]).same is None
+    assert pics.take([2, 3, 4]).same.tolist() == [0, 3, 0]
+    rows = PictureList(root, Arrays(np.zeros((3, 4, 4), np.uint8)), [0]*3, 'x')
+    assert rows.same is None and rows.take([2, 0, 2]).same.tolist() == [2, 0, 2] and PictureList(root, [], [], ()).same is None
 
 def test_all_bad_rows_in_one_report(pictured):
     write(pictured, t__csv=table(7, path=['0.png', '77.png', '', '3.png', '4.png', '98.png', '5.png'],
@@ -586,6 +725,15 @@ def test_flowers(root):
 def test_bad_flowers(root, damage, says):
     damage(flowers(root))
     with pytest.raises(InputError, match=says): read_flowers102(root)
+
+def test_flowers_as_the_seed_lists_them(root): # PaddleClas's flowers102.zip
+    touch(root, *(f'jpg/image_{i:05}.jpg' for i in range(1, 13)))
+    lists = dict(train=range(1, 5), val=range(5, 9), train_extra=range(1, 13))
+    for k, v in lists.items(): write(root, **{f'{k}_list__txt': ''.join(f'jpg/image_{i:05}.jpg {i % 4}\n' for i in v)})
+    write(root, flowers102_label_list__txt='0 pink primrose\n1 hard-leaved pocket orchid\n2 canterbury bells\n3 sweet pea\n')
+    train, valid = find(root, label_file='flowers102_label_list.txt')
+    assert labelled(train)['jpg/image_00001.jpg'] == 'hard-leaved pocket orchid' and (len(train), len(valid)) == (4, 4)
+    assert train.vocab == valid.vocab and len(find(root, train='train_extra_list.txt', valid='val_list.txt')[0]) == 12
 
 # ImageNet
 
@@ -897,6 +1045,30 @@ def test_a_cache_that_cannot_be_written(root, tmp_path, counted):
     file = tar(root/'x.tar', samples(range(3)))
     for _ in range(2): assert len(index_tar(file).names) == 3
     assert len(counted) == 2 and (tmp_path/'cache').read_text() == 'in the way'
+
+# Which sides a plan names
+
+@pytest.mark.parametrize('files, plan, sides', [
+    (['train/a/1.png', 'val/a/1.png'], {}, ('train', 'val')),
+    (['train/a/1.png', 'val/a/1.png'], dict(fold=(0, 2)), ('train', None)),
+    (['train/a/1.png', 'val/a/1.png'], dict(valid=.5), ('train', .5)), (['a/1.png', 'b/1.png'], {}, (None, None)),
+    (['a/1.png', 'b/1.png', 'train_list.txt'], {}, (None, None)),
+    (['jpg/1.jpg', 'train_list.txt', 'val_list.txt'], {}, ('train_list.txt', 'val_list.txt')),
+    (['jpg/1.jpg', 'train_list.txt', 'val_list.txt'], dict(fold=(0, 2)), ('train_list.txt', None)),
+    (['x/a/1.png', 'train/a/1.png', 'valid/a/1.png'], dict(train='x'), ('x', 'valid'))], ids=str)
+def test_sides(root, files, plan, sides):
+    found = name_sides(DataPlan(str(touch(root, *files)), **plan))
+    assert (found.train, found.valid) == sides
+
+@pytest.mark.parametrize('n', [3000])
+def test_many_classes_take_no_longer_for_each_picture(root, monkeypatch, n):
+    class Slow(tuple): # a look through all classes for a picture takes minutes where there are 20,000
+        def index(self, *args): pytest.fail('classes are looked through')
+    monkeypatch.setattr('imgcls_nb.sources.list_images', lambda o: [o/'1.png', o/'2.png'])
+    for i in range(9): (root/f'{i}').mkdir()
+    assert read_class_folders(root, Slow(map(str, range(9)))).labels.tolist() == np.repeat(range(9), 2).tolist()
+    labels = [f'{i:05}x' for i in range(n)]
+    assert len(name_vocab(labels, 'x', names=[*labels, *labels])[1]) == n
 
 # What lies there
 
