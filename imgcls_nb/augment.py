@@ -17,7 +17,7 @@ from PIL import Image
 from .core import InputError, Preprocess, channels_last, did_you_mean, size_hw
 from .decode import Decoded, Need, resized_crop
 from .erasing import ERASERS
-from .policies import POLICIES, check_timm_config, op_builder
+from .policies import POLICIES, check_number, check_pair, check_timm_config, op_builder
 from .seeds import mix_seed, seeded
 
 # %% ../nbs/17_augment.ipynb #fbc5c9c9
@@ -36,7 +36,7 @@ class RandomResizedCrop(PixelOp):
         antialias:bool=True, # False: point samples, as OpenCV does
     ):
         self.size, self.interpolation, self.antialias = size, interpolation, antialias
-        self.scale, self.ratio = _span('scale', scale, 1.), _span('ratio', ratio)
+        self.scale, self.ratio = check_pair('scale', scale, 1), check_pair('ratio', ratio)
         self.draw = self._draw_log if log_aspect else self._draw_linear
 
     def _draw_log(self, height, width, rng):
@@ -61,15 +61,14 @@ class RandomResizedCrop(PixelOp):
 
 def _as_decoded(pixels): return Decoded(pixels, *pixels.shape[:2])
 
-def _span(name, pair, most=math.inf):
-    if len(pair) == 2 and 0 < pair[0] <= pair[1] <= most: return tuple(pair)
-    up_to = f', up to {most:g}' if most < math.inf else ''
-    raise ValueError(f"{name}={pair!r} should be two numbers above 0, the smaller first{up_to}")
-
 # %% ../nbs/17_augment.ipynb #4f540d12
 class Resize(PixelOp):
     "The whole picture, stretched"
-    def __init__(self, size, interpolation='bilinear', antialias=True):
+    def __init__(self,
+        size, # `(height, width)` that comes out
+        interpolation:str='bilinear', # One of `core.FILTERS`
+        antialias:bool=True, # False: point samples, as OpenCV does
+    ):
         self.size, self.interpolation, self.antialias = size, interpolation, antialias
 
     def __call__(self, decoded, rng):
@@ -78,21 +77,25 @@ class Resize(PixelOp):
 
 class RandomHorizontalFlip(PixelOp):
     "The mirror image"
-    def __init__(self, p=.5): self.p = p
+    def __init__(self,
+        p:float=.5, # Share of the pictures that are changed
+    ): self.p = check_number('p', p, 0, 1)
 
     def __call__(self, decoded, rng):
         return decoded._replace(pixels=decoded.pixels[:, ::-1]) if rng.random() < self.p else decoded
 
 class RandomVerticalFlip(PixelOp):
     "Upside down"
-    def __init__(self, p=.5): self.p = p
+    def __init__(self,
+        p:float=.5, # Share of the pictures that are changed
+    ): self.p = check_number('p', p, 0, 1)
 
     def __call__(self, decoded, rng):
         return decoded._replace(pixels=decoded.pixels[::-1]) if rng.random() < self.p else decoded
 
 # %% ../nbs/17_augment.ipynb #a364d9f3
 PIXEL_OPS = RandomResizedCrop, Resize, RandomHorizontalFlip, RandomVerticalFlip
-AUGMENT_OPS = POLICIES | ERASERS | {o.__name__: op_builder(o.__name__, o) for o in PIXEL_OPS}
+AUGMENT_OPS = POLICIES | ERASERS | {o.__name__: op_builder(o.__name__, o, chance=False) for o in PIXEL_OPS}
 
 # %% ../nbs/17_augment.ipynb #81cc1678
 _CROP = ('RandomResizedCrop', dict(scale=[0.35, 1.0]))
@@ -102,7 +105,7 @@ PRESETS = {
     'light': (('RandomResizedCrop', dict(scale=[0.7, 1.0], ratio=[0.8, 1.25])),),
     'standard': (_CROP, _FLIP),
     'strong': (_CROP, _FLIP, ('TimmAugment', dict(config='rand-m9-mstd0.5-inc1')),
-               ('RandomErasing', dict(prob=.25, mode='pixel'))),
+               ('RandomErasing', dict(p=.25, mode='pixel'))),
 }
 
 def augment_ops(
@@ -138,9 +141,10 @@ class Augment:
         "What has to be decoded of a picture"
         flips = RandomHorizontalFlip, RandomVerticalFlip
         first = next((o for _, ops in self.steps for o in ops if not isinstance(o, flips)), None)
-        size, mode = self.preprocess.size, self.preprocess.mode
-        if isinstance(first, RandomResizedCrop): return Need(size, first.scale[0], first.ratio, mode)
-        return Need(size, 1. if isinstance(first, Resize) else 0., mode=mode)
+        mode = self.preprocess.mode
+        if isinstance(first, RandomResizedCrop): return Need(first.size, first.scale[0], first.ratio, mode)
+        if isinstance(first, Resize): return Need(first.size, mode=mode)
+        return Need(self.preprocess.size, 0., mode=mode)
 
     def __call__(self,
         decoded:Decoded, # What stands for the picture

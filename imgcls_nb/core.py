@@ -65,11 +65,17 @@ def _upright(im):
     try: return ImageOps.exif_transpose(im) if im.getexif().get(0x0112, 1) != 1 else im
     except Exception: return im # a damaged EXIF block says nothing about orientation; the pixels are fine
 
-def _to_mode(im, mode):
-    if im.mode.startswith('I;16') or im.mode == 'I': # Pillow would clip 16-bit values at 255
-        im = Image.fromarray((np.asarray(im).clip(0, 65535)//256).astype(np.uint8))
+def _to_mode(im, mode, name):
+    if im.mode[0] in 'IF': im = Image.fromarray(_upper_bits(im, name)) # Pillow would clip at 255
     if im.mode == 'P' and 'transparency' in im.info: im = im.convert('RGBA')
     return im if im.mode == mode else im.convert(mode)
+
+def _upper_bits(im, name):
+    pixels = np.asarray(im)
+    if im.mode != 'F' and pixels.min() >= 0 and pixels.max() < 2**16: return (pixels//256).astype(np.uint8)
+    kind = 'floating point' if im.mode == 'F' else 'whole'
+    raise BadPictureError(f"{name}: its pixels are {kind} numbers from {pixels.min():g} to {pixels.max():g}, and nothing says "
+                          "which of them is white. Save it with 8 bits, or with 16, where 65535 is white.")
 
 # %% ../nbs/00_core.ipynb #56525155
 def open_image(
@@ -78,7 +84,7 @@ def open_image(
 ) -> Image.Image: # Upright, 8 bits a channel, in `mode`
     "Open a picture from anywhere, upright; raise `BadPictureError` if it cannot be read"
     if isinstance(source, np.ndarray): source = _from_array(source)
-    if isinstance(source, Image.Image): return _to_mode(_upright(source), mode)
+    if isinstance(source, Image.Image): return _to_mode(_upright(source), mode, 'This picture')
     name = '<bytes>' if isinstance(source, (bytes, bytearray)) else str(source)
     try:
         with _open_lazily(_readable(source)) as im:
@@ -86,7 +92,7 @@ def open_image(
                 raise BadPictureError(f"{name}: {im.width}x{im.height} pixels is more than the limit of {MAX_PIXELS:,}. "
                                       "Make it smaller, or cut it up.")
             im.load() # Pillow has read the header only
-            return _to_mode(_upright(im), mode)
+            return _to_mode(_upright(im), mode, name)
     except BadPictureError: raise
     except Exception as e: # decoders raise a dozen types for damaged files
         raise BadPictureError(f"{name}: not a picture that can be read ({_reason(e, source)}).") from e

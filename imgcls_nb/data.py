@@ -37,7 +37,7 @@ from .augment import Augment, augment_ops
 from .checks import check_data, quarantine # noqa: F401 (one module has all that a user needs of data)
 from .core import BadPictureError, InputError, Preprocess, channels_last, did_you_mean, list_images, open_image, size_hw
 from .datasets import named_dataset # noqa: F401
-from .decode import Decoded, PixelCache, decode
+from .decode import Decoded, Need, PixelCache, decode
 from .pictures import PictureList
 from .places import cache_folder
 from .plan import DataPlan
@@ -49,7 +49,9 @@ from .sources import find_pictures
 class NormalizePixels(DisplayedTransform):
     "`Preprocess.normalize` for a whole batch, on its device"
     order = 99
-    def __init__(self, preprocess): self.preprocess = preprocess
+    def __init__(self,
+        preprocess:Preprocess, # Gives mean and std
+    ): self.preprocess = preprocess
     def encodes(self, x:TensorImage):
         if x.device.type != 'cpu': return self.preprocess.normalize(x, partial(torch.as_tensor, device=x.device))
         return type(x)(torch.from_numpy(self.preprocess.normalize(x.numpy()))) # torch's threads would disturb loader processes
@@ -66,22 +68,37 @@ PictureList.decode = _name_label
 # %% ../nbs/20_data.ipynb #b30af4c5
 class Fitted:
     "Evaluation pixels of a picture"
-    def __init__(self, preprocess): self.preprocess = preprocess
+    def __init__(self,
+        preprocess:Preprocess, # Resizes and crops
+    ): self.preprocess = preprocess
 
-    def __call__(self, source):
+    def __call__(self,
+        source, # Whatever `open_image` takes
+    ) -> Decoded: # `size` large
+        "Open, resize and crop"
         im = open_image(source, self.preprocess.mode)
         pixels = channels_last(self.preprocess.fit(im))
         return Decoded(pixels, im.height, im.width)
 
-    def __repr__(self): return f'Fitted({self.preprocess})'
+    @property
+    def key(self) -> str: # Names what the pixels depend on; mean and std come later
+        how = {k: v for k, v in self.preprocess.to_dict().items() if k not in ('mean', 'std')}
+        return f'Fitted {self.preprocess.mode} {how}'
 
 class Needed:
     "Training pixels of a picture, before they are varied"
-    def __init__(self, need): self.need = need
+    def __init__(self,
+        need:Need, # What the augmentation takes from it
+    ): self.need = need
 
-    def __call__(self, source): return decode(source, self.need)
+    def __call__(self,
+        source, # Whatever `decode` takes
+    ) -> Decoded: # As large as it is needed
+        "Decode at the size that is needed"
+        return decode(source, self.need)
 
-    def __repr__(self): return repr(self.need)
+    @property
+    def key(self) -> str: return repr(self.need) # Names what the pixels depend on
 
 # %% ../nbs/20_data.ipynb #acd53909
 class BatchMaker:
@@ -100,9 +117,9 @@ class BatchMaker:
         self.pics, self.preprocess, self.ops, self.seed, self.on_lost, self.augments = pics, preprocess, ops, seed, on_lost, {}
         if ops is None: make = Fitted(preprocess)
         else:
-            need = self.augment(preprocess.size).need
-            make = Needed(replace(need, size=largest, area=0. if full_size else need.area))
-        self.kept = PixelCache(cache, f'{os.path.abspath(pics.root)} {make!r}', make, cache_limit) if cache else make
+            need = self.augment(largest).need
+            make = Needed(replace(need, area=0.) if full_size else need)
+        self.kept = PixelCache(cache, make.key, make, cache_limit, os.path.abspath(pics.root)) if cache else make
 
     def augment(self, size) -> Augment: # one for each size, made when it is first wanted
         if size not in self.augments: self.augments[size] = Augment(self.ops, self.preprocess.resized(size))
@@ -243,7 +260,14 @@ BALANCE = {None: (0., 0.), 'sampler': (1., 0.), 'loss': (0., 1.), 'both': (.5, .
 class ImageDataLoaders(DataLoaders):
     "fastai `DataLoaders` of pictures, with the plan that made them"
     custom = () # Objects handed in that no plan can hold, by name
-    def __init__(self, train, valid, plan, preprocess, device=None, quarantined=None):
+    def __init__(self,
+        train:ImageDL, # Pictures to train on
+        valid:ImageDL, # Pictures to validate on
+        plan:DataPlan, # What made them
+        preprocess:Preprocess, # Of both
+        device=None, # Where batches go; None: fastai's default
+        quarantined:dict|None=None, # For each side, the pictures that cannot be read and why
+    ):
         super().__init__(train, valid, path=plan.path, device=device or default_device())
         self.plan, self.preprocess, self.quarantined = plan, preprocess, quarantined or {}
 

@@ -12,18 +12,18 @@ import numpy as np
 from PIL import Image
 
 from .core import IMAGENET_MEAN, IMAGENET_STD, InputError
-from .policies import check_number, mean_colour, op_builder
+from .policies import check_number, check_pair, mean_colour, op_builder
 
 # %% ../nbs/16_erasing.ipynb #ccd545e9
 class Eraser:
     "Paints over the pixels that `mask` chooses"
     def __init__(self,
-        prob:float=1., # Share of the pictures that are changed
+        p:float=1., # Share of the pictures that are changed
         fill='mean', # 'mean', one number of 0..255, or one a channel
         mean=IMAGENET_MEAN, # Of each channel, 0..1
         std=IMAGENET_STD, # Of each channel, same scale
     ):
-        self.prob, self.colour = check_number('prob', prob, 0, 1), mean_colour(mean, fill)
+        self.p, self.colour = check_number('p', p, 0, 1), mean_colour(mean, fill)
         self.mean, self.std = tuple(mean), tuple(std)
 
     def __call__(self,
@@ -33,7 +33,7 @@ class Eraser:
         if len(im.getbands()) != len(self.mean):
             raise InputError(f"A picture of mode {im.mode} has {len(im.getbands())} channels, but mean={self.mean} has "
                              f"{len(self.mean)}. Make both RGB or both grey.")
-        if np.random.rand() >= self.prob: return im
+        if np.random.rand() >= self.p: return im
         pixels = np.array(im)
         hidden = self.mask(im.height, im.width)
         pixels.reshape(im.height, im.width, -1)[hidden] = self.paint(int(hidden.sum()))
@@ -54,12 +54,12 @@ class Cutout(Eraser):
     def __init__(self,
         n_holes:int=1, # Squares; they may overlap
         length:int|None=None, # Side in pixels; None: half of the shorter side of the picture
-        prob:float=1., # Share of the pictures that are changed
+        p:float=1., # Share of the pictures that are changed
         fill='mean', # 'mean', one number of 0..255, or one a channel
         mean=IMAGENET_MEAN, # Of each channel, 0..1
         std=IMAGENET_STD, # Of each channel, same scale
     ):
-        super().__init__(prob, fill, mean, std)
+        super().__init__(p, fill, mean, std)
         self.n_holes = check_number('n_holes', n_holes, 1, whole=True)
         self.length = None if length is None else check_number('length', length, 1, whole=True)
 
@@ -74,26 +74,27 @@ class Cutout(Eraser):
 class RandomErasing(Eraser):
     "A rectangle of random area and aspect (Zhong 2017)"
     def __init__(self,
-        prob:float=.25, # Share of the pictures that are changed
-        min_area:float=.02, # Least share of the picture
-        max_area:float=1/3, # Largest share of the picture
-        min_aspect:float=.3, # Narrowest height/width; the widest is its inverse
-        mode:str='const', # 'const': mean colour; 'rand': one random colour; 'pixel': noise
+        p:float=.5, # Share of the pictures that are changed
+        scale=(.02, .33), # Smallest and largest share of the picture's area
+        ratio=(.3, 3.3), # Least and greatest height/width
+        value='mean', # 'mean', one number of 0..255, one a channel, or 'random', which is the mode 'pixel'
+        mode:str='const', # timm's name for what is painted: 'const': `value`; 'rand': one random colour; 'pixel': noise
         attempts:int=10, # Draws before giving up on a rectangle that fits
         mean=IMAGENET_MEAN, # Of each channel, 0..1
         std=IMAGENET_STD, # Of each channel, same scale
     ):
-        super().__init__(prob, 'mean', mean, std)
-        self.area = check_number('min_area', min_area, 0, 1), check_number('max_area', max_area, min_area, 1)
-        self.log_aspect = math.log(check_number('min_aspect', min_aspect, .001, 1))
         if mode not in ('const', 'rand', 'pixel'): raise InputError(f"mode={mode!r} is unknown. Use 'const', 'rand' or 'pixel'.")
-        self.mode, self.attempts = mode, check_number('attempts', attempts, 1, whole=True)
+        if mode != 'const' and value != 'mean':
+            raise InputError(f"value={value!r} and mode={mode!r} both say what is painted. Give one of them.")
+        super().__init__(p, 'mean' if value == 'random' else value, mean, std)
+        self.scale, self.ratio = check_pair('scale', scale, 1), check_pair('ratio', ratio)
+        self.mode = 'pixel' if value == 'random' else mode
+        self.attempts = check_number('attempts', attempts, 1, whole=True)
 
     def mask(self, h, w):
         hidden = np.zeros((h, w), bool)
         for _ in range(self.attempts):
-            area = np.random.uniform(*self.area)*h*w
-            aspect = math.exp(np.random.uniform(self.log_aspect, -self.log_aspect))
+            area, aspect = np.random.uniform(*self.scale)*h*w, math.exp(np.random.uniform(*map(math.log, self.ratio)))
             eh, ew = (max(1, round(math.sqrt(o))) for o in (area*aspect, area/aspect))
             if eh >= h or ew >= w: continue
             top, left = np.random.randint(h - eh + 1), np.random.randint(w - ew + 1)
@@ -112,12 +113,12 @@ class HideAndSeek(Eraser):
     def __init__(self,
         grid_sizes=None, # Cell sides to draw from, pixels, 0: hide nothing; None: 0, 16, 32, 44, 56 at 224, scaled
         hide_prob:float=.5, # Chance of each cell
-        prob:float=1., # Share of the pictures that are treated at all
+        p:float=1., # Share of the pictures that are treated at all
         fill='mean', # 'mean', one number of 0..255, or one a channel
         mean=IMAGENET_MEAN, # Of each channel, 0..1
         std=IMAGENET_STD, # Of each channel, same scale
     ):
-        super().__init__(prob, fill, mean, std)
+        super().__init__(p, fill, mean, std)
         if grid_sizes is not None and (not isinstance(grid_sizes, (list, tuple)) or not grid_sizes):
             raise InputError(f"grid_sizes={grid_sizes!r} is no list of cell sides. Give one, such as [0, 16, 32].")
         self.grid_sizes = grid_sizes and [check_number('grid_sizes', o, 0, whole=True) for o in grid_sizes]
@@ -139,12 +140,12 @@ class GridMask(Eraser):
         rotate:int=1, # The grid is turned by a whole angle below this, degrees; 1: not at all
         ratio:float=.5, # Width of the strips between the squares, as a share of the distance
         mode:int=1, # 1: the squares go; 0: the strips go and the squares stay
-        prob:float=1., # Share of the pictures that are changed
+        p:float=1., # Share of the pictures that are changed
         fill='mean', # 'mean', one number of 0..255, or one a channel
         mean=IMAGENET_MEAN, # Of each channel, 0..1
         std=IMAGENET_STD, # Of each channel, same scale
     ):
-        super().__init__(prob, fill, mean, std)
+        super().__init__(p, fill, mean, std)
         if (d1 is None) != (d2 is None): raise InputError(f"d1={d1!r} and d2={d2!r}: give both, or neither.")
         self.d = None if d1 is None else (check_number('d1', d1, 2, whole=True), check_number('d2', d2, d1, whole=True))
         if mode not in (0, 1): raise InputError(f"mode={mode!r} is unknown. Use 1 (the squares go) or 0 (the strips go).")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TIMM_POLICIES', 'POLICIES', 'mean_colour', 'warp_filter', 'op_builder', 'check_arguments', 'check_number',
-           'check_timm_config']
+           'check_pair', 'check_timm_config']
 
 # %% ../nbs/15_policies.ipynb #51e58577
 import inspect
@@ -45,10 +45,11 @@ def warp_filter(
 def op_builder(
     name:str, # What messages call it
     make, # Class or function; may have parameters `size`, `interpolation`, `fill`, `mean`, `std`
+    chance:bool=True, # Give it a probability `p` where it has none
 ): # `build(size, interpolation, mean, std, **arguments)`, which gives an operation on pictures
     "Let `make` take from the preprocessing what it has parameters for, and from the user the rest"
     takes = list(inspect.signature(make).parameters)
-    own_p = 'p' in takes or 'prob' in takes
+    own_p = 'p' in takes or not chance
     accepted = [o for o in takes if o not in ('size', 'mean', 'std', 'expand')] + ['p']*(not own_p) # expand changes the size
     def build(size, interpolation, mean, std, **args):
         check_arguments(name, args, accepted)
@@ -85,6 +86,19 @@ def check_number(
     if type(v) in ((int,) if whole else (int, float)) and low <= v <= high: return v # True is no number
     top = 'up' if high == math.inf else f'to {high}'
     raise InputError(f"{name}={v!r} is no {'whole ' if whole else ''}number from {low} {top}.")
+
+def check_pair(
+    name:str, # What the message calls it
+    v, # What was given
+    high=math.inf, # The most that is accepted
+) -> tuple: # `v`
+    "Refuse what is no pair of numbers above 0, the smaller first"
+    try:
+        first, last = v
+        if first > 0: return check_number(name, first, 0, high), check_number(name, last, first, high)
+    except (TypeError, ValueError): pass
+    up_to = f', up to {high:g}' if high < math.inf else ''
+    raise InputError(f"{name}={v!r} should be two numbers above 0, the smaller first{up_to}.")
 
 # %% ../nbs/15_policies.ipynb #0ed9b4a2
 def _warps(cls):
@@ -184,9 +198,14 @@ def _gaussian_blur(size, kernel_size=None, sigma=(.1, 2.), p=.5):
     return v2.RandomApply([v2.GaussianBlur(kernel, sigma)], p=p)
 
 # %% ../nbs/15_policies.ipynb #6cdd9e03
-def _random_crop(size, fill, padding, padding_mode='constant'):
-    for o in padding if isinstance(padding, (list, tuple)) else [padding]: check_number('padding', o, 0, whole=True)
-    return v2.RandomCrop(size, padding, fill=fill, padding_mode=padding_mode)
+class _RandomCrop(v2.RandomCrop):
+    def make_params(self, flat_inputs):
+        try: return super().make_params(flat_inputs)
+        except ValueError as e: raise InputError(f"RandomCrop: {e}. Put a Resize before it, or give pad_if_needed=True.") from e
+
+def _random_crop(size, fill, padding=None, pad_if_needed=False, padding_mode='constant'):
+    for o in padding if isinstance(padding, (list, tuple)) else [padding or 0]: check_number('padding', o, 0, whole=True)
+    return _RandomCrop(size, padding, pad_if_needed, fill, padding_mode)
 
 def _random_posterize(bits, p=.5): return v2.RandomPosterize(check_number('bits', bits, 1, 8, whole=True), p)
 
@@ -200,7 +219,7 @@ POLICIES = {name: op_builder(name, make) for name, make in dict(
     AutoAugment=_auto_augment, RandAugment=_rand_augment, TrivialAugment=_trivial_augment, AugMix=_aug_mix,
     TimmAugment=_timm_augment,
     RandomRotation=_warps(v2.RandomRotation), RandomAffine=_warps(v2.RandomAffine),
-    RandomPerspective=_warps(v2.RandomPerspective), RandomCrop=_random_crop, RandomVerticalFlip=v2.RandomVerticalFlip,
+    RandomPerspective=_warps(v2.RandomPerspective), RandomCrop=_random_crop,
     ColorJitter=_color_jitter, RandomGrayscale=v2.RandomGrayscale, GaussianBlur=_gaussian_blur, JPEG=v2.JPEG,
     RandomAdjustSharpness=_random_adjust_sharpness, RandomAutocontrast=v2.RandomAutocontrast, RandomEqualize=v2.RandomEqualize,
     RandomInvert=v2.RandomInvert, RandomPosterize=_random_posterize, RandomSolarize=_random_solarize,

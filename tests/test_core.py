@@ -69,6 +69,26 @@ def test_every_mode_becomes_rgb_and_grey(data, first):
     assert np.abs(np.subtract(im.getpixel((0, 0)), first)).max() <= 1
     assert np.abs(np.asarray(grey) - np.asarray(im)@[.299, .587, .114]).max() <= 1
 
+def deep(pixels, kind): return encode(np.asarray(pixels, kind).reshape(2, 4), 'tiff')
+
+@pytest.mark.parametrize('kind, pixels, says', [
+    (np.float32, np.linspace(0, 1, 8), 'floating point numbers from 0 to 1,'), (np.float32, [0, 255]*4, 'floating point'),
+    (np.float32, [np.nan]*8, 'floating point'), (np.int32, [0, 65536]*4, 'whole numbers from 0 to 65536'),
+    (np.int32, [-1024, 3071]*4, 'whole numbers from -1024 to 3071')], ids=str)
+def test_depths_without_a_white_are_refused(tmp_path, kind, pixels, says):
+    data = deep(pixels, kind)
+    (tmp_path/'x.tif').write_bytes(data)
+    im = Image.open(io.BytesIO(data))
+    for source, name in ((tmp_path/'x.tif', str(tmp_path/'x.tif')), (data, '<bytes>'), (im, 'This picture')):
+        for mode in ('RGB', 'L'):
+            with pytest.raises(BadPictureError, match='Save it with 8 bits') as e: open_image(source, mode)
+            assert says in str(e.value) and str(e.value).startswith(f'{name}: ')
+
+@pytest.mark.parametrize('value', [0, 255, 256, 40_000, 65_535])
+def test_whole_numbers_of_16_bits_are_read_alike(value):
+    for data in (deep([value]*8, np.int32), grey16(value), grey16(value, 'tiff')):
+        assert set(pixels(data).ravel()) == {value//256}
+
 def test_sources_agree(tmp_path):
     pic, file = noise(9, 7, 3), tmp_path/'a b é.png'
     file.write_bytes(encode(pic))

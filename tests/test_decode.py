@@ -4,17 +4,21 @@ import multiprocessing
 import os
 import random
 import shutil
+import time
+from dataclasses import replace
 
 import numpy as np
+import PIL
 import pytest
-from PIL import Image
+import simplejpeg
+from PIL import Image, ImageFile
 
 from imgcls_nb import data
 from imgcls_nb.augment import Augment, RandomResizedCrop
 from imgcls_nb.core import BadPictureError, InputError, Preprocess, open_image
-from imgcls_nb.data import image_dls
+from imgcls_nb.data import Fitted, ImageDL, image_dls
 from imgcls_nb.decode import CACHE_LEAST, Decoded, Need, PixelCache, decode, resized_crop
-from imgcls_nb.pictures import TarMember
+from imgcls_nb.pictures import PictureList, TarMember
 
 WHOLE = Need((224, 224), area=0)
 SOME = Need((64, 64), area=.35, ratio=(3/4, 4/3))
@@ -168,6 +172,82 @@ def test_the_key_separates(photos, tmp_path):
     for key in 'ab': PixelCache(tmp_path/'kept', key, make)(file)
     assert make.n == 2
 
+def test_moved_folders_find_their_pixels_again(photos, tmp_path):
+    make = Counted()
+    first = PixelCache(tmp_path/'kept', 'k', make, data='here')
+    want = [np.array(first(o).pixels) for o in files_of(photos)]
+    moved = photos.rename(tmp_path/'moved')
+    second = PixelCache(tmp_path/'kept', 'k', make, data='there')
+    assert all(np.array_equal(second(o).pixels, a) for o, a in zip(files_of(moved), want)) and make.n == 12
+    assert second.shelf != first.shelf and second.used() == first.used(), "each data set has a shelf of its own"
+    shutil.rmtree(first.shelf)
+    assert all(np.array_equal(second(o).pixels, a) for o, a in zip(files_of(moved), want)) and make.n == 12
+
+@pytest.mark.parametrize('owner, name, value', [
+    (PIL, '__version__', '99'), (simplejpeg, '__version__', '99'), (ImageFile, 'LOAD_TRUNCATED_IMAGES', True)])
+def test_another_decoder_finds_nothing(photos, tmp_path, monkeypatch, owner, name, value):
+    make, file = Counted(), files_of(photos)[0]
+    PixelCache(tmp_path/'kept', 'k', make)(file)
+    with monkeypatch.context() as m:
+        m.setattr(owner, name, value)
+        PixelCache(tmp_path/'kept', 'k', make)(file)
+    assert make.n == 2
+    PixelCache(tmp_path/'kept', 'k', make)(file)
+    assert make.n == 2
+
+def test_what_is_kept_for_evaluation_depends_on_what_changes_pixels():
+    pre = Preprocess(crop=(48, 40), resize_short=56)
+    key = Fitted(pre).key
+    assert Fitted(replace(pre, mean=(.5,)*3, std=(.5,)*3)).key == key, "another normalization has the same pixels"
+    others = dict(crop=(40, 40)), dict(resize_short=60), dict(interpolation='bicubic'), dict(antialias=False), \
+        dict(mean=(.5,), std=(.5,)), dict(crop=None, resize_short=None, resize=(48, 40))
+    assert len({key, *(Fitted(replace(pre, **o)).key for o in others)}) == 7
+
+@pytest.mark.parametrize('part', ['valid', 'train'])
+def test_another_normalization_decodes_nothing(photos, tmp_path, monkeypatch, part):
+    opened = []
+    for name in ('open_image', 'decode'):
+        real = getattr(data, name)
+        monkeypatch.setattr(data, name, lambda *args, real=real: opened.append(1) or real(*args))
+    pics = PictureList(photos, files_of(photos), [0]*12, ('any',))
+    for mean in (.4, .5):
+        pre = Preprocess(crop=(48, 40), resize_short=56, mean=(mean,)*3)
+        ops = None if part == 'valid' else (('RandomHorizontalFlip', {}),)
+        list(ImageDL(pics, pre, ops, bs=4, cache=tmp_path/'kept', num_workers=0))
+        assert len(opened) == 12
+
+# A file that somebody writes at this very moment
+
+def test_what_is_hashed_is_what_is_decoded(photos, tmp_path, monkeypatch):
+    file, make = files_of(photos)[0], Counted()
+    old, new, reads = open(file, 'rb').read(), encoded(scene(160, 180, 99), quality=97), []
+    def read(source):
+        reads.append(source)
+        with open(source, 'rb') as f: found = f.read()
+        with open(source, 'wb') as f: f.write(new)
+        return found
+    monkeypatch.setattr('imgcls_nb.decode.read_source', lambda o: read(o) if isinstance(o, str) else o.read_bytes())
+    cache = PixelCache(tmp_path/'kept', 'k', make)
+    assert np.array_equal(cache(file).pixels, decode(old, SOME).pixels) and len(reads) == 1, "a file is read once"
+    monkeypatch.undo()
+    (photos/'old.jpg').write_bytes(old)
+    assert np.array_equal(cache(str(photos/'old.jpg')).pixels, decode(old, SOME).pixels)
+    assert np.array_equal(cache(file).pixels, decode(new, SOME).pixels)
+
+def test_a_second_change_within_a_tick_of_the_clock_is_seen(photos, tmp_path, monkeypatch):
+    file = files_of(photos)[0]
+    contents = [encoded(scene(150, 180, i), quality=97).ljust(60_000, b'\0') for i in (0, 1)]
+    now, cache = time.time_ns(), PixelCache(tmp_path/'kept', 'k', Counted())
+    monkeypatch.setattr('imgcls_nb.decode.size_and_times', lambda path: (60_000, now, now)) # a clock that stands still
+    for o in contents:
+        with open(file, 'wb') as f: f.write(o)
+        assert np.array_equal(cache(file).pixels, decode(o, SOME).pixels)
+
+def test_errors_through_the_cache_name_the_file(photos, tmp_path):
+    (photos/'half.jpg').write_bytes(open(files_of(photos)[0], 'rb').read()[:6000])
+    for o in ('half.jpg', 'none.jpg'):
+        with pytest.raises(BadPictureError, match=o): PixelCache(tmp_path/'kept', 'k', Counted())(str(photos/o))
+
 def test_content_decides(photos, tmp_path):
     make, files = Counted(), files_of(photos)
     cache = PixelCache(tmp_path/'kept', 'k', make)
@@ -204,6 +284,19 @@ def test_room_is_bounded_and_the_rest_still_right(photos, tmp_path):
     assert 0 < kept <= 4*one + 4*64 and 12 < make.n < 36
     for pixels in zip(*got): assert all(np.array_equal(o, pixels[0]) for o in pixels)
 
+def test_a_shelf_in_use_stays(photos, tmp_path, monkeypatch):
+    cache = PixelCache(tmp_path/'kept', 'first', Counted())
+    for o in files_of(photos): cache(o)
+    os.utime(cache.shelf, (1, 1)) # the run is days old,
+    cache(files_of(photos)[0])
+    assert cache.shelf.stat().st_mtime == 1
+    hours = time.monotonic() + 3700
+    with monkeypatch.context() as m:
+        m.setattr(time, 'monotonic', lambda: hours)
+        cache(files_of(photos)[0]) # but goes on
+    PixelCache(tmp_path/'kept', 'second', Counted(), limit=1)
+    assert cache.shelf.exists()
+
 def test_data_sets_not_opened_for_longest_make_room(photos, tmp_path):
     def fill(key, limit=None):
         cache = PixelCache(tmp_path/'kept', key, Counted(), limit)
@@ -228,7 +321,7 @@ def test_disks_without_links_and_full_disks(photos, tmp_path, monkeypatch):
         cache = PixelCache(tmp_path/'kept', 'k', make)
         assert np.array_equal(cache(file).pixels, cache(file).pixels) and make.n == 1
     with monkeypatch.context() as m:
-        m.setattr(os, 'replace', fails)
+        m.setattr(os, 'link', fails), m.setattr(os, 'replace', fails)
         cache = PixelCache(tmp_path/'full', 'k', make)
         with pytest.warns(UserWarning, match='No space left'): cache(file)
         cache(file)
@@ -250,7 +343,42 @@ def test_processes_share_one_cache(photos, tmp_path):
     sums = [queue.get(timeout=60) for _ in workers]
     for o in workers: o.join()
     assert sums == [[decode(o, SOME).pixels.sum() for _ in range(3) for o in files]]*4
-    assert not list((tmp_path/'kept').rglob('*.[0-9]*')), "no drafts are left"
+    check_account(tmp_path/'kept')
+
+def check_account(folder):
+    files = list(folder.glob('*/*/*'))
+    assert not [o for o in files if '.' in o.name], "no drafts are left"
+    real = {o.stat().st_ino: -(-o.stat().st_size//4096)*4096 for o in files}
+    assert 0 < PixelCache(folder, 'k', None).used() == sum(real.values()), "what is taken is what is there"
+
+@pytest.mark.parametrize('links', [True, False])
+def test_a_lost_race_gives_back(photos, tmp_path, monkeypatch, links):
+    cache, rival, file = (*(PixelCache(tmp_path/'kept', 'k', Counted()) for _ in range(2)), files_of(photos)[0])
+    def fails(*args): raise OSError(1, 'no links here')
+    if not links: monkeypatch.setattr(os, 'link', fails)
+    reserve = cache._reserve
+    cache._reserve = lambda n: (reserve(n), rival(file))[0] # the other is quicker by a moment
+    assert np.array_equal(cache(file).pixels, decode(file, SOME).pixels)
+    check_account(tmp_path/'kept')
+    other = PixelCache(tmp_path/'kept', 'k', Counted())
+    other._reserve = None # not even asked
+    other.make = lambda source: (rival(files_of(photos)[1]), decode(source, SOME))[1]
+    other(files_of(photos)[1])
+    check_account(tmp_path/'kept')
+
+def test_a_full_cache_claims_nothing(photos, tmp_path, monkeypatch):
+    cache, files = PixelCache(tmp_path/'kept', 'k', Counted(), limit=200_000), files_of(photos)
+    for o in files: cache(o)
+    used = cache.used()
+    assert 0 < used <= 200_000
+    for o in files: cache(o)
+    assert cache.used() == used
+    check_account(tmp_path/'kept')
+    def fails(*args): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr('imgcls_nb.decode._publish', fails)
+    more = PixelCache(tmp_path/'more', 'k', Counted())
+    with pytest.warns(UserWarning, match='No space left'): more(files[0])
+    assert more.used() == 0
 
 # Batches
 
@@ -273,7 +401,7 @@ def test_batches_are_equal_cold_warm_and_without(photos, tmp_path, workers):
 def test_the_look_before_training_decodes_for_training(photos, tmp_path, monkeypatch):
     monkeypatch.setenv('IMGCLS_CACHE', str(tmp_path/'nothing is known'))
     decoded, decode = [], data.decode
-    monkeypatch.setattr(data, 'decode', lambda source, need: decoded.append(source) or decode(source, need))
+    monkeypatch.setattr(data, 'decode', lambda source, need: decoded.append(str(source)) or decode(source, need))
     dls = loaders(photos, str(tmp_path/'kept'), num_workers=0)
     assert sorted(decoded) == sorted(dls.train_ds.items), "each training picture once, and no other"
     list(dls.train)

@@ -1,4 +1,5 @@
 "Erased regions have the size, the place, the colour and the frequency that the papers promise"
+import inspect
 import json
 import math
 import pickle
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from timm.data.random_erasing import RandomErasing as TimmErasing
+from torchvision.transforms import v2
 
 from imgcls_nb.core import IMAGENET_MEAN, IMAGENET_STD, InputError
 from imgcls_nb.erasing import ERASERS, Cutout, GridMask, HideAndSeek, RandomErasing
@@ -15,7 +17,7 @@ from imgcls_nb.policies import POLICIES
 from imgcls_nb.seeds import seeded
 
 MEANS = {'RGB': dict(mean=IMAGENET_MEAN, std=IMAGENET_STD), 'L': dict(mean=[.45], std=[.22])}
-SURE = {'Cutout': {}, 'RandomErasing': {'prob': 1}, 'HideAndSeek': {'grid_sizes': [2]}, 'GridMask': {}} # act on every picture
+SURE = {'Cutout': {}, 'RandomErasing': {'p': 1}, 'HideAndSeek': {'grid_sizes': [2]}, 'GridMask': {}} # act on every picture
 every_eraser = pytest.mark.parametrize('name', ERASERS)
 
 def picture(h, w, mode='RGB'): # brighter everywhere than any mean colour
@@ -43,7 +45,7 @@ def test_kind_is_kept_and_only_the_mask_is_painted(name, mode, hw):
     before, colour = np.asarray(im).copy(), np.asarray(op.colour if mode == 'RGB' else op.colour[0])
     for seed in range(12):
         with seeded(seed): out = op(im)
-        with seeded(seed): hidden = np.random.rand() < op.prob and op.mask(*hw)
+        with seeded(seed): hidden = np.random.rand() < op.p and op.mask(*hw)
         assert (out.mode, out.size, np.asarray(out).dtype) == (mode, hw[::-1], np.uint8)
         assert hidden.shape == hw and hidden.dtype == bool
         assert (np.asarray(out)[hidden] == colour).all() and (np.asarray(out)[~hidden] == before[~hidden]).all()
@@ -63,13 +65,13 @@ def test_repeats_under_a_seed_whatever_was_drawn_before(name, mode):
 def test_probability(name):
     im, n = picture(16, 16), 600
     changed = lambda **args: sum((o != np.asarray(im)).any() for o in runs(build(name, **args), im, 3, n))
-    assert changed(prob=0) == 0
-    assert changed(prob=1) == n
-    for p in (.2, .7): assert near(changed(prob=p)/n, p, n)
+    assert changed(p=0) == 0
+    assert changed(p=1) == n
+    for p in (.2, .7): assert near(changed(p=p)/n, p, n)
 
 def test_default_probabilities():
     op = {o: ERASERS[o](size=(8, 8), interpolation='nearest', **MEANS['RGB']) for o in ERASERS}
-    assert {k: v.prob for k, v in op.items()} == {'Cutout': 1, 'RandomErasing': .25, 'HideAndSeek': 1, 'GridMask': 1}
+    assert {k: v.p for k, v in op.items()} == {'Cutout': 1, 'RandomErasing': .5, 'HideAndSeek': 1, 'GridMask': 1}
 
 @every_eraser
 def test_colour_modes_must_agree(name):
@@ -119,7 +121,7 @@ def test_cutout_holes_and_default_length():
 
 @pytest.mark.parametrize('hw', [(64, 64), (40, 90)], ids=str)
 def test_random_erasing_has_the_promised_areas_and_aspects(hw):
-    op, shares, aspects = RandomErasing(min_area=.05, max_area=.3, min_aspect=.4), [], []
+    op, shares, aspects = RandomErasing(scale=(.05, .3), ratio=(.4, 1/.4)), [], []
     for hidden in masks(op, hw, 800):
         h, w = hidden.any(1).sum(), hidden.any(0).sum()
         assert hidden.sum() == h*w > 0
@@ -132,11 +134,15 @@ def test_random_erasing_has_the_promised_areas_and_aspects(hw):
     assert min(shares) < .07 and max(shares) > .27 and min(aspects) < .5 and max(aspects) > 2
     if hw == (64, 64): assert abs(np.mean(np.log(aspects))) < .1 # tall as often as wide
 
-def test_random_erasing_takes_as_much_as_timms():
-    theirs, areas = TimmErasing(probability=1, device='cpu'), []
+@pytest.mark.parametrize('args, theirs', [
+    ({}, v2.RandomErasing(p=1)),
+    (dict(scale=(.02, 1/3), ratio=(.3, 1/.3)), TimmErasing(probability=1, device='cpu'))],
+    ids=['torchvision', 'timm'])
+def test_random_erasing_takes_as_much_as_theirs(args, theirs):
+    areas = []
     with seeded(0):
         for _ in range(2000): areas.append(float((theirs(torch.ones(1, 48, 48)) == 0).float().mean()))
-    ours = masks(RandomErasing(), (48, 48), 2000).mean((1, 2))
+    ours = masks(RandomErasing(**args), (48, 48), 2000).mean((1, 2))
     assert abs(np.mean(ours) - np.mean(areas)) < .01 and abs(np.std(ours) - np.std(areas)) < .01
     assert np.abs(np.quantile(ours, [.1, .5, .9]) - np.quantile(areas, [.1, .5, .9])).max() < .02
 
@@ -145,7 +151,7 @@ def test_what_random_erasing_paints(mode):
     channels, im = len(mode.replace('L', 'x')), picture(32, 32, mode)
     mean, std = [.5, .4, .6][:channels], [.1, .05, .08][:channels]
     def erased(kind):
-        op = RandomErasing(1, .3, .4, mode=kind, mean=mean, std=std)
+        op = RandomErasing(1, (.3, .4), mode=kind, mean=mean, std=std)
         for seed in range(60):
             with seeded(seed): out = op(im)
             with seeded(seed): hidden = np.random.rand() < 1 and op.mask(32, 32)
@@ -159,16 +165,32 @@ def test_what_random_erasing_paints(mode):
     assert np.abs(noise.mean(0) - mean).max() < .003 and np.abs(noise.std(0) - std).max() < .003
 
 def test_noise_beyond_white_and_black_is_cut_off():
-    op = RandomErasing(1, .5, .6, mode='pixel', mean=[.5], std=[2.])
+    op = RandomErasing(1, (.5, .6), mode='pixel', mean=[.5], std=[2.])
     values = np.concatenate([o.ravel() for o in runs(op, Image.new('L', (32, 32), 7))])
     assert near((values == 0).mean()/(values != 7).mean(), .4, 2000) and (values == 255).mean() > .1
 
 def test_rectangle_that_never_fits_leaves_the_picture():
-    assert not masks(RandomErasing(1, .9, 1., min_aspect=1.), (8, 64), 20).any()
-    tight = RandomErasing(1, .3, 1/3, min_aspect=.05, attempts=1)
+    assert not masks(RandomErasing(1, (.9, 1.), (1., 1.)), (8, 64), 20).any()
+    tight = RandomErasing(1, (.3, 1/3), (.05, 20), attempts=1)
     assert masks(tight, (32, 32), 300).any((1, 2)).mean() < .9
     tight.attempts = 50
     assert masks(tight, (32, 32), 300).any((1, 2)).all()
+
+def test_arguments_are_torchvisions():
+    ours, theirs = (inspect.signature(o).parameters for o in (RandomErasing, v2.RandomErasing))
+    names = [o for o in theirs if o not in ('value', 'inplace')]
+    assert names == ['p', 'scale', 'ratio'] == list(ours)[:3] and 'value' in ours
+    assert all(ours[o].default == theirs[o].default for o in names)
+
+@pytest.mark.parametrize('value, colour', [('mean', (124, 116, 104)), (0, (0, 0, 0)), ([1, 2, 3], (1, 2, 3))], ids=str)
+def test_value(value, colour):
+    im, hidden = picture(32, 32), []
+    for o in runs(build('RandomErasing', value=value), im): hidden += o[(o != np.asarray(im)).any(-1)].tolist()
+    assert {tuple(o) for o in hidden} == {colour}
+
+def test_a_random_value_is_noise():
+    for a, b in zip(*(runs(build('RandomErasing', **o), picture(32, 32)) for o in (dict(value='random'), dict(mode='pixel')))):
+        assert (a == b).all()
 
 # Hide-and-Seek
 
@@ -236,12 +258,17 @@ def test_gridmask_distances_scale_with_the_picture():
     ('Cutout', dict(n_holes=0), 'from 1 up'), ('Cutout', dict(length=0), 'length=0'), ('Cutout', dict(length=-3), 'length=-3'),
     ('Cutout', dict(length=2.5), 'length=2.5 is no whole number'), ('Cutout', dict(length=True), 'length=True'),
     ('Cutout', dict(fill=[1, 2]), 'a list of 3'), ('Cutout', dict(fill='none'), "fill='none' is no colour"),
-    ('Cutout', dict(prob=2), 'prob=2 is no number from 0 to 1'), ('Cutout', dict(prob='a'), "prob='a'"),
-    ('Cutout', dict(lenght=8), "Did you mean 'length'"), ('Cutout', dict(p=.5), 'It takes n_holes, length, prob, fill.'),
-    ('RandomErasing', dict(min_area=.5), 'from 0.5 to 1'), ('RandomErasing', dict(max_area=1.5), 'max_area=1.5'),
+    ('Cutout', dict(p=2), 'p=2 is no number from 0 to 1'), ('Cutout', dict(p='a'), "p='a'"),
+    ('Cutout', dict(lenght=8), "Did you mean 'length'"), ('Cutout', dict(prob=.5), 'It takes n_holes, length, p, fill.'),
+    ('RandomErasing', dict(scale=[.5, .3]), 'scale=[0.5, 0.3] should be two numbers above 0, the smaller first, up to 1'),
+    ('RandomErasing', dict(scale=.5), 'scale=0.5'), ('RandomErasing', dict(scale=[.5, 1.5]), '1.5'),
+    ('RandomErasing', dict(scale=['a', 'b']), 'two numbers'), ('RandomErasing', dict(scale=[.1, .2, .3]), 'two numbers'),
+    ('RandomErasing', dict(ratio=[0, 3]), 'ratio=[0, 3]'), ('RandomErasing', dict(ratio=[3, .3]), 'smaller first'),
     ('RandomErasing', dict(mode='x'), "'const', 'rand' or 'pixel'"), ('RandomErasing', dict(attempts=0), 'attempts=0'),
-    ('RandomErasing', dict(min_aspect=0), 'min_aspect=0'), ('RandomErasing', dict(min_aspect=3), 'min_aspect=3'),
-    ('RandomErasing', dict(prob=float('nan')), 'prob=nan'), ('RandomErasing', dict(fill=0), "no argument 'fill'"),
+    ('RandomErasing', dict(value='x'), "fill='x' is no colour"), ('RandomErasing', dict(value='random', mode='rand'), 'both say'),
+    ('RandomErasing', dict(value=0, mode='pixel'), 'both say'),
+    ('RandomErasing', dict(min_area=.1), 'It takes p, scale, ratio, value'),
+    ('RandomErasing', dict(p=float('nan')), 'p=nan'), ('RandomErasing', dict(fill=0), "no argument 'fill'"),
     ('HideAndSeek', dict(grid_sizes=[]), 'no list'), ('HideAndSeek', dict(grid_sizes=8), 'no list'),
     ('HideAndSeek', dict(grid_sizes=[-1]), 'from 0 up'), ('HideAndSeek', dict(hide_prob=2), 'hide_prob=2'),
     ('GridMask', dict(d1=5), 'give both'), ('GridMask', dict(d2=5), 'give both'), ('GridMask', dict(d1=10, d2=5), 'from 10 up'),
