@@ -87,7 +87,7 @@ def open_image(
     if isinstance(source, Image.Image): return _to_mode(_upright(source), mode, 'This picture')
     name = '<bytes>' if isinstance(source, (bytes, bytearray)) else str(source)
     try:
-        with _open_lazily(_readable(source)) as im:
+        with _opened(source) as file, _open_lazily(file) as im:
             if im.width*im.height > MAX_PIXELS:
                 raise _too_large(name, f'{im.width}x{im.height}')
             im.load() # Pillow has read the header only
@@ -97,9 +97,9 @@ def open_image(
     except Exception as e: # decoders raise a dozen types for damaged files
         raise BadPictureError(f"{name}: not a picture that can be read ({_reason(e, source)}).") from e
 
-def _readable(source):
-    if isinstance(source, (bytes, bytearray)): return io.BytesIO(source)
-    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else io.BytesIO(source.read_bytes())
+def _opened(source): # a path is not left to Pillow, which maps some files into memory, and TIFFs that lie on their side wrongly
+    if isinstance(source, (str, os.PathLike)): return open(source, 'rb')
+    return io.BytesIO(source if isinstance(source, (bytes, bytearray)) else source.read_bytes())
 
 def _open_lazily(file):
     with warnings.catch_warnings():
@@ -230,9 +230,10 @@ class Preprocess:
     def _shorten(self, im): # a thread of 3000x1 pixels would become very large, only to lose its ends again
         short, long = sorted(im.size)
         if self.resize_short**2*long/short <= MAX_PIXELS: return im
-        keep = math.ceil(max(self.crop)*short/self.resize_short) + 8*math.ceil(short/self.resize_short) # the 8: filters look aside
+        keep = math.ceil(max(self.crop)*short/self.resize_short) + 8*math.ceil(short/self.resize_short) # 8: filters look aside
         cut = max(0, long - keep)//2
-        return im.crop((cut, 0, im.width - cut, im.height) if im.width == long else (0, cut, im.width, im.height - cut))
+        left, top = (cut, 0) if im.width == long else (0, cut)
+        return im.crop((left, top, im.width - left, im.height - top))
 
     def _crop(self, im):
         if not self.crop: return im

@@ -145,12 +145,14 @@ def test_any_order_works(before, name):
     ('RandomResizedCrop', dict(ratio=[0, 1]), 'above 0'), ('RandomResizedCrop', dict(scale=.5), 'scale=0.5'),
     ('RandomResizedCrop', dict(size='x'), "size='x'"), ('Resize', dict(size=-1), 'size=-1'),
     ('RandomHorizontalFlip', dict(p=2), 'p=2 is no number from 0 to 1'), ('RandomVerticalFlip', dict(p='x'), "p='x'"),
-    ('RandomResizedCrop', dict(interpolation='cubic'), "Did you mean 'bicubic'"), ('Resize', dict(interpolation=3), 'interpolation=3'),
+    ('RandomResizedCrop', dict(interpolation='cubic'), "Did you mean 'bicubic'"),
+    ('Resize', dict(interpolation=3), 'interpolation=3'),
     ('RandomResizedCrop', dict(interpolation='lanczos', antialias=False), 'antialias=False works with'),
     ('Resize', dict(interpolation='lanczos', antialias=False), 'antialias=False works with'),
     ('Resize', dict(antialias='no'), "antialias='no' is neither"), ('Resize', dict(size=0), 'size=0 is no size'),
     ('RandomResizedCrop', dict(log_aspect='no'), "log_aspect='no' is neither"),
-    ('RandomVerticalFlip', dict(p=3), 'p=3 is no'), ('RandomVerticalFlip', dict(axis=1), 'It takes p.'), ('RandomErasing', dict(prob=.5), "no argument 'prob'")], ids=str)
+    ('RandomVerticalFlip', dict(p=3), 'p=3 is no'), ('RandomVerticalFlip', dict(axis=1), 'It takes p.'),
+    ('RandomErasing', dict(prob=.5), "no argument 'prob'")], ids=str)
 def test_bad_arguments(name, args, says):
     with pytest.raises(InputError) as e: Augment([(name, args)], PREP)
     assert says in str(e.value)
