@@ -14,7 +14,7 @@ from itertools import groupby
 import numpy as np
 from PIL import Image
 
-from .core import InputError, Preprocess, channels_last, did_you_mean, size_hw
+from .core import InputError, Preprocess, channels_last, check_filter, did_you_mean, size_hw
 from .decode import Decoded, Need, resized_crop
 from .erasing import ERASERS
 from .policies import POLICIES, check_number, check_pair, check_timm_config, op_builder
@@ -35,6 +35,8 @@ class RandomResizedCrop(PixelOp):
         log_aspect:bool=True, # Draw the logarithm of width/height uniformly; False: width/height itself
         antialias:bool=True, # False: point samples, as OpenCV does
     ):
+        check_filter(interpolation, antialias)
+        if log_aspect not in (True, False): raise InputError(f"log_aspect={log_aspect!r} is neither True nor False.")
         self.size, self.interpolation, self.antialias = size, interpolation, antialias
         self.scale, self.ratio = check_pair('scale', scale, 1), check_pair('ratio', ratio)
         self.draw = self._draw_log if log_aspect else self._draw_linear
@@ -69,6 +71,7 @@ class Resize(PixelOp):
         interpolation:str='bilinear', # One of `core.FILTERS`
         antialias:bool=True, # False: point samples, as OpenCV does
     ):
+        check_filter(interpolation, antialias)
         self.size, self.interpolation, self.antialias = size, interpolation, antialias
 
     def __call__(self, decoded, rng):
@@ -116,14 +119,23 @@ def augment_ops(
     if isinstance(aug, str) and aug.startswith(('rand-', 'augmix-')):
         check_timm_config(aug)
         return _CROP, _FLIP, ('TimmAugment', dict(config=aug))
-    if isinstance(aug, str):
-        raise InputError(f"aug={aug!r} is no preset. Use one of {', '.join(PRESETS)}, a timm string such as "
-                         f"'rand-m9-mstd0.5-inc1', or (name, arguments) pairs.{did_you_mean(aug, PRESETS)}")
-    for name, _ in aug:
-        if name not in AUGMENT_OPS:
-            raise InputError(f"Augmentation '{name}' is unknown. Known: {', '.join(AUGMENT_OPS)}."
-                             f"{did_you_mean(name, AUGMENT_OPS)}")
-    return tuple((name, dict(args)) for name, args in aug)
+    if isinstance(aug, str) or not isinstance(aug, (list, tuple)):
+        raise InputError(f"aug={aug!r} is no preset.{_meant(aug)} Use one of {', '.join(PRESETS)}, {_FORMS}")
+    return tuple(_check_pair(o) for o in aug)
+
+_FORMS = "a timm string such as 'rand-m9-mstd0.5-inc1', or a list of (name, arguments) pairs such as [('Cutout', {})]."
+
+def _check_pair(o):
+    if not (isinstance(o, (list, tuple)) and len(o) == 2 and isinstance(o[0], str) and isinstance(o[1], dict)):
+        raise InputError(f"{o!r} in aug is no pair of a name and its arguments.{_meant(o)} Give a preset's name, {_FORMS}")
+    if o[0] in AUGMENT_OPS: return o[0], dict(o[1])
+    raise InputError(f"Augmentation '{o[0]}' is unknown.{_meant(o[0])} Known: {', '.join(AUGMENT_OPS)}.")
+
+def _meant(o):
+    if not isinstance(o, str): return ''
+    if o.lower() in ('mixup', 'cutmix', 'fmix'): return f" Pictures are mixed by image_learner(…, mix='{o.lower()}')."
+    op = next((k for k in AUGMENT_OPS if k.lower() == o.lower()), None)
+    return f" Did you mean [('{op}', {{}})]?" if op else did_you_mean(o, [*PRESETS, *AUGMENT_OPS])
 
 # %% ../nbs/17_augment.ipynb #ba76fe45
 class Augment:
@@ -169,7 +181,8 @@ def _as_picture(pixels): return Image.fromarray(np.ascontiguousarray(pixels.sque
 
 def _build_op(name, preprocess, args):
     args, pre = dict(args), preprocess
-    size = size_hw(args.pop('size', None) or pre.size)
+    size = args.pop('size', None)
+    size = pre.size if size is None else size_hw(size)
     given = dict(size=size, interpolation=pre.interpolation, mean=pre.mean, std=pre.std) | args
     try: return AUGMENT_OPS[name](**given)
     except InputError: raise

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'MAX_PIXELS', 'FILTERS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'CARD_KEY', 'CARD_SCHEMA', 'InputError',
-           'BadPictureError', 'ModelFileError', 'did_you_mean', 'list_images', 'open_image', 'resize_image', 'size_hw',
-           'channels_last', 'channels_first', 'Preprocess', 'ModelCard']
+           'BadPictureError', 'ModelFileError', 'did_you_mean', 'list_images', 'open_image', 'check_filter',
+           'resize_image', 'size_hw', 'channels_last', 'channels_first', 'Preprocess', 'ModelCard']
 
 # %% ../nbs/00_core.ipynb #b475e201
 import difflib, io, json, math, os, warnings
@@ -87,24 +87,27 @@ def open_image(
     if isinstance(source, Image.Image): return _to_mode(_upright(source), mode, 'This picture')
     name = '<bytes>' if isinstance(source, (bytes, bytearray)) else str(source)
     try:
-        with _open_lazily(_readable(source)) as im:
+        with _opened(source) as file, _open_lazily(file) as im:
             if im.width*im.height > MAX_PIXELS:
-                raise BadPictureError(f"{name}: {im.width}x{im.height} pixels is more than the limit of {MAX_PIXELS:,}. "
-                                      "Make it smaller, or cut it up.")
+                raise _too_large(name, f'{im.width}x{im.height}')
             im.load() # Pillow has read the header only
             return _to_mode(_upright(im), mode, name)
     except BadPictureError: raise
+    except Image.DecompressionBombError as e: raise _too_large(name) from e # Pillow's own limit is higher, and speaks first
     except Exception as e: # decoders raise a dozen types for damaged files
         raise BadPictureError(f"{name}: not a picture that can be read ({_reason(e, source)}).") from e
 
-def _readable(source):
-    if isinstance(source, (bytes, bytearray)): return io.BytesIO(source)
-    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else io.BytesIO(source.read_bytes())
+def _opened(source): # a path is not left to Pillow, which maps some files into memory, and TIFFs that lie on their side wrongly
+    if isinstance(source, (str, os.PathLike)): return open(source, 'rb')
+    return io.BytesIO(source if isinstance(source, (bytes, bytearray)) else source.read_bytes())
 
 def _open_lazily(file):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', Image.DecompressionBombWarning) # our own limit decides
         return Image.open(file)
+
+def _too_large(name, size='its number of'):
+    return BadPictureError(f"{name}: {size} pixels is more than the limit of {MAX_PIXELS:,}. Make it smaller, or cut it up.")
 
 def _from_array(a):
     if a.dtype == np.uint8 and a.size and (a.ndim == 2 or (a.ndim == 3 and a.shape[2] == 3)): return Image.fromarray(a)
@@ -119,6 +122,18 @@ def _reason(e, source):
 
 # %% ../nbs/00_core.ipynb #a3e4df58
 FILTERS = {o.name.lower(): o for o in Image.Resampling}
+
+def check_filter(
+    interpolation:str, # One of `FILTERS`
+    antialias:bool=True, # As for `resize_image`
+):
+    "Refuse filters that there are not, and those that cannot sample points"
+    if interpolation not in list(FILTERS):
+        raise InputError(f"interpolation={interpolation!r} is unknown. Use one of {', '.join(FILTERS)}."
+                         + did_you_mean(interpolation, FILTERS))
+    if antialias not in (True, False): raise InputError(f"antialias={antialias!r} is neither True nor False.")
+    if not antialias and interpolation not in ('nearest', 'bilinear', 'bicubic'):
+        raise InputError(f"antialias=False works with nearest, bilinear and bicubic, not with {interpolation!r}.")
 
 def resize_image(
     im, # PIL picture
@@ -208,11 +223,17 @@ class Preprocess:
 
     def _resize(self, im):
         if self.resize: return resize_image(im, *self.resize, self.interpolation, self.antialias)
+        im = self._shorten(im)
         hw = [round(s*self.resize_short/min(im.size)) for s in (im.height, im.width)]
-        if hw[0]*hw[1] > MAX_PIXELS:
-            raise BadPictureError(f"A picture of {im.width}x{im.height} pixels is too narrow: with its shorter side at "
-                                  f"{self.resize_short} it would have {hw[0]*hw[1]:,}, above the limit of {MAX_PIXELS:,}.")
         return resize_image(im, *hw, self.interpolation, self.antialias)
+
+    def _shorten(self, im): # a thread of 3000x1 pixels would become very large, only to lose its ends again
+        short, long = sorted(im.size)
+        if self.resize_short**2*long/short <= MAX_PIXELS: return im
+        keep = math.ceil(max(self.crop)*short/self.resize_short) + 8*math.ceil(short/self.resize_short) # 8: filters look aside
+        cut = max(0, long - keep)//2
+        left, top = (cut, 0) if im.width == long else (0, cut)
+        return im.crop((left, top, im.width - left, im.height - top))
 
     def _crop(self, im):
         if not self.crop: return im
@@ -240,11 +261,7 @@ def _are_numbers(o): # one a channel
 def _check_preprocess(p):
     for f in fields(p): # JSON and YAML have lists where we have tuples
         if isinstance(getattr(p, f.name), list): object.__setattr__(p, f.name, tuple(getattr(p, f.name)))
-    if p.interpolation not in FILTERS:
-        raise InputError(f"interpolation={p.interpolation!r} is unknown. Use one of {', '.join(FILTERS)}."
-                         + did_you_mean(p.interpolation, FILTERS))
-    if not p.antialias and p.interpolation not in ('nearest', 'bilinear', 'bicubic'):
-        raise InputError(f"antialias=False works with nearest, bilinear and bicubic, not with {p.interpolation!r}.")
+    check_filter(p.interpolation, p.antialias)
     if bool(p.resize) == bool(p.resize_short):
         raise InputError("Give either resize_short or resize to a Preprocess; "
                          f"it has resize_short={p.resize_short} and resize={p.resize}.")
@@ -255,6 +272,8 @@ def _check_preprocess(p):
         raise InputError(f"resize_short={p.resize_short!r} is no size. Give one number of pixels.")
     if p.resize_short: size_hw(p.resize_short, 'resize_short')
     small = p.resize or (p.resize_short, p.resize_short)
+    if small[0]*small[1] > MAX_PIXELS:
+        raise InputError(f"A picture resized to {small} has more pixels than the limit of {MAX_PIXELS:,}. Resize to fewer.")
     if p.crop and (p.crop[0] > small[0] or p.crop[1] > small[1]):
         raise InputError(f"crop={p.crop} does not fit into a picture resized to {small}. Resize to at least the crop.")
     if not (_are_numbers(p.mean) and _are_numbers(p.std) and len(p.mean) == len(p.std) and min(p.std) > 0):

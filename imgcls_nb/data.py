@@ -20,6 +20,7 @@ import signal
 import weakref
 from dataclasses import fields, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ from .checks import check_data, quarantine # noqa: F401 (one module has all that
 from .core import BadPictureError, InputError, Preprocess, channels_last, did_you_mean, list_images, open_image, size_hw
 from .datasets import named_dataset # noqa: F401
 from .decode import Decoded, Need, PixelCache, decode
-from .pictures import PictureList
+from .pictures import PictureList, some_of
 from .places import cache_folder
 from .plan import DataPlan
 from .samplers import balanced, batches, class_weights, repeated, shuffled
@@ -147,7 +148,8 @@ class BatchMaker:
 
     def __getitem__(self, entry):
         epoch, size, idxs, seen = entry
-        return self.batch([self.item(i, k, epoch, size) for i, k in zip(idxs.tolist(), seen.tolist())])
+        try: return self.batch([self.item(i, k, epoch, size) for i, k in zip(idxs.tolist(), seen.tolist())])
+        except InputError as e: return e # a value, for torch would drown it in the traceback of a loader process
 
 # %% ../nbs/20_data.ipynb #50403f34
 class ImageDL(TfmdDL):
@@ -185,8 +187,9 @@ class ImageDL(TfmdDL):
         return shuffled(n, self.seed, self.epoch).tolist()
 
     def epoch_batches(self) -> list: # `(epoch, size, positions, how often each has come before)` a batch
-        how = dict(size=self.size, sizes=self.sizes, seed=self.seed, epoch=self.epoch)
-        return [(self.epoch, *o) for o in batches(self.get_idxs(), self.bs, self.drop_last, self.shuffle, **how)]
+        how = dict(size=self.size, sizes=self.sizes, seed=self.seed, epoch=self.epoch, same=self.dataset.same)
+        order = list(islice(self.get_idxs(), len(self.dataset))) # fastai's order for one picture again and again has no end
+        return [(self.epoch, *o) for o in batches(order, self.bs, self.drop_last, self.shuffle, **how)]
 
     def __len__(self):
         if self.sizes: return len(self.epoch_batches())
@@ -194,8 +197,9 @@ class ImageDL(TfmdDL):
         left_out = self.drop_last or self.shuffle and rest == 1 < self.bs and full
         return full + (rest > 0 and not left_out)
 
-    def create_item(self, i): # fastai asks for item None when it wants any
-        return self.maker.item(i or 0, 0, self.epoch, self.size)
+    def create_item(self, i): # fastai asks for item None to learn the types of a batch
+        if i is not None: return self.maker.item(i, 0, self.epoch, self.size)
+        return np.zeros((*self.size, len(self.preprocess.mean)), np.uint8), int(self.dataset.labels[0])
 
     def do_batch(self, items): return _typed(self.maker.batch(items))
 
@@ -211,18 +215,20 @@ def _typed(b): # as fastai wants it
 # %% ../nbs/20_data.ipynb #f103e549
 @patch
 def __iter__(self:ImageDL):
-    todo = self.epoch_batches()
+    todo, any_left = self.epoch_batches(), False
     if self.shuffle and not todo: raise InputError(_NO_BATCH.format(n=len(self.dataset), bs=self.bs))
     self.before_iter()
-    try:
-        for b in self._fetch(todo):
-            if isinstance(b[-1], list): self.lost, b = self.lost + b[-1], b[:-1]
-            if b: yield self.after_batch(to_device(_typed(b), self.device))
-    except BadPictureError as e: # from a loader process it arrives wrapped in that process's traceback
-        raise BadPictureError(str(e).strip().splitlines()[-1].split('BadPictureError: ')[-1]) from None
+    for b in self._fetch(todo):
+        if isinstance(b, InputError): raise b
+        if isinstance(b[-1], list): self.lost, b = list(dict.fromkeys([*self.lost, *map(tuple, b[-1])])), b[:-1]
+        if b: yield self.after_batch(to_device(_typed(b), self.device))
+        any_left = any_left or bool(b)
+    if todo and not any_left:
+        raise BadPictureError(_NONE_LEFT.format(n=len(self.lost), root=self.dataset.root, why=self.lost[0][1]))
     self.after_iter()
 
 _NO_BATCH = "There is nothing to train on: {n} pictures make no full batch of bs={bs}. Take a smaller bs, or drop_last=False."
+_NONE_LEFT = "None of {n} pictures of '{root}' can be read any more. Is the folder still there? The first: {why}"
 
 @patch
 def _fetch(self:ImageDL, todo):
@@ -232,10 +238,15 @@ def _fetch(self:ImageDL, todo):
         loader, self.loader = self.loader or _start(self, workers), None # a second pass at the same time starts its own
         loader.sampler.todo = todo
         try: yield from loader
-        except BaseException: # also when nobody wants the rest
+        except BaseException as e: # also when nobody wants the rest
+            died = isinstance(e, (RuntimeError, OSError, EOFError)) and _died(loader)
             _end(loader)
+            if died: raise InputError(_DIED.format(how=died, workers=workers, bs=self.bs)) from e
             raise
         self.loader = loader
+
+_DIED = ("A loader process has ended ({how}), most often because memory ran out. "
+         "Take fewer than num_workers={workers}, or fewer pictures at once than bs={bs}.")
 
 def _start(dl, workers): # its generator is its own, for torch draws from the global one otherwise
     ahead = 4 if dl.bs*math.prod(dl.size) < 2**22 else 2
@@ -246,6 +257,10 @@ def _start(dl, workers): # its generator is its own, for torch draws from the gl
 
 def _end(loader):
     if loader._iterator is not None: loader._iterator._shutdown_workers()
+
+def _died(loader): # how a loader process ended, by itself or by another's hand; '': none has
+    codes = [o.exitcode for o in getattr(loader._iterator, '_workers', ()) if o.exitcode]
+    return '' if not codes else signal.Signals(-codes[0]).name if codes[0] < 0 else f'exit status {codes[0]}'
 
 class _Todo:
     todo = ()
@@ -316,6 +331,15 @@ def auto_workers(
     "How many loader processes are worth having: none where training already uses every core"
     return 0 if torch.device(device).type == 'cpu' else min(8, torch.multiprocessing.cpu_count())
 
+def _known_device(device):
+    if device is None: return default_device()
+    try: return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as e: # in these ways torch says that there is none
+        own, n = torch.accelerator.current_accelerator(), torch.accelerator.device_count()
+        here = ['cpu', *(f'{own.type}:{i}' for i in range(n))]
+        raise InputError(f"device={str(device)!r} is not to be had. Here there are: {', '.join(here)}. "
+                         f"Without device the best is taken.{did_you_mean(device, here)}") from e
+
 def _default_cache(): # the user did not ask for it, so where it cannot be it is not
     folder = cache_folder('decoded')
     try: folder.mkdir(parents=True, exist_ok=True)
@@ -338,23 +362,41 @@ def dls_from_plan(
     else:
         hw = size_hw(plan.size or 224)
         preprocess = Preprocess(crop=hw, resize_short=math.floor(max(hw)/0.875))
-    device = torch.device(device or default_device())
+    _check_choices(plan, preprocess)
+    device = _known_device(device)
     workers = auto_workers(device) if plan.num_workers == 'auto' else plan.num_workers
     cache = plan.cache if isinstance(plan.cache, str) else _default_cache() if plan.cache else None
     limit = None if plan.cache_gb is None else int(plan.cache_gb*10**9)
     dl = partial(ImageDL, preprocess=preprocess, seed=plan.seed, num_workers=workers, device=device, cache=cache,
                  cache_limit=limit, on_lost=plan.on_lost)
-    if plan.balance in ('sampler', 'both') and plan.repeats > 1:
-        raise InputError(f"balance='{plan.balance}' and repeats={plan.repeats} both decide the order. Give one of them.")
     ops = augment_ops(plan.augment)
     if not (ops or plan.sizes or plan.start_size): ops = None # evaluation pixels serve for training too
     train_dl = dl(train, ops=ops, bs=plan.bs, shuffle=True, drop_last=plan.drop_last, balance=BALANCE[plan.balance][0],
                   repeats=plan.repeats, sizes=plan.sizes, full_size=plan.decode == 'full')
     keep = train_dl.maker.kept if cache and (plan.size or plan.preprocess) else None # otherwise the model may want another size
-    (train, bad), (valid, bad_valid) = quarantine(train, plan.on_bad, keep), quarantine(valid, plan.on_bad)
-    if bad: train_dl = train_dl.new(train)
-    valid_dl, bad = dl(valid, bs=plan.valid_bs or plan.bs), dict(train=bad, valid=bad_valid)
+    sides, bad = _settle(dict(train=train, valid=valid), plan.on_bad, dict(train=keep))
+    if bad['train']: train_dl = train_dl.new(sides['train'])
+    valid_dl = dl(sides['valid'], bs=plan.valid_bs or plan.bs)
     return ImageDataLoaders(train_dl, valid_dl, replace(plan, vocab=train.vocab), preprocess, device, bad)
+
+def _check_choices(plan, preprocess): # of which one rules out another
+    if plan.balance in ('sampler', 'both') and plan.repeats > 1:
+        raise InputError(f"balance='{plan.balance}' and repeats={plan.repeats} both decide the order. Give one of them.")
+    if plan.start_size and plan.sizes:
+        raise InputError(f"start_size={plan.start_size} and sizes={plan.sizes} both decide the size. Give one of them.")
+    if plan.start_size and (plan.size or plan.preprocess) and plan.start_size >= max(preprocess.size):
+        raise InputError(f"start_size={plan.start_size} should be below the size it grows to, {max(preprocess.size)}.")
+
+def _settle(sides, on_bad, keep): # the readable pictures of each side, and the others; one report for both
+    left, bad, refused = {}, {}, []
+    for side, pics in sides.items():
+        try: left[side], bad[side] = quarantine(pics, on_bad, keep.get(side))
+        except InputError as e: refused.append(f'{side}: {e}')
+    if refused: raise InputError('\n'.join(refused))
+    if names := [name for o in bad.values() for name, _ in o]:
+        print(f"{len(names):,} of {sum(map(len, sides.values())):,} pictures left out, unreadable: "
+              f"{some_of(list(map(repr, names)), 3)}. The whole list, and why: dls.quarantined, and run.jsonl of a run.")
+    return left, bad
 
 # %% ../nbs/20_data.ipynb #13bb7bcd
 @delegates(DataPlan, but=['vocab', 'augment'])

@@ -15,7 +15,6 @@ import os
 import shutil
 import struct
 import time
-import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ import simplejpeg
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageFile, features
+from torch.utils.data import get_worker_info
 
 from .core import MAX_PIXELS, InputError, open_image, resize_image
 
@@ -178,16 +178,18 @@ class PixelCache:
         if _read(entry) is not None: return True # another process was quicker
         n = decoded.pixels.nbytes
         try:
-            if not self._reserve(n): return False
+            if not self._reserve(n): return self._stop(f'its limit of {self.limit/10**9:.3g} GB is reached, see cache_gb')
             new = False
             try: new = _write(entry, decoded)
             finally:
                 if not new: _count(self.shelf/'returned', n)
-        except OSError as e:
-            self.full = True
-            warnings.warn(f"Decoded pictures cannot be kept in '{self.root}' any more ({e.strerror}); "
-                          "from now on they are decoded each time.", stacklevel=4)
+        except OSError as e: self._stop(e.strerror)
         return not self.full
+
+    def _stop(self, why): # said once, and not by every loader process
+        told, self.full = self.full, True
+        if not told and not getattr(get_worker_info(), 'id', 0):
+            print(f"No more decoded pictures are kept in '{self.root}' ({why}); the others are decoded each time.")
 
     def _reserve(self, n):
         if _total(self.root) + n > self.limit: return False

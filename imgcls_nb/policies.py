@@ -16,7 +16,7 @@ from PIL import Image
 from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, posterize, rand_augment_transform
 from torchvision.transforms import InterpolationMode, v2
 
-from .core import FILTERS, InputError, did_you_mean
+from .core import FILTERS, InputError, check_filter, did_you_mean
 
 # %% ../nbs/15_policies.ipynb #29899897
 def mean_colour(
@@ -36,8 +36,7 @@ def warp_filter(
     name:str, # One of `FILTERS`
 ) -> str: # 'nearest', 'bilinear' or 'bicubic'
     "The filter nearest to `name` that can turn and shear"
-    if name not in FILTERS:
-        raise InputError(f"interpolation={name!r} is unknown. Use one of {', '.join(FILTERS)}.{did_you_mean(name, FILTERS)}")
+    check_filter(name)
     if name in ('nearest', 'bilinear', 'bicubic'): return name
     return 'bilinear' if name in ('box', 'hamming') else 'bicubic'
 

@@ -78,6 +78,8 @@ def _orientation(im):
     try: return im.getexif().get(0x0112, 1)
     except Exception: return 1 # `open_image` takes no notice of damaged EXIF either
 
+def _lies(im): return _orientation(im) in (5, 6, 7, 8) and im.format != 'TIFF' # of which Pillow gives the upright size
+
 def _is_animated(im): # a phone's MPO holds one photo and what belongs to it
     try: return im.format != 'MPO' and getattr(im, 'is_animated', False)
     except Exception: return False # a later frame is damaged; the first is what counts
@@ -107,7 +109,7 @@ def _open_bytes(source):
 def _describe(im, row, decode=None):
     if im.width*im.height > MAX_PIXELS: raise BadPictureError("too many pixels")
     row['flags'], row['format'] = sum(FLAGS[o] for o in _flags(im)), (im.format or '').encode()
-    row['width'], row['height'] = im.size[::-1] if _orientation(im) in (5, 6, 7, 8) else im.size
+    row['width'], row['height'] = im.size[::-1] if _lies(im) else im.size
     if row['flags'] & FLAGS['deep']:
         im.load()
         if open_image(im, 'L').getextrema()[1] < DIM: row['flags'] |= FLAGS['dim']

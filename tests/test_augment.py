@@ -20,6 +20,7 @@ from imgcls_nb.core import InputError, Preprocess
 from imgcls_nb.data import BatchMaker
 from imgcls_nb.decode import Decoded, decode
 from imgcls_nb.erasing import ERASERS
+from imgcls_nb.mixing import MIX_OPS
 from imgcls_nb.pictures import PictureList
 from imgcls_nb.policies import POLICIES
 from imgcls_nb.seeds import mix_seed
@@ -144,9 +145,29 @@ def test_any_order_works(before, name):
     ('RandomResizedCrop', dict(ratio=[0, 1]), 'above 0'), ('RandomResizedCrop', dict(scale=.5), 'scale=0.5'),
     ('RandomResizedCrop', dict(size='x'), "size='x'"), ('Resize', dict(size=-1), 'size=-1'),
     ('RandomHorizontalFlip', dict(p=2), 'p=2 is no number from 0 to 1'), ('RandomVerticalFlip', dict(p='x'), "p='x'"),
-    ('RandomVerticalFlip', dict(axis=1), 'It takes p.'), ('RandomErasing', dict(prob=.5), "no argument 'prob'")], ids=str)
+    ('RandomResizedCrop', dict(interpolation='cubic'), "Did you mean 'bicubic'"),
+    ('Resize', dict(interpolation=3), 'interpolation=3'),
+    ('RandomResizedCrop', dict(interpolation='lanczos', antialias=False), 'antialias=False works with'),
+    ('Resize', dict(interpolation='lanczos', antialias=False), 'antialias=False works with'),
+    ('Resize', dict(antialias='no'), "antialias='no' is neither"), ('Resize', dict(size=0), 'size=0 is no size'),
+    ('RandomResizedCrop', dict(log_aspect='no'), "log_aspect='no' is neither"),
+    ('RandomVerticalFlip', dict(p=3), 'p=3 is no'), ('RandomVerticalFlip', dict(axis=1), 'It takes p.'),
+    ('RandomErasing', dict(prob=.5), "no argument 'prob'")], ids=str)
 def test_bad_arguments(name, args, says):
     with pytest.raises(InputError) as e: Augment([(name, args)], PREP)
+    assert says in str(e.value)
+
+@pytest.mark.parametrize('aug, says', [
+    (['RandAugment'], "'RandAugment' in aug is no pair of a name and its arguments. Did you mean [('RandAugment', {})]?"),
+    (('Cutout', {}), "Did you mean [('Cutout', {})]?"), (None, 'aug=None is no preset'), ({'Cutout': {}}, 'is no preset'),
+    (5, 'aug=5 is no preset. Use one of none, light, standard, strong'), (True, 'aug=True'), ([5], '5 in aug is no pair'),
+    ([('Cutout',)], "('Cutout',) in aug is no pair"), ([('RandomErasing', None)], 'is no pair'), ([(['x'], {})], 'is no pair'),
+    ('randaugment', "Did you mean [('RandAugment', {})]?"), ('augmix', "Did you mean [('AugMix', {})]?"),
+    ('standart', "Did you mean 'standard'"), ([('cutout', {})], "Did you mean [('Cutout', {})]?"),
+    ([('RandomErase', {})], "Did you mean 'RandomErasing'"), ([('Cutout', {3: 4})], 'keywords must be strings'),
+    *((o, f"image_learner(…, mix='{k.lower()}')") for k in MIX_OPS for o in (k.lower(), k, [(k, {})]))], ids=str)
+def test_wrong_forms(aug, says):
+    with pytest.raises(InputError) as e: Augment(aug, PREP)
     assert says in str(e.value)
 
 @pytest.mark.parametrize('preset', PRESETS)

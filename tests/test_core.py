@@ -28,14 +28,17 @@ TURNS = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4:
 
 @pytest.mark.parametrize('code', TURNS)
 @pytest.mark.parametrize('kind', ['png', 'jpeg', 'tiff', 'webp'])
-def test_exif_orientation(kind, code):
-    upright = np.kron(noise(3, 5, 3), np.ones((16, 16, 1), np.uint8)) # whole JPEG blocks, so that turning loses nothing
+@pytest.mark.parametrize('channels', [1, 3])
+def test_exif_orientation(tmp_path, kind, code, channels):
+    upright = np.kron(noise(3, 5, channels), np.ones((16, 16, 1), np.uint8)).squeeze() # whole JPEG blocks, so that turning loses nothing
     how = dict(jpeg=dict(quality=100, subsampling=0), webp=dict(lossless=True)).get(kind, {})
     exif = Image.Exif()
     exif[0x0112] = code
-    got = pixels(encode(np.ascontiguousarray(TURNS[code](upright)), kind, exif=exif, **how))
-    assert np.array_equal(got, pixels(encode(upright, kind, **how)))
-    assert np.abs(got.astype(int) - upright).max() <= 2
+    (tmp_path/'x').write_bytes(encode(np.ascontiguousarray(TURNS[code](upright)), kind, exif=exif, **how))
+    for source in (tmp_path/'x', (tmp_path/'x').read_bytes()): # Pillow reads them in different ways
+        got = pixels(source, 'RGB' if channels == 3 else 'L')
+        assert np.array_equal(got, pixels(encode(upright, kind, **how), 'RGB' if channels == 3 else 'L'))
+        assert np.abs(got.astype(int) - upright).max() <= 2
 
 @pytest.mark.filterwarnings('ignore:Corrupt EXIF')
 def test_damaged_exif_is_ignored():
@@ -139,6 +142,12 @@ def test_the_limit_is_ours_and_not_pillows(recwarn):
     assert open_image(encode(Image.new('1', (side, side))), 'L').size == (side, side)
     assert not recwarn.list
 
+def test_where_pillow_would_speak_first_our_limit_does(tmp_path):
+    side = int((2*Image.MAX_IMAGE_PIXELS)**.5) + 9 # Pillow refuses from here
+    Image.new('1', (side, side)).save(tmp_path/'bomb.png')
+    with pytest.raises(BadPictureError, match=r'bomb.png: .* more than the limit of 134,217,728. Make it smaller'):
+        open_image(tmp_path/'bomb.png')
+
 # Resize and crop
 
 SIZES = [(1, 1), (1, 9), (9, 1), (2, 3), (33, 47), (47, 33), (31, 250), (250, 31), (36, 36), (32, 32), (35, 37), (99, 101)]
@@ -152,6 +161,19 @@ def test_short_side_and_centre_crop(width, height, crop):
     got = Preprocess(crop=crop, resize_short=36).pixels(im)
     assert got.shape == (3, h, w) and got.dtype == np.uint8 and got.flags.c_contiguous
     assert np.array_equal(got.transpose(1, 2, 0), np.asarray(big)[top:top + h, left:left + w])
+
+@pytest.mark.parametrize('hw', [(1, 3000), (3000, 1), (2, 5001), (3, 3001), (4, 3000)], ids=str)
+@pytest.mark.parametrize('how', [dict(), dict(interpolation='lanczos'), dict(interpolation='bicubic', antialias=False)], ids=str)
+def test_a_thread_is_resized_where_the_crop_is(monkeypatch, hw, how):
+    pre, pic, sizes, resize = Preprocess(crop=(32, 30), resize_short=36, **how), noise(*hw, 3), [], core.resize_image
+    monkeypatch.setattr(core, 'resize_image', lambda im, *args: sizes.append(max(args[:2])) or resize(im, *args))
+    whole = pre.pixels(pic)
+    monkeypatch.setattr(core, 'MAX_PIXELS', 36*500)
+    assert np.array_equal(core.channels_first(pre.fit(Image.fromarray(pic))), whole)
+    assert sizes[0] > 20_000 and sizes[1] < 500
+
+def test_the_thinnest_picture_there_can_be():
+    assert Preprocess().pixels(noise(1, 65_000, 3)).shape == Preprocess().pixels(noise(65_000, 1, 3)).shape == (3, 224, 224)
 
 @pytest.mark.parametrize('side, want', [(3, 4), (5, 8), (7, 10), (9, 14)]) # from 4.5, 7.5, 10.5 and 13.5
 def test_halves_round_to_even(side, want):
@@ -222,7 +244,8 @@ def test_preprocess_survives_json(how):
     (dict(resize_short=None), 'Give either'), (dict(resize_short=0), 'Give either'), (dict(resize=(300, 300)), 'Give either'),
     (dict(resize_short=-4), 'resize_short=-4 is no size'), (dict(resize_short=256.5), 'resize_short=256.5 is no '),
     (dict(resize_short='256'), "resize_short='256'"), (dict(resize_short=(256, 256)), 'resize_short'),
-    (dict(resize_short=10**6), 'is no size'), (dict(resize_short=223), 'does not fit'),
+    (dict(resize_short=10**6), 'is no size'), (dict(resize_short=12_000), 'has more pixels than the limit'),
+    (dict(antialias='no'), "antialias='no' is neither"), (dict(resize_short=223), 'does not fit'),
     (dict(resize=(224, 223), resize_short=None), 'does not fit'),
     (dict(crop=None), 'needs crop or resize'), (dict(crop=(0, 5)), 'is no size'), (dict(crop=(224,)), r'\(224,\) is no size'),
     (dict(crop=(22.5, 20)), 'is no size'), (dict(crop=(-1, 5)), 'is no size'), (dict(crop='big'), "'big' is no size"),

@@ -313,7 +313,7 @@ def test_small_pictures_are_not_worth_a_file(tmp_path):
     for _ in range(2): cache(str(tmp_path/'a.png'))
     assert os.path.getsize(tmp_path/'a.png') < CACHE_LEAST and make.n == 2 and not list(cache.root.iterdir())
 
-def test_disks_without_links_and_full_disks(photos, tmp_path, monkeypatch):
+def test_disks_without_links_and_full_disks(photos, tmp_path, monkeypatch, capsys):
     make, file = Counted(), files_of(photos)[0]
     def fails(*args): raise OSError(28, 'No space left on device')
     with monkeypatch.context() as m:
@@ -323,8 +323,8 @@ def test_disks_without_links_and_full_disks(photos, tmp_path, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(os, 'link', fails), m.setattr(os, 'replace', fails)
         cache = PixelCache(tmp_path/'full', 'k', make)
-        with pytest.warns(UserWarning, match='No space left'): cache(file)
-        cache(file)
+        for _ in range(2): cache(file)
+        assert capsys.readouterr().out.count('No space left') == 1
         assert make.n == 3 and not list(cache.shelf.glob('*/*'))
 
 def test_a_folder_that_cannot_be(tmp_path):
@@ -366,18 +366,21 @@ def test_a_lost_race_gives_back(photos, tmp_path, monkeypatch, links):
     other(files_of(photos)[1])
     check_account(tmp_path/'kept')
 
-def test_a_full_cache_claims_nothing(photos, tmp_path, monkeypatch):
+def test_a_full_cache_claims_nothing_and_says_so_once(photos, tmp_path, monkeypatch, capsys):
     cache, files = PixelCache(tmp_path/'kept', 'k', Counted(), limit=200_000), files_of(photos)
     for o in files: cache(o)
     used = cache.used()
     assert 0 < used <= 200_000
     for o in files: cache(o)
     assert cache.used() == used
+    said = capsys.readouterr().out
+    assert said.count('\n') == 1 and f"kept in '{tmp_path/'kept'}' (its limit of 0.0002 GB is reached, see cache_gb)" in said
     check_account(tmp_path/'kept')
     def fails(*args): raise OSError(28, 'No space left on device')
     monkeypatch.setattr('imgcls_nb.decode._publish', fails)
     more = PixelCache(tmp_path/'more', 'k', Counted())
-    with pytest.warns(UserWarning, match='No space left'): more(files[0])
+    more(files[0])
+    assert 'No space left' in capsys.readouterr().out
     assert more.used() == 0
 
 # Batches
@@ -407,8 +410,11 @@ def test_the_look_before_training_decodes_for_training(photos, tmp_path, monkeyp
     list(dls.train)
     assert len(decoded) == len(dls.train_ds)
 
-def test_a_cache_that_cannot_hold_all_changes_nothing(photos, tmp_path):
-    assert hashes(loaders(photos, False)) == hashes(loaders(photos, str(tmp_path/'kept'), cache_gb=.0001))
+@pytest.mark.parametrize('workers', [0, 3])
+def test_a_cache_that_cannot_hold_all_changes_nothing(photos, tmp_path, capfd, workers):
+    want = hashes(loaders(photos, False))
+    assert hashes(loaders(photos, str(tmp_path/'kept'), cache_gb=.0001, num_workers=workers)) == want
+    assert capfd.readouterr().out.count('its limit of 0.0001 GB') in (1, 2), "for training and for validation"
 
 def test_home_is_read_only(photos, tmp_path, monkeypatch, capsys):
     (tmp_path/'home').touch() # a file, which even root cannot make a folder in

@@ -8,6 +8,7 @@ import simplejpeg
 from PIL import Image, ImageFile
 
 from imgcls_nb import scan as scan_module
+from imgcls_nb.core import open_image
 from imgcls_nb.decode import Need, decode
 from imgcls_nb.pictures import PictureList
 from imgcls_nb.scan import ROW, list_groups, look_at, near_groups, scan_pictures
@@ -53,6 +54,14 @@ def test_another_decoder_looks_again(tmp_path, looks, monkeypatch, owner, name, 
     monkeypatch.setattr(owner, name, value)
     for _ in range(2): scanned(tmp_path/'data')
     assert len(looks) == 2
+
+@pytest.mark.parametrize('turn', range(1, 9))
+@pytest.mark.parametrize('suffix', ['jpg', 'png', 'webp', 'tif'])
+def test_sizes_are_upright(tmp_path, suffix, turn):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    row = look_at(save(tmp_path/f'a.{suffix}', noise(0, 40, 90), exif=exif))
+    assert (row['width'], row['height']) == open_image(tmp_path/f'a.{suffix}').size == ((40, 90) if turn > 4 else (90, 40))
 
 # Deep pictures
 
