@@ -229,3 +229,11 @@ def test_memory_stays_flat_over_epochs(tmp_path):
     assert done.returncode == 0, done.stderr
     used = list(map(int, done.stdout.split()))
     assert len(used) == 8 and max(used[4:]) < 1.05*max(used[1:4]), used
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_four_copies_in_a_batch_are_varied_in_four_ways(tmp_path, workers):
+    path = make_shapes(tmp_path/'shapes', n=2)
+    (path/'l.txt').write_text(''.join(f'{c}/000.png {n}\n' for n, c in enumerate(('circle', 'square')) for _ in range(4)))
+    (path/'v.txt').write_text('circle/001.png 0\nsquare/001.png 1\n')
+    x, y = image_dls(path, 'l.txt', 'v.txt', size=32, bs=8, num_workers=workers, device='cpu').train.one_batch()
+    assert len({o.numpy().tobytes() for o in x}) == 8

@@ -14,6 +14,7 @@ import torch
 from fastai.callback.core import Callback
 
 from .averaging import EMA, SWA
+from .compile import CompileModel
 from .distill import Distill
 from .guards import DivergenceGuard, EarlyStop, TimeLimit
 from .steps import Accumulate, BackOff, ClipNorm
@@ -37,7 +38,7 @@ def _distill(teacher, **args): return Distill(**load_teacher(teacher), **args)
 
 # %% ../../nbs/44_callbacks.catalog.ipynb #c23fd166
 CALLBACKS = dict(accumulate=Accumulate, clip_norm=ClipNorm, back_off=BackOff, ema=EMA, swa=SWA, divergence_guard=DivergenceGuard,
-                 early_stop=EarlyStop, time_limit=TimeLimit, distill=_distill)
+                 early_stop=EarlyStop, time_limit=TimeLimit, compile=CompileModel, distill=_distill)
 
 def callback_ops(
     cbs, # A name, a `(name, arguments)` pair, a fastai callback, or a list of these; None: none
