@@ -57,7 +57,7 @@ def _compare_classes(state, own, prefix):
     if not theirs or not ours or theirs == ours: return ''
     return f"The file is of a network for {theirs} classes, this one is for {ours}. "
 
-# %% ../nbs/25_models.ipynb #bd52314f
+# %% ../nbs/25_models.ipynb #92bed1c0
 def _fitted(state, model, file): # as timm fits published weights of the same architecture
     own = model.state_dict()
     if not _problems(state, own): return state
@@ -92,6 +92,7 @@ def create_model(
     fixed = size and arch_cfg(found).get('fixed_input_size', False)
     if fixed: kwargs.setdefault('img_size', size_hw(size))
     try: model = build_arch(found, pretrained is True, num_classes, **kwargs)
+    except OSError as e: raise InputError(_broke_off(found, e)) from e
     except (TypeError, ValueError, AssertionError) as e: raise InputError(f"'{arch}' cannot be built with {kwargs} ({e}).") from e
     if fixed: _try_size(model, arch, size_hw(size), kwargs.get('in_chans', 3))
     if isinstance(pretrained, (str, os.PathLike)): _start_from(model, pretrained, num_classes, weights_key)
@@ -104,7 +105,7 @@ def weights_available(
     there = published(find_arch(arch))
     return bool(there) and there.available
 
-# %% ../nbs/25_models.ipynb #ae5e01cf
+# %% ../nbs/25_models.ipynb #542a15d9
 def _check_numbers(num_classes, in_chans):
     if type(num_classes) is not int or num_classes < 0:
         raise InputError(f"num_classes={num_classes!r} is no number of outputs. Give the number of classes.")
@@ -125,6 +126,10 @@ def _check_published(found, pretrained):
     if not there.available:
         raise InputError(f"The weights of '{found.name}' are not in the cache, and the hub cannot be reached. "
                          f"{there.advice()} Or train from scratch: pretrained=False.")
+
+def _broke_off(found, e):
+    reason = (str(e) or type(e).__name__).splitlines()[0]
+    return f"The weights of '{found.name}' could not be fetched ({reason}). {published(found).advice()}"
 
 def _try_size(model, arch, hw, in_chans): # some sizes are found out to be impossible by the first picture only
     training = model.training
@@ -191,7 +196,7 @@ def depth_groups(
     groups = group_parameters(model, model.group_matcher(coarse=coarse))
     return [names for _, names in sorted(groups.items())]
 
-# %% ../nbs/25_models.ipynb #99d5da92
+# %% ../nbs/25_models.ipynb #a422569d
 def layer_scales(
     model, # From `create_model`
     decay:float=0.75, # From each group to the one below; the value of published ViT recipes
@@ -202,7 +207,7 @@ def layer_scales(
     n = len(depth_groups(model, coarse))
     return [max(min_scale, decay**(n - 1 - i)) for i in range(n)]
 
-# %% ../nbs/25_models.ipynb #ba3befcc
+# %% ../nbs/25_models.ipynb #8d74d5a0
 def undecayed(
     model, # From `create_model`
 ) -> list: # Parameter names

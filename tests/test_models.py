@@ -152,6 +152,16 @@ def test_weights_of_the_hub_without_a_network(hub):
     with pytest.raises(InputError, match='someone/birds/resolve/main/model.safetensors'):
         create_model('test_resnet', 'hf-hub:someone/birds')
 
+@pytest.mark.parametrize('error', [OSError('connection lost\nlater'), ConnectionResetError()])
+def test_a_download_that_breaks_off(hub, monkeypatch, error):
+    def fail(*args, **kwargs): raise error
+    monkeypatch.setattr('imgcls_nb.weights.host_answers', lambda url, timeout_s=3.: True)
+    monkeypatch.delenv('HF_HUB_OFFLINE')
+    monkeypatch.setattr('timm.create_model', fail)
+    reason = 'connection lost' if error.args else 'ConnectionResetError'
+    with pytest.raises(InputError, match=rf'not be fetched \({reason}\)(.|\n)*resolve/main/model.safetensors'):
+        create_model('resnet18', pretrained=True)
+
 def test_what_to_take_instead_of_weights_that_do_not_exist():
     for arch, near in (('ResNet200_vd', 'resnet200d.ra2_in1k'), ('ShuffleNetV2_x0_25', 'ShuffleNetV2_x0_5')):
         with pytest.raises(InputError, match=f"'{arch}' has no published weights. The nearest that has them is '{near}'"):
