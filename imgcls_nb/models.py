@@ -57,6 +57,7 @@ def _compare_classes(state, own, prefix):
     if not theirs or not ours or theirs == ours: return ''
     return f"The file is of a network for {theirs} classes, this one is for {ours}. "
 
+<<<<<<< HEAD
 # %% ../nbs/25_models.ipynb #72aeb23a
 def _fitted(state, model, file): # as timm fits published weights of the same architecture
     own = model.state_dict()
@@ -96,6 +97,9 @@ def _first_convs(model):
 def _other_channels(a, b): return a.ndim == b.ndim == 4 and a.shape[1] != b.shape[1] and a[:, :1].shape == b[:, :1].shape
 
 # %% ../nbs/25_models.ipynb #bd52314f
+=======
+# %% ../nbs/25_models.ipynb #92bed1c0
+>>>>>>> w-models
 def _fitted(state, model, file): # as timm fits published weights of the same architecture
     own = model.state_dict()
     if not _problems(state, own): return state
@@ -143,6 +147,7 @@ def weights_available(
     there = published(find_arch(arch))
     return bool(there) and there.available
 
+<<<<<<< HEAD
 # %% ../nbs/25_models.ipynb #4a369415
 def _check_numbers(num_classes, in_chans):
     if type(num_classes) is not int or num_classes < 0:
@@ -232,6 +237,9 @@ def _hub_weights(name):
     return there.cached or Path(hf_hub_download(repo, 'model.safetensors'))
 
 # %% ../nbs/25_models.ipynb #ae5e01cf
+=======
+# %% ../nbs/25_models.ipynb #542a15d9
+>>>>>>> w-models
 def _check_numbers(num_classes, in_chans):
     if type(num_classes) is not int or num_classes < 0:
         raise InputError(f"num_classes={num_classes!r} is no number of outputs. Give the number of classes.")
@@ -252,6 +260,10 @@ def _check_published(found, pretrained):
     if not there.available:
         raise InputError(f"The weights of '{found.name}' are not in the cache, and the hub cannot be reached. "
                          f"{there.advice()} Or train from scratch: pretrained=False.")
+
+def _broke_off(found, e):
+    reason = (str(e) or type(e).__name__).splitlines()[0]
+    return f"The weights of '{found.name}' could not be fetched ({reason}). {published(found).advice()}"
 
 def _try_size(model, arch, hw, in_chans): # some sizes are found out to be impossible by the first picture only
     training = model.training
@@ -318,6 +330,7 @@ def depth_groups(
     groups = group_parameters(model, model.group_matcher(coarse=coarse))
     return [names for _, names in sorted(groups.items())]
 
+<<<<<<< HEAD
 # %% ../nbs/25_models.ipynb #dfd919a7
 def layer_scales(
     model, # From `create_model`
@@ -359,6 +372,9 @@ def undecayed(
             if p.ndim <= 1 or n.endswith('.bias') or any(fnmatch(n, o) for o in named)]
 
 # %% ../nbs/25_models.ipynb #99d5da92
+=======
+# %% ../nbs/25_models.ipynb #a422569d
+>>>>>>> w-models
 def layer_scales(
     model, # From `create_model`
     decay:float=0.75, # From each group to the one below; the value of published ViT recipes
@@ -369,7 +385,7 @@ def layer_scales(
     n = len(depth_groups(model, coarse))
     return [max(min_scale, decay**(n - 1 - i)) for i in range(n)]
 
-# %% ../nbs/25_models.ipynb #ba3befcc
+# %% ../nbs/25_models.ipynb #8d74d5a0
 def undecayed(
     model, # From `create_model`
 ) -> list: # Parameter names

@@ -133,7 +133,7 @@ def test_balance_table(tmp_path, balance, drawn, loss):
     assert table.pictures.tolist() == [30, 3, 3] and table.before['circle'] == pytest.approx(30/36)
     assert table.after.sum() == pytest.approx(1)
     if balance: assert table.after.tolist() == pytest.approx([1/3]*3, abs=.04)
-    weights = getattr(image_learner(dls, 'test_resnet').loss_func.func, 'weight', None)
+    weights = getattr(image_learner(dls, 'test_resnet').loss_func, 'weight', None)
     assert (weights is None) == (balance in (None, 'sampler'))
     if weights is not None: assert weights.tolist() == pytest.approx(table.loss_weight.tolist())
 
