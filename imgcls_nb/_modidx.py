@@ -997,6 +997,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'imgcls_nb.learner._note_fit': ('learner.html#_note_fit', 'imgcls_nb/learner.py'),
                                    'imgcls_nb.learner._noted': ('learner.html#_noted', 'imgcls_nb/learner.py'),
                                    'imgcls_nb.learner._optimizer': ('learner.html#_optimizer', 'imgcls_nb/learner.py'),
+                                   'imgcls_nb.learner._splitter': ('learner.html#_splitter', 'imgcls_nb/learner.py'),
                                    'imgcls_nb.learner._traceless': ('learner.html#_traceless', 'imgcls_nb/learner.py'),
                                    'imgcls_nb.learner._varying': ('learner.html#_varying', 'imgcls_nb/learner.py'),
                                    'imgcls_nb.learner._watching': ('learner.html#_watching', 'imgcls_nb/learner.py'),

@@ -163,7 +163,7 @@ def _build(plan, dls, loss_func=None, opt_func=None, metrics=None, cbs=None):
     if not opt_func: read_optimizer(obj.opt, obj.opt_args) # what cannot be is said before a network is built
     model, dls = _build_model(plan, dls, channels_last)
     learn = ImageLearner(dls, model, as_loss(loss_func) if loss_func else _loss(obj, dls), opt_func or _optimizer(obj, model),
-                         splitter=split_params, wd=obj.weight_decay, wd_bn_bias=obj.decay_norm_bias or not opt_func,
+                         splitter=_splitter(obj), wd=obj.weight_decay, wd_bn_bias=obj.decay_norm_bias or not opt_func,
                          metrics=metrics, path=plan.run or '.',
                          cbs=[Clock(plan.data.seed), EpochMetrics(), StepTimer(), EpochTable(), *precise, *_varying(plan),
                               *_watching(device, named), *named, *L(cbs)])
@@ -199,6 +199,8 @@ def _watching(device, named): # on by itself, unless it was asked for with setti
 def _loss(obj, dls):
     weights = class_weights(dls.train_ds.labels, dls.c, dls.loss_power) if dls.loss_power else None
     return make_loss(obj.loss, obj.label_smoothing, weights, **obj.loss_args).to(dls.device)
+
+def _splitter(obj): return split_params if obj.layer_decay is None else partial(split_params, coarse=False) # block by block
 
 def _optimizer(obj, model):
     scales = None if obj.layer_decay is None else layer_scales(model, obj.layer_decay)

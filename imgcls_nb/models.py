@@ -57,49 +57,7 @@ def _compare_classes(state, own, prefix):
     if not theirs or not ours or theirs == ours: return ''
     return f"The file is of a network for {theirs} classes, this one is for {ours}. "
 
-<<<<<<< HEAD
-# %% ../nbs/25_models.ipynb #72aeb23a
-def _fitted(state, model, file): # as timm fits published weights of the same architecture
-    own = model.state_dict()
-    if not _problems(state, own): return state
-    prepare = getattr(sys.modules[type(model).__module__], 'checkpoint_filter_fn', None)
-    try: state = prepare(dict(state), model) if prepare else dict(state)
-    except (KeyError, IndexError, ValueError, RuntimeError, AttributeError, AssertionError): return state # not its weights
-    for key in [f'{name}.weight' for name in _first_convs(model)]:
-        if key in state and key in own and _other_channels(state[key], own[key]):
-            print(f"Weights from {file.name} are for {state[key].shape[1]} channels, now {own[key].shape[1]}: {key} was adapted.")
-            state[key] = adapt_input_conv(own[key].shape[1], state[key], base_chans=state[key].shape[1])
-    return state
-
-def _first_convs(model):
-    names = model.pretrained_cfg.get('first_conv') or ()
-    return [names] if isinstance(names, str) else list(names)
-
-def _other_channels(a, b): return a.ndim == b.ndim == 4 and a.shape[1] != b.shape[1] and a[:, :1].shape == b[:, :1].shape
-
-# %% ../nbs/25_models.ipynb #5871f305
-def _fitted(state, model, file): # as timm fits published weights of the same architecture
-    own = model.state_dict()
-    if not _problems(state, own): return state
-    prepare = getattr(sys.modules[type(model).__module__], 'checkpoint_filter_fn', None)
-    try: state = prepare(dict(state), model) if prepare else dict(state)
-    except (KeyError, IndexError, ValueError, RuntimeError, AttributeError, AssertionError): return state # not its weights
-    for key in [f'{name}.weight' for name in _first_convs(model)]:
-        if key in state and key in own and _other_channels(state[key], own[key]):
-            print(f"Weights from {file.name} are for {state[key].shape[1]} channels, now {own[key].shape[1]}: {key} was adapted.")
-            state[key] = adapt_input_conv(own[key].shape[1], state[key], base_chans=state[key].shape[1])
-    return state
-
-def _first_convs(model):
-    names = model.pretrained_cfg.get('first_conv') or ()
-    return [names] if isinstance(names, str) else list(names)
-
-def _other_channels(a, b): return a.ndim == b.ndim == 4 and a.shape[1] != b.shape[1] and a[:, :1].shape == b[:, :1].shape
-
-# %% ../nbs/25_models.ipynb #bd52314f
-=======
 # %% ../nbs/25_models.ipynb #92bed1c0
->>>>>>> w-models
 def _fitted(state, model, file): # as timm fits published weights of the same architecture
     own = model.state_dict()
     if not _problems(state, own): return state
@@ -147,99 +105,7 @@ def weights_available(
     there = published(find_arch(arch))
     return bool(there) and there.available
 
-<<<<<<< HEAD
-# %% ../nbs/25_models.ipynb #4a369415
-def _check_numbers(num_classes, in_chans):
-    if type(num_classes) is not int or num_classes < 0:
-        raise InputError(f"num_classes={num_classes!r} is no number of outputs. Give the number of classes.")
-    if type(in_chans) is not int or in_chans < 1:
-        raise InputError(f"in_chans={in_chans!r} is no number of channels. Give 3 for colour, 1 for grey.")
-
-def _check_published(found, pretrained):
-    if found.library == 'hf-hub' and not (what := on_hub(found.base, ('config.json',))).available:
-        raise InputError(f"What '{found.name}' is stands in a file that is not in the cache, and the hub cannot be reached:\n"
-                         f"  {what.url}\nOn a machine with a network run `hf download {found.base}` and bring the cache here; "
-                         "or name the architecture, and pass the path of its weights file.")
-    if pretrained is not True: return
-    there = published(found)
-    if not there:
-        near = f" The nearest that has them is '{found.nearest}'." if found.nearest else ''
-        raise InputError(f"'{found.name}' has no published weights.{near} "
-                         "Pass pretrained=False, or the path of a weights file.")
-    if not there.available:
-        raise InputError(f"The weights of '{found.name}' are not in the cache, and the hub cannot be reached. "
-                         f"{there.advice()} Or train from scratch: pretrained=False.")
-
-def _broke_off(found, e):
-    reason = (str(e) or type(e).__name__).splitlines()[0]
-    return f"The weights of '{found.name}' could not be fetched ({reason}). {published(found).advice()}"
-
-def _try_size(model, arch, hw, in_chans): # some sizes are found out to be impossible by the first picture only
-    training = model.training
-    try:
-        with torch.no_grad(): model.eval()(torch.zeros(1, in_chans, *hw))
-    except (AssertionError, RuntimeError) as e: raise InputError(f"'{arch}' cannot take pictures of {hw} pixels ({e}).") from e
-    finally: model.train(training)
-
-def _start_from(model, pretrained, num_classes, weights_key):
-    file = _hub_weights(pretrained) if str(pretrained).startswith('hf-hub:') else find_weights(pretrained)
-    if head := load_weights(model, file, new_head=True, weights_key=weights_key):
-        print(f"Weights from {file.name}; the head ({', '.join(head)}) is new, for {num_classes} classes.")
-
-def _hub_weights(name):
-    from huggingface_hub import hf_hub_download
-    repo = name.removeprefix('hf-hub:')
-    there = on_hub(repo)
-    if not there.available: raise InputError(f"The weights of '{name}' are not in the cache, and the hub cannot be reached. "
-                                             f"{there.advice()}")
-    return there.cached or Path(hf_hub_download(repo, 'model.safetensors'))
-
-# %% ../nbs/25_models.ipynb #ed57dd46
-def _check_numbers(num_classes, in_chans):
-    if type(num_classes) is not int or num_classes < 0:
-        raise InputError(f"num_classes={num_classes!r} is no number of outputs. Give the number of classes.")
-    if type(in_chans) is not int or in_chans < 1:
-        raise InputError(f"in_chans={in_chans!r} is no number of channels. Give 3 for colour, 1 for grey.")
-
-def _check_published(found, pretrained):
-    if found.library == 'hf-hub' and not (what := on_hub(found.base, ('config.json',))).available:
-        raise InputError(f"What '{found.name}' is stands in a file that is not in the cache, and the hub cannot be reached:\n"
-                         f"  {what.url}\nOn a machine with a network run `hf download {found.base}` and bring the cache here; "
-                         "or name the architecture, and pass the path of its weights file.")
-    if pretrained is not True: return
-    there = published(found)
-    if not there:
-        near = f" The nearest that has them is '{found.nearest}'." if found.nearest else ''
-        raise InputError(f"'{found.name}' has no published weights.{near} "
-                         "Pass pretrained=False, or the path of a weights file.")
-    if not there.available:
-        raise InputError(f"The weights of '{found.name}' are not in the cache, and the hub cannot be reached. "
-                         f"{there.advice()} Or train from scratch: pretrained=False.")
-
-def _try_size(model, arch, hw, in_chans): # some sizes are found out to be impossible by the first picture only
-    training = model.training
-    try:
-        with torch.no_grad(): model.eval()(torch.zeros(1, in_chans, *hw))
-    except (AssertionError, RuntimeError) as e: raise InputError(f"'{arch}' cannot take pictures of {hw} pixels ({e}).") from e
-    finally: model.train(training)
-
-def _start_from(model, pretrained, num_classes, weights_key):
-    file = _hub_weights(pretrained) if str(pretrained).startswith('hf-hub:') else find_weights(pretrained)
-    if head := load_weights(model, file, new_head=True, weights_key=weights_key):
-        print(f"Weights from {file.name}; the head ({', '.join(head)}) is new, for {num_classes} classes.")
-
-def _hub_weights(name):
-    from huggingface_hub import hf_hub_download
-    repo = name.removeprefix('hf-hub:')
-    there = on_hub(repo)
-    if not there.available: raise InputError(f"The weights of '{name}' are not in the cache, and the hub cannot be reached. "
-                                             f"{there.advice()}")
-    return there.cached or Path(hf_hub_download(repo, 'model.safetensors'))
-
-# %% ../nbs/25_models.ipynb #ae5e01cf
-=======
 # %% ../nbs/25_models.ipynb #542a15d9
->>>>>>> w-models
 def _check_numbers(num_classes, in_chans):
     if type(num_classes) is not int or num_classes < 0:
         raise InputError(f"num_classes={num_classes!r} is no number of outputs. Give the number of classes.")
@@ -330,51 +196,7 @@ def depth_groups(
     groups = group_parameters(model, model.group_matcher(coarse=coarse))
     return [names for _, names in sorted(groups.items())]
 
-<<<<<<< HEAD
-# %% ../nbs/25_models.ipynb #dfd919a7
-def layer_scales(
-    model, # From `create_model`
-    decay:float=0.75, # From each group to the one below; the value of published ViT recipes
-    coarse:bool=False, # As for `split_params`, whose groups these are the factors of
-    min_scale:float=0., # No factor is smaller
-) -> list: # One factor a group, 1 for the head
-    "What to multiply the learning rate of each depth group with"
-    n = len(depth_groups(model, coarse))
-    return [max(min_scale, decay**(n - 1 - i)) for i in range(n)]
-
-# %% ../nbs/25_models.ipynb #0643d1ec
-def undecayed(
-    model, # From `create_model`
-) -> list: # Parameter names
-    "The parameters that get no weight decay: biases, scales of norms, and what the network itself names"
-    named = model.no_weight_decay() if hasattr(model, 'no_weight_decay') else ()
-    return [n for n, p in model.named_parameters()
-            if p.ndim <= 1 or n.endswith('.bias') or any(fnmatch(n, o) for o in named)]
-
-# %% ../nbs/25_models.ipynb #f184aaaf
-def layer_scales(
-    model, # From `create_model`
-    decay:float=0.75, # From each group to the one below; the value of published ViT recipes
-    coarse:bool=False, # As for `split_params`, whose groups these are the factors of
-    min_scale:float=0., # No factor is smaller
-) -> list: # One factor a group, 1 for the head
-    "What to multiply the learning rate of each depth group with"
-    n = len(depth_groups(model, coarse))
-    return [max(min_scale, decay**(n - 1 - i)) for i in range(n)]
-
-# %% ../nbs/25_models.ipynb #047f5ef9
-def undecayed(
-    model, # From `create_model`
-) -> list: # Parameter names
-    "The parameters that get no weight decay: biases, scales of norms, and what the network itself names"
-    named = model.no_weight_decay() if hasattr(model, 'no_weight_decay') else ()
-    return [n for n, p in model.named_parameters()
-            if p.ndim <= 1 or n.endswith('.bias') or any(fnmatch(n, o) for o in named)]
-
-# %% ../nbs/25_models.ipynb #99d5da92
-=======
 # %% ../nbs/25_models.ipynb #a422569d
->>>>>>> w-models
 def layer_scales(
     model, # From `create_model`
     decay:float=0.75, # From each group to the one below; the value of published ViT recipes

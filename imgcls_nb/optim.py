@@ -8,7 +8,6 @@ __all__ = ['OPTIMIZERS', 'read_optimizer', 'DepthOptimizer', 'make_optimizer']
 # %% ../nbs/31_optim.ipynb #3fe5b3e3
 import inspect
 from collections import defaultdict
-from fnmatch import fnmatch
 from itertools import count
 
 import numpy as np
@@ -21,6 +20,7 @@ from timm.optim import list_optimizers as timm_optimizers
 from torch import nn
 
 from .core import InputError, did_you_mean
+from .models import undecayed
 
 # %% ../nbs/31_optim.ipynb #44818e1b
 def _unfit(name): # why a `Learner` cannot use it, or None
@@ -91,8 +91,8 @@ def _check_args(name, args, slots, own):
 
 # %% ../nbs/31_optim.ipynb #57e1e071
 def _apart(model): # ids of the parameters that a model wants without decay
-    patterns = getattr(model, 'no_weight_decay', set)()
-    return {id(p) for n, p in model.named_parameters() if n.endswith('.bias') or any(fnmatch(n, o) for o in patterns)}
+    names = set(undecayed(model))
+    return {id(p) for n, p in model.named_parameters() if n in names}
 
 def _torch_groups(param_lists, apart, decay_all, fallback):
     for depth, params in enumerate(param_lists):
