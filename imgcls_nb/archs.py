@@ -140,26 +140,36 @@ class _LikeTimm:
         self.set_submodule(self.FIRST_CONV, new)
 
 class AlexNet(_LikeTimm, tv.AlexNet):
+    "torchvision's, with timm's words"
     HEAD = 'classifier.6'
 
-class SqueezeNet(_LikeTimm, tv.SqueezeNet): pass
+class SqueezeNet(_LikeTimm, tv.SqueezeNet): "torchvision's, with timm's words"
 
 class MobileNetV2(_LikeTimm, tv.MobileNetV2):
+    "torchvision's, with timm's words"
     FIRST_CONV = 'features.0.0'
 
 class GoogLeNet(_LikeTimm, tv.GoogLeNet):
+    "torchvision's, with timm's words, and without its auxiliary heads"
     FIRST_CONV, HEAD = 'conv1.conv', 'fc'
     STEM, BLOCKS = r'^conv[123]', r'^inception(\d)'
     STAGES = BLOCKS
 
-    def __init__(self, **kwargs): super().__init__(aux_logits=False, init_weights=True, **kwargs)
+    def __init__(self,
+        **kwargs # Of torchvision's class
+    ): super().__init__(aux_logits=False, init_weights=True, **kwargs)
 
 class ShuffleNetV2(_LikeTimm, tv.ShuffleNetV2):
+    "torchvision's, with timm's words and a choice of activation"
     FIRST_CONV, HEAD = 'conv1.0', 'fc'
     STEM, BLOCKS = r'^conv1', [(r'^stage(\d)\.(\d+)', None), (r'^conv5', (9, 9))]
     STAGES = [(r'^stage(\d)', None), (r'^conv5', (9,))]
 
-    def __init__(self, stages_out_channels, act_layer='ReLU', **kwargs):
+    def __init__(self,
+        stages_out_channels, # Five numbers of channels: stem, three stages, head
+        act_layer='ReLU', # Name of a class of `torch.nn`
+        **kwargs # Of torchvision's class
+    ):
         super().__init__([4, 8, 4], stages_out_channels, **kwargs)
         relus = [k for k, o in self.named_modules() if isinstance(o, nn.ReLU)]
         for k in relus if act_layer != 'ReLU' else (): self.set_submodule(k, getattr(nn, act_layer)(inplace=True))
