@@ -244,14 +244,16 @@ def test_a_fit_that_is_stopped_ends_with_the_mean():
     want = mean(learn.keep.epochs_end[1:])
     assert learn.swa.n_averaged == 2 and (state(learn.model)['0.weight'] - want['0.weight']).abs().max() < 1e-6
 
-def test_an_interrupted_fit_keeps_its_weights_and_the_mean():
-    learn = make(SWA(0.), Keep(), Interrupt('before_epoch', 3))
+def test_an_interrupted_fit_keeps_its_weights_and_the_mean(tmp_path):
+    learn = make(SWA(0.), Keep(), Interrupt('before_epoch', 3), path=tmp_path)
     with pytest.raises(KeyboardInterrupt): fit(learn, 4)
     assert equal(state(learn.model), learn.keep.epochs_end[-1]) and learn.swa.n_averaged == 3
     learn.remove_cbs(Interrupt)
     ends = learn.keep.epochs_end
     learn.validate()
     learn.get_preds()
+    with learn.no_logging(): learn.lr_find(num_it=7, show_plot=False)
+    assert not learn.swa.applied
     learn.swa.apply()
     assert (state(learn.model)['0.weight'] - mean(ends)['0.weight']).abs().max() < 1e-6
     kept = state_from_bytes(state_to_bytes(learn.swa.state()))

@@ -18,7 +18,7 @@ import imgcls_nb.data  # noqa: F401 (imports fastai without its warning)
 from imgcls_nb.callbacks import guards
 from imgcls_nb.callbacks.averaging import EMA, SWA
 from imgcls_nb.callbacks.clock import Clock, EpochMetrics
-from imgcls_nb.callbacks.guards import DivergenceGuard, EarlyStop, TimeLimit
+from imgcls_nb.callbacks.guards import DivergenceGuard, EarlyStop, LossWatch, TimeLimit
 from imgcls_nb.callbacks.progress import EpochTable
 from imgcls_nb.callbacks.steps import Accumulate, ClipNorm
 from imgcls_nb.core import InputError
@@ -189,7 +189,30 @@ def test_with_a_real_clock():
     learn = fit(make(TimeLimit(.3/60), slow()), 10**4)
     assert time.monotonic() - start < 5 and learn.clock.epochs >= 1
 
+def test_fine_tuning_stays_within_its_time(shapes, watch):
+    from imgcls_nb.data import image_dls
+    from imgcls_nb.learner import image_learner
+    learn = image_learner(image_dls(shapes, size=32, bs=8, device='cpu', num_workers=0), 'test_resnet')
+    limit = TimeLimit(2/60)
+    with learn.no_bar(): learn.fine_tune(3, cbs=[limit, Second(watch)])
+    assert (learn.clock.epochs, learn.clock.steps) == (1, 2) and 'nothing is left' in limit.why
+    with learn.no_bar(): learn.fit(1)
+    assert learn.clock.epochs == 2
+
 # The guard
+
+@pytest.mark.parametrize('losses, at', [
+    ([1.]*30 + [9.]*5, 34), ([1.]*30 + [9.]*4 + [1.] + [9.]*5, 39), ([1.]*10 + [9.]*9, None),
+    ([5.]*20 + [1.]*100 + [4.9]*9, None), ([5.]*20 + [1.]*100 + [5.1]*9, 124), ([1., NAN], 1), ([math.inf], 0),
+    ([-5.]*40 + [-1.]*20, None), ([0.]*90, None),
+    ([1.]*200 + [3.1]*4 + [2.9]*50, None), ([2.**-i for i in range(100)], None), ([1.]*30 + [NAN], 30)], ids=range(12))
+def test_which_losses_are_lost(losses, at):
+    watch = LossWatch(patience=5)
+    assert next((i for i, o in enumerate(losses) if watch.add(o)), None) == at
+
+def test_some_losses_may_be_no_numbers():
+    watch = LossWatch(odd=2)
+    assert [bool(watch.add(o)) for o in (NAN, NAN, 1., NAN, NAN, NAN)] == [False]*5 + [True] and watch.typical == 1
 
 class Interrupt(Callback):
     order = 200
@@ -318,3 +341,24 @@ def test_on_an_image_learner(shapes, tmp_path):
     assert learn.run_folder.events('failed')
     learn.remove_cbs(Rate)
     with learn.no_bar(): learn.fit(1)
+
+def test_all_of_them_interrupted_anywhere(shapes):
+    from imgcls_nb.callbacks.compile import CompileModel
+    from imgcls_nb.callbacks.steps import BackOff
+    from imgcls_nb.data import image_dls
+    from imgcls_nb.learner import image_learner
+    dls = image_dls(shapes, size=32, bs=8, aug='light', device='cpu', num_workers=0)
+    cbs = [Accumulate(2), BackOff(3), ClipNorm(1.), EMA(), SWA(0.), EarlyStop(), TimeLimit(5), DivergenceGuard(),
+           CompileModel(backend='eager')]
+    learn, before = image_learner(dls, 'test_resnet', mix='mixup', cbs=cbs), learn_names(cbs)
+    for event, at in [(e, i) for e in ('after_pred', 'after_backward', 'after_step', 'after_batch') for i in (0, 2, 4)]:
+        learn.add_cb(Interrupt(event, at))
+        with pytest.raises(KeyboardInterrupt), learn.no_bar(): learn.fit_one_cycle(2)
+        learn.remove_cbs(Interrupt)
+        assert 'forward' not in vars(learn.model) and '_backward' not in vars(learn)
+        assert learn.accumulate.done == 0 and learn.divergence_guard.good is None and learn_names(learn.cbs) >= before
+        assert all(p.grad is None or not p.grad.any() for p in learn.model.parameters())
+    with learn.no_bar(): learn.fit(2)
+    assert learn.swa.applied and 'ema_top1' in learn.epoch_metrics.values
+
+def learn_names(cbs): return {o.name for o in cbs}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['no_trace', 'CompileModel']
 
-# %% ../../nbs/42_callbacks.compile.ipynb #c22d3f2a
+# %% ../../nbs/42_callbacks.compile.ipynb #5231ac89
 import time
 from contextlib import contextmanager
 
@@ -15,7 +15,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from .steps import is_out_of_memory
 
-# %% ../../nbs/42_callbacks.compile.ipynb #5b79a055
+# %% ../../nbs/42_callbacks.compile.ipynb #781fc83c
 @contextmanager
 def no_trace(
     model, # Its buffers are as before after the block
@@ -28,7 +28,7 @@ def no_trace(
     finally:
         for k, v in model.named_buffers(): v.copy_(kept[k])
 
-# %% ../../nbs/42_callbacks.compile.ipynb #2270bb62
+# %% ../../nbs/42_callbacks.compile.ipynb #d4b6f1b4
 class CompileModel(Callback):
     "Run full training batches compiled, or say once why that cannot be"
     order = 11 # around the forward of `Precision`, inside that of `BackOff`

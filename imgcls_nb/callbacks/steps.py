@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['OOM_SIGNS', 'loss_divisor', 'Accumulate', 'ClipNorm', 'is_out_of_memory', 'frozen_statistics', 'BackOff']
 
-# %% ../../nbs/41_callbacks.steps.ipynb #fa6118b0
+# %% ../../nbs/41_callbacks.steps.ipynb #3615377e
 import math
 from contextlib import contextmanager, nullcontext
 
 import torch
 from fastai.callback.core import Callback, CancelBatchException
+from fastcore.basics import patch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..core import InputError
 
-# %% ../../nbs/41_callbacks.steps.ipynb #ada219c4
+# %% ../../nbs/41_callbacks.steps.ipynb #f4c17a8d
 def loss_divisor(
     loss_func, # Of a learner; if it has a method `normalizer`, that is asked
     targ, # Targets of a batch
@@ -29,7 +30,7 @@ def loss_divisor(
     if weight is None: return len(targ) if ignored < 0 else (targ != ignored).sum()
     return (weight[targ.clamp(min=0)]*(targ != ignored)).sum()
 
-# %% ../../nbs/41_callbacks.steps.ipynb #3dc1ba24
+# %% ../../nbs/41_callbacks.steps.ipynb #222eee0d
 class Accumulate(Callback):
     "Make one step from the gradients of several batches, as if they were one"
     order, run_valid = 5, False # after mixing has made the loss, before fp16 scales it, before all that acts on a step
@@ -69,7 +70,7 @@ def _scale(params, factor):
     for p in params:
         if p.grad is not None: p.grad.mul_(factor)
 
-# %% ../../nbs/41_callbacks.steps.ipynb #b6422fff
+# %% ../../nbs/41_callbacks.steps.ipynb #9e023254
 class ClipNorm(Callback):
     "Shorten the gradient just before a step, if it is longer than `max_norm`"
     order, run_valid = 13, False # after `Accumulate`, and after the scaler of fp16 has divided
@@ -85,7 +86,7 @@ class ClipNorm(Callback):
 
     def before_step(self): self.measured = nn.utils.clip_grad_norm_(self.parameters(), self.max_norm)
 
-# %% ../../nbs/41_callbacks.steps.ipynb #7424c5f9
+# %% ../../nbs/41_callbacks.steps.ipynb #42d59bb6
 OOM_SIGNS = 'out of memory', 'not enough memory', "can't allocate memory", 'ALLOC_FAILED' # CUDA and MPS, Windows, Linux, cuDNN
 
 def is_out_of_memory(
@@ -95,7 +96,7 @@ def is_out_of_memory(
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)): return True
     return isinstance(error, RuntimeError) and any(o in str(error) for o in OOM_SIGNS)
 
-# %% ../../nbs/41_callbacks.steps.ipynb #52118f2f
+# %% ../../nbs/41_callbacks.steps.ipynb #0924e95c
 @contextmanager
 def frozen_statistics(
     model, # In training mode
@@ -112,7 +113,7 @@ def frozen_statistics(
 def _set(module, values):
     for k, v in values.items(): setattr(module, k, v)
 
-# %% ../../nbs/41_callbacks.steps.ipynb #881cbf92
+# %% ../../nbs/41_callbacks.steps.ipynb #60ab47df
 class BackOff(Callback):
     "Do a training batch in parts when memory runs out, with the same step as a result"
     order = 12 # its forward goes around those of precision and compiler
@@ -158,33 +159,6 @@ class BackOff(Callback):
         if n == 1: raise InputError(_too_large(x))
         self.room[self.training], self.told = math.ceil(n/2), False
 
-    def _backward(self):
-        before = {} if self.clean else {p: p.grad.clone() for p in self.parameters() if p.grad is not None}
-        self.clean = False
-        try: return self.loss_grad.backward()
-        except (RuntimeError, MemoryError) as e:
-            if not is_out_of_memory(e) or getattr(self.output, 'grad', None) is None: raise
-        grad = self._let_go()
-        while not self._again(grad, before): pass
-
-    def _let_go(self): # of the failed computation, or its memory stays in use
-        grad, self.output = self.output.grad, None
-        for o in ('pred', 'loss', 'loss_grad'): setattr(self.learn, o, getattr(self.learn, o).detach())
-        return grad
-
-    def _again(self, grad, before): # the network's own part, with the gradient of its output
-        self._halve(self.xb[0])
-        self.opt.zero_grad()
-        for p, o in before.items(): p.grad.copy_(o)
-        try:
-            with frozen_statistics(self.learn.model):
-                for *xb, g in self._parts(*self.xb, grad):
-                    with torch.autocast(self.cast[0], *self.cast[1:]): out = self.inner(*xb)
-                    out.backward(g)
-            return True
-        except (RuntimeError, MemoryError) as e:
-            if not is_out_of_memory(e): raise
-
     def after_step(self): self.clean = True # what follows sets the gradients to zero
 
     def after_batch(self):
@@ -193,9 +167,9 @@ class BackOff(Callback):
 
     def _tell(self, n, room):
         self.told = True
-        how = f"bs={room} with accumulate={math.ceil(n/room)}" if self.training else f"valid_bs={room}"
+        faster = f"The steps stay the same; bs={room} with accumulate={math.ceil(n/room)} would be faster."
         print(f"Out of memory: batches of {n} now go through the network {room} pictures at a time. "
-              f"What comes out is the same; {how} would be faster.")
+              f"{faster if self.training else 'The numbers stay the same.'}")
 
     def after_train(self): self.clean = True
 
@@ -209,3 +183,34 @@ class BackOff(Callback):
 def _too_large(x):
     return (f"Memory runs out with a single picture of {'x'.join(map(str, x.shape[1:]))}. Free some (other programs, other "
             "notebooks), or take smaller pictures with size=..., a smaller network, or precision='bf16'.")
+
+# %% ../../nbs/41_callbacks.steps.ipynb #cd50a88d
+@patch
+def _backward(self:BackOff):
+    before = {} if self.clean else {p: p.grad.clone() for p in self.parameters() if p.grad is not None}
+    self.clean = False
+    try: return self.loss_grad.backward()
+    except (RuntimeError, MemoryError) as e:
+        if not is_out_of_memory(e) or getattr(self.output, 'grad', None) is None: raise
+    grad = self._let_go()
+    while not self._again(grad, before): pass
+
+@patch
+def _let_go(self:BackOff): # of the failed computation, or its memory stays in use
+    grad, self.output = self.output.grad, None
+    for o in ('pred', 'loss', 'loss_grad'): setattr(self.learn, o, getattr(self.learn, o).detach())
+    return grad
+
+@patch
+def _again(self:BackOff, grad, before): # the network's own part, with the gradient of its output
+    self._halve(self.xb[0])
+    self.opt.zero_grad()
+    for p, o in before.items(): p.grad.copy_(o)
+    try:
+        with frozen_statistics(self.learn.model):
+            for *xb, g in self._parts(*self.xb, grad):
+                with torch.autocast(self.cast[0], *self.cast[1:]): out = self.inner(*xb)
+                out.backward(g)
+        return True
+    except (RuntimeError, MemoryError) as e:
+        if not is_out_of_memory(e): raise
