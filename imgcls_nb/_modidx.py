@@ -868,6 +868,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'imgcls_nb.data._ignore_interrupt': ('data.html#_ignore_interrupt', 'imgcls_nb/data.py'),
                                 'imgcls_nb.data._known_device': ('data.html#_known_device', 'imgcls_nb/data.py'),
                                 'imgcls_nb.data._name_label': ('data.html#_name_label', 'imgcls_nb/data.py'),
+                                'imgcls_nb.data._raised': ('data.html#_raised', 'imgcls_nb/data.py'),
                                 'imgcls_nb.data._settle': ('data.html#_settle', 'imgcls_nb/data.py'),
                                 'imgcls_nb.data._start': ('data.html#_start', 'imgcls_nb/data.py'),
                                 'imgcls_nb.data._typed': ('data.html#_typed', 'imgcls_nb/data.py'),

@@ -219,7 +219,6 @@ def __iter__(self:ImageDL):
     if self.shuffle and not todo: raise InputError(_NO_BATCH.format(n=len(self.dataset), bs=self.bs))
     self.before_iter()
     for b in self._fetch(todo):
-        if isinstance(b, InputError): raise b
         if isinstance(b[-1], list): self.lost, b = list(dict.fromkeys([*self.lost, *map(tuple, b[-1])])), b[:-1]
         if b: yield self.after_batch(to_device(_typed(b), self.device))
         any_left = any_left or bool(b)
@@ -233,11 +232,11 @@ _NONE_LEFT = "None of {n} pictures of '{root}' can be read any more. Is the fold
 @patch
 def _fetch(self:ImageDL, todo):
     workers = self.fake_l.num_workers
-    if not workers: yield from (self.maker[o] for o in todo)
+    if not workers: yield from (_raised(self.maker[o]) for o in todo)
     elif todo:
         loader, self.loader = self.loader or _start(self, workers), None # a second pass at the same time starts its own
         loader.sampler.todo = todo
-        try: yield from loader
+        try: yield from map(_raised, loader)
         except BaseException as e: # also when nobody wants the rest
             died = isinstance(e, (RuntimeError, OSError, EOFError)) and _died(loader)
             _end(loader)
@@ -247,6 +246,10 @@ def _fetch(self:ImageDL, todo):
 
 _DIED = ("A loader process has ended ({how}), most often because memory ran out. "
          "Take fewer than num_workers={workers}, or fewer pictures at once than bs={bs}.")
+
+def _raised(b):
+    if isinstance(b, InputError): raise b
+    return b
 
 def _start(dl, workers): # its generator is its own, for torch draws from the global one otherwise
     ahead = 4 if dl.bs*math.prod(dl.size) < 2**22 else 2

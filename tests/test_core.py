@@ -30,7 +30,8 @@ TURNS = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4:
 @pytest.mark.parametrize('kind', ['png', 'jpeg', 'tiff', 'webp'])
 @pytest.mark.parametrize('channels', [1, 3])
 def test_exif_orientation(tmp_path, kind, code, channels):
-    upright = np.kron(noise(3, 5, channels), np.ones((16, 16, 1), np.uint8)).squeeze() # whole JPEG blocks, so that turning loses nothing
+    # whole JPEG blocks, so that turning loses nothing
+    upright = np.kron(noise(3, 5, channels), np.ones((16, 16, 1), np.uint8)).squeeze()
     how = dict(jpeg=dict(quality=100, subsampling=0), webp=dict(lossless=True)).get(kind, {})
     exif = Image.Exif()
     exif[0x0112] = code
