@@ -25,6 +25,7 @@ import statistics
 import tempfile
 import time
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 from imgcls_nb.data import image_dls  # first, because it imports fastai quietly
@@ -57,7 +58,7 @@ PRE = Preprocess(crop=(SIZE, SIZE), resize_short=256, mean=IMAGENET_MEAN, std=IM
 def quiet():
     with contextlib.redirect_stdout(io.StringIO()): yield
 
-def make_net(arch, classes, precise=True):
+def make_net(arch, classes):
     torch.manual_seed(0)
     return timm.create_model(arch, num_classes=classes)
 
@@ -207,7 +208,8 @@ def compare_fashion(args, scratch):
     print('| who | seconds to it | best top-1 | all seconds |\n|---|---|---|---|')
     def show(name, curve):
         at = seconds_to(curve, args.goal)
-        print(f"| {name} | {f'{at:.0f}' if at else 'not reached'} | {max(o for _, o in curve):.2%} | {curve[-1][0]:.0f} |", flush=True)
+        said = f'{at:.0f}' if at else 'not reached'
+        print(f"| {name} | {said} | {max(o for _, o in curve):.2%} | {curve[-1][0]:.0f} |", flush=True)
     for name, curve in runs.items(): show(name, curve)
     for name, how in FASTAI_SETTINGS.items():
         runs[f'fastai, {name}'] = fashion_fastai(cap=args.cap, **how)
@@ -232,14 +234,16 @@ def flat_pixels(folder):
     files = sorted(folder.glob('*/*.png'))
     return np.stack([np.asarray(Image.open(o)).ravel()/255 for o in files]), [o.parent.name for o in files]
 
+def few_learner(folder, seed, arch, size, **kwargs):
+    dls = image_dls(folder, valid='valid', size=size, bs=32, valid_bs=256, seed=seed, device='cpu')
+    return image_learner(dls, arch, label_smoothing=.1, **kwargs)
+
 def compare_few(args, scratch):
     weights, rows = Path(scratch)/'imagenet.safetensors', []
     save_file(timm_state(torch.load(args.imagenet, weights_only=True)), weights)
     for seed in range(1, args.seeds + 1):
         folder = few_folder(scratch, 20, seed)
-        def learner(arch, size, **kwargs):
-            dls = image_dls(folder, valid='valid', size=size, bs=32, valid_bs=256, seed=seed, device='cpu')
-            return image_learner(dls, arch, opt_args=dict(), label_smoothing=.1, **kwargs)
+        learner = partial(few_learner, folder, seed)
         with quiet():
             learn, start = learner('mobilenetv2_100', 96, pretrained=str(weights)), time.perf_counter()
             with valid_at_the_end(learn): learn.fine_tune(12, 4e-3, freeze_epochs=3)
@@ -253,12 +257,14 @@ def compare_few(args, scratch):
                 with valid_at_the_end(learn): learn.fit_one_cycle(max(3, int(budget/(time.perf_counter() - start))), 5e-3)
                 row[name] = evaluate(learn).top1
         (x, y), (xv, yv) = flat_pixels(folder/'train'), flat_pixels(folder/'valid')
-        row['logistic regression on pixels'] = max(LogisticRegression(C=c, max_iter=1000).fit(x, y).score(xv, yv) for c in (1, .1))
+        by_pixels = [LogisticRegression(C=c, max_iter=1000).fit(x, y) for c in (1, .1)]
+        row['logistic regression on pixels'] = max(o.score(xv, yv) for o in by_pixels)
         rows.append(row | dict(seconds=budget))
     print('\n**few**: 20 pictures of each class of Fashion-MNIST, top-1 on the 10,000 test pictures\n')
     print(f"| seed | {' | '.join(rows[0])} |\n{'|---'*(len(rows[0]) + 1)}|")
     for seed, row in enumerate(rows, 1):
-        print(f"| {seed} | {' | '.join(f'{v:.1f}' if k == 'seconds' else f'{v:.1%}' for k, v in row.items())} |")
+        said = (f'{v:.1f}' if k == 'seconds' else f'{v:.1%}' for k, v in row.items())
+        print(f"| {seed} | {' | '.join(said)} |")
     return rows
 
 @contextlib.contextmanager

@@ -139,7 +139,8 @@ def make_parser() -> argparse.ArgumentParser:
                            help='change one value of it; repeatable')
         return p
 
-    p = verb('quickstart', _run_quickstart, 'Run the quickstart notebook on your pictures, or on handwritten digits', config=False)
+    p = verb('quickstart', _run_quickstart, 'Run the quickstart notebook on your pictures, or on handwritten digits',
+             config=False)
     p.add_argument('folder', nargs='?', help='one subfolder of pictures for each class')
     p.add_argument('--run', default='runs/quickstart', help='folder for everything that it makes (default: %(default)s)')
     for name, kind in (('arch', str), ('epochs', int), ('size', int), ('seed', int)): p.add_argument(f'--{name}', type=kind)

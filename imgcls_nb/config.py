@@ -287,7 +287,8 @@ def _schedule(cfg, epochs):
     s.one_of('name', ('Cosine',), 'Cosine')
     if s.get('learning_rate') is None: raise InputError("Optimizer.lr.learning_rate is missing. Give a number, such as 0.00375.")
     args = dict(n_epoch=epochs, schedule='cosine', lr=float(s.number('learning_rate')),
-                warmup_epochs=float(s.number('warmup_epoch', 0)), warmup_lr=float(s.number('warmup_start_lr', 0.)), lr_min=float(s.number('eta_min', 0.)))
+                warmup_epochs=float(s.number('warmup_epoch', 0)), warmup_lr=float(s.number('warmup_start_lr', 0.)),
+                lr_min=float(s.number('eta_min', 0.)))
     s.done('last_epoch')
     return (FitPlan('fit_scheduled', args),)
 

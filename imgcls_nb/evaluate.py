@@ -102,7 +102,8 @@ def evaluate(
     if (targs < 0).any():
         raise InputError("These pictures have no labels, so there is nothing to compare with. Use a loader with labels.")
     lost = {name for name, _ in dl.lost} # on the way, with `on_lost='skip'`
-    if lost: print(f"{len(lost)} of {len(dl.dataset)} pictures cannot be read any more and are left out: {some_of(sorted(lost))}.")
+    if lost:
+        print(f"{len(lost)} of {len(dl.dataset)} pictures cannot be read any more and count nowhere: {some_of(sorted(lost))}.")
     names = (dl.dataset.name(i) for i in range(len(dl.dataset)))
     return Evaluation(probs.numpy(), targs.numpy(), learn.dls.vocab, [o for o in names if o not in lost])
 

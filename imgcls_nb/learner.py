@@ -261,7 +261,7 @@ def image_learner(
     precision:str='auto', # 'auto', 'fp32', 'bf16' or 'fp16'
     channels_last:bool|str='auto', # Memory format; 'auto': by device
     run=None, # Run folder to write; None: nothing is written
-    monitor:str|None=None, # Value by which the best epoch is known, such as 'valid_loss'; None: 'ema_top1' with 'ema', else 'top1'
+    monitor:str|None=None, # Value that tells the best epoch, such as 'valid_loss'; None: 'ema_top1' with 'ema', else 'top1'
     save_interval:int=1, # Keep `epoch_N` every so many epochs; 0: only best and latest
     keep_last:int|None=3, # Of these keep the newest so many; None: all
     **kwargs # Handed to the architecture, such as `drop_rate`

@@ -24,7 +24,8 @@ def test_imagenet_weights_are_mapped_by_name(monkeypatch):
     torch.manual_seed(0)
     theirs = torchvision.models.mobilenet_v2().eval()
     for m in theirs.modules(): # statistics that tell channels apart
-        if isinstance(m, torch.nn.BatchNorm2d): m.running_mean.normal_(), m.running_var.uniform_(.5, 2), m.weight.data.uniform_(.5, 2)
+        if not isinstance(m, torch.nn.BatchNorm2d): continue
+        m.running_mean.normal_(), m.running_var.uniform_(.5, 2), m.weight.data.uniform_(.5, 2)
     ours = timm.create_model('mobilenetv2_100').eval()
     ours.load_state_dict(timm_state({flat(k): v for k, v in theirs.state_dict().items() if k.startswith('features.')}))
     x = torch.randn(2, 3, 64, 64)

@@ -123,7 +123,8 @@ def test_the_quick_start_config_field_by_field():
                  ('RandomHorizontalFlip', {})))
     assert p.model == ModelPlan('MobileNetV3_large_x1_0', False, 102)
     assert p.objective == ObjectivePlan('cross_entropy', opt='sgd', opt_args=dict(mom=.9), weight_decay=1e-6)
-    assert p.schedule == (FitPlan('fit_scheduled', dict(n_epoch=20, schedule='cosine', lr=.00375, warmup_epochs=5., warmup_lr=0., lr_min=0.)),)
+    args = dict(n_epoch=20, schedule='cosine', lr=.00375, warmup_epochs=5., warmup_lr=0., lr_min=0.)
+    assert p.schedule == (FitPlan('fit_scheduled', args),)
     assert (p.precision, p.channels_last, p.device, p.save_interval) == ('auto', 'auto', 'cpu', 1)
     assert Path(p.run) == Path('output/MobileNetV3_large_x1_0') and p.replayable and p.epochs == 20
     assert len(p.notes) == 2 and 'flowers102_label_list.txt' in p.notes[0] and 'device gpu' in p.notes[1]

@@ -267,7 +267,8 @@ def test_what_a_run_folder_holds(ran):
 
 def test_history(ran):
     h = ran.run_folder.history()
-    assert list(h) == ['epoch', 'step', 'train_loss', 'valid_loss', 'top1', 'train_top1', 'lr', 'data_wait', 'images_per_s', 'seconds']
+    assert list(h) == ['epoch', 'step', 'train_loss', 'valid_loss', 'top1', 'train_top1', 'lr',
+                       'data_wait', 'images_per_s', 'seconds']
     assert h.epoch.tolist() == [1, 2, 3] and h.step.tolist() == [3, 6, 9] and (h.seconds > 0).all()
     assert h.train_loss.tolist()[1:] == pytest.approx([o[0] for o in ran.recorder.values])
     assert all(o*48 == pytest.approx(round(o*48)) for o in h.train_top1) and h.train_top1.between(.2, 1).all()

@@ -30,8 +30,8 @@ def equal(a, b): return all(torch.equal(a[k], b[k]) for k in a.keys() | b.keys()
 
 # By name
 
-EVERYTHING = ['ema', ('accumulate', dict(n=2)), ('clip_norm', dict(max_norm=1.)), ('early_stop', dict(metric='valid_loss', patience=9)),
-              ('divergence_guard', dict(patience=5)), 'csv']
+EVERYTHING = ['ema', ('accumulate', dict(n=2)), ('clip_norm', dict(max_norm=1.)),
+              ('early_stop', dict(metric='valid_loss', patience=9)), ('divergence_guard', dict(patience=5)), 'csv']
 
 def test_a_plan_with_everything_gives_the_same_weights(dls, tmp_path):
     how = dict(loss='focal', loss_args=dict(gamma=1.), label_smoothing=.1, opt='lamb', layer_decay=.8, wd=.02, mix='mixup',
@@ -44,7 +44,8 @@ def test_a_plan_with_everything_gives_the_same_weights(dls, tmp_path):
     assert plan.replayable and plan.objective.loss == 'focal' and len(plan.callbacks) == len(EVERYTHING)
     again = learner_from_plan(replace(plan, run=str(tmp_path/'second')))
     with again.no_bar(): run_schedule(again, plan.schedule)
-    assert equal(weights(learn), weights(again)) and equal(learn.ema.average.module.state_dict(), again.ema.average.module.state_dict())
+    assert equal(weights(learn), weights(again))
+    assert equal(*(o.ema.average.module.state_dict() for o in (learn, again)))
     first, second = (RunFolder(tmp_path/o) for o in ('first', 'second'))
     drop = lambda o: {k: v for k, v in o.items() if k not in ('time', 'seconds', 'data_wait', 'images_per_s')}
     assert [drop(o) for o in first.events('epoch')] == [drop(o) for o in second.events('epoch')]
@@ -98,7 +99,8 @@ def test_the_best_epoch_by_any_value(dls, tmp_path):
     assert load_trained(tmp_path/'run').facts['epoch'] == 1 + int(np.argmin(losses))
 
 @pytest.mark.parametrize('monitor, values, better', [
-    (None, dict(top1=.5, valid_loss=2.), dict(top1=.6, valid_loss=3.)), (None, dict(top1=.5, valid_loss=2.), dict(top1=.5, valid_loss=1.)),
+    (None, dict(top1=.5, valid_loss=2.), dict(top1=.6, valid_loss=3.)),
+    (None, dict(top1=.5, valid_loss=2.), dict(top1=.5, valid_loss=1.)),
     ('valid_loss', dict(top1=.5, valid_loss=2.), dict(top1=.4, valid_loss=1.)), ('f1', dict(f1=float('nan')), dict(f1=.1))])
 def test_which_epoch_is_better(monitor, values, better): assert score_of(better, monitor) > score_of(values, monitor)
 
@@ -180,7 +182,8 @@ def test_many_looks_at_a_picture(dls):
 def test_accumulated_batches_train_like_a_large_one(shapes):
     def trained(bs, cbs):
         dls = image_dls(shapes, size=32, bs=bs, aug='none', device='cpu', num_workers=0)
-        learn = image_learner(dls, 'vit_tiny_patch16_224', precision='fp32', opt='sgd', cbs=cbs, depth=1, embed_dim=32, num_heads=2)
+        small = dict(depth=1, embed_dim=32, num_heads=2)
+        learn = image_learner(dls, 'vit_tiny_patch16_224', precision='fp32', opt='sgd', cbs=cbs, **small)
         with learn.no_bar(): learn.fit(2, .05)
         return weights(learn)
     small, large = trained(8, [Accumulate(2)]), trained(16, None)

@@ -30,7 +30,8 @@ def load_teacher(
     "A trained network that can be asked for its logits"
     if Path(path).suffix == '.onnx':
         predictor = Predictor(path)
-        return dict(teacher=lambda x: torch.from_numpy(predictor.logits(x.float().cpu().numpy())), preprocess=predictor.preprocess)
+        ask = lambda x: torch.from_numpy(predictor.logits(x.float().cpu().numpy()))
+        return dict(teacher=ask, preprocess=predictor.preprocess)
     trained = load_trained(path)
     return dict(teacher=trained.model, preprocess=trained.preprocess)
 
