@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['VALID_FOLDERS', 'TEST_FOLDERS', 'PARTS', 'SOURCES', 'SIGNS', 'read_class_folders', 'class_folders', 'loose_pictures',
-           'name_sides', 'class_names', 'recognize_source', 'find_pictures', 'read_sides', 'split_pictures']
+           'name_sides', 'folder_named', 'class_names', 'recognize_source', 'find_pictures', 'read_sides',
+           'split_pictures']
 
 # %% ../nbs/13_sources.ipynb #436c38d1
 import csv, os, re
@@ -83,16 +84,20 @@ def name_sides(
     if root.is_file(): plan, root = replace(plan, path=str(root.parent), train=plan.train or root.name), root.parent
     train = _train_folder(root)
     if not plan.train and not train and not _has_class_folders(root, 2): return _lists_beside(plan, root)
-    if plan.valid is None and plan.fold is None and train: plan = replace(plan, valid=_folder_named(VALID_FOLDERS, root))
+    if plan.valid is None and plan.fold is None and train: plan = replace(plan, valid=folder_named(VALID_FOLDERS, root))
     return replace(plan, train=plan.train or train)
 
-def _folder_named(names, root): # one of them, in capitals or not; the first that there is
+def folder_named(
+    names, # In small letters
+    root, # A folder
+) -> str|None: # As it is written there
+    "The first of several names under which there is a folder, in capitals or not"
     there = {o.name.lower(): o.name for o in sorted(root.iterdir()) if o.is_dir()} # of Train and train, the latter
     return next((there[o] for o in names if o in there), None)
 
 def _train_folder(root):
-    if name := _folder_named(['train'], root): return name
-    name = _folder_named(['training'], root) # which is also an activity that pictures show
+    if name := folder_named(['train'], root): return name
+    name = folder_named(['training'], root) # which is also an activity that pictures show
     return name if name and _has_class_folders(root/name, 1) else None
 
 def _find_files(plan, root, found=None): # class folders and list files, also one of each
