@@ -495,6 +495,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'imgcls_nb.lists._checked': ('lists.html#_checked', 'imgcls_nb/lists.py'),
                                  'imgcls_nb.lists._column': ('lists.html#_column', 'imgcls_nb/lists.py'),
                                  'imgcls_nb.lists._conflicts': ('lists.html#_conflicts', 'imgcls_nb/lists.py'),
+                                 'imgcls_nb.lists._encoding_hint': ('lists.html#_encoding_hint', 'imgcls_nb/lists.py'),
                                  'imgcls_nb.lists._is_file': ('lists.html#_is_file', 'imgcls_nb/lists.py'),
                                  'imgcls_nb.lists._list_text': ('lists.html#_list_text', 'imgcls_nb/lists.py'),
                                  'imgcls_nb.lists._listing': ('lists.html#_listing', 'imgcls_nb/lists.py'),

@@ -10,6 +10,7 @@ __all__ = ['COLUMNS', 'PARTS', 'read_text', 'missing_files', 'bad_lines', 'read_
 import io, os
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from warnings import warn
 
@@ -76,10 +77,15 @@ def bad_lines(
     bad:dict, # Number of each line and what is wrong with it
     expected:str, # What a line should be
     word:str='line', # What the lines are called
+    hint:str='', # What may be the cause of all
 ) -> InputError: # To be raised
     "One report for all bad lines of a file"
     shown = [f'\n  {word} {n}: {bad[n]}' for n in sorted(bad)[:20]] + [f'\n  and {len(bad) - 20} more']*(len(bad) > 20)
-    return InputError(f"'{file}' has {len(bad)} bad {word}{'s'*(len(bad) > 1)}, each should be {expected}:" + ''.join(shown))
+    return InputError(f"'{file}' has {len(bad)} bad {word}{'s'*(len(bad) > 1)}, each should be {expected}:{''.join(shown)}{hint}")
+
+def _encoding_hint(names, gone): # where not one name is that of a file
+    if len(gone) < len(names) or ''.join(names).isascii(): return ''
+    return "\nNone of the files is there. If the names look garbled, say how they are encoded, such as encoding='gbk'."
 
 def _conflicts(files, labels, numbers, word): # lines that give a picture another label than an earlier one
     labels, first = np.asarray(labels), files.names.firsts()
@@ -111,10 +117,13 @@ def read_list_file(
     if not lines: raise InputError(f"'{file}' names no pictures. Each line should be 'name{delimiter}label'.")
     bad = {lines[i][0]: f"there is no file '{os.path.join(root, lines[i][1])}'" for i in gone}
     bad |= {n: problem for n, _, _, problem in lines if problem}
-    numbers, names, labels, _ = zip(*(o for o in lines if o[0] not in bad), strict=True) if len(bad) < len(lines) else [()]*4
+    refuse = partial(bad_lines, file, expected=f"'name{delimiter}label'", hint=_encoding_hint([o[1] for o in lines], gone))
+    good = [o for o in lines if o[0] not in bad]
+    if not good: raise refuse(bad)
+    numbers, names, labels, _ = zip(*good)
     files = Files(root, [os.path.join(root, o) for o in names])
     conflicts = _conflicts(files, labels, numbers, 'line')
-    if bad or conflicts: _settle(bad_lines(file, bad | conflicts, f"'name{delimiter}label'"), found)
+    if bad or conflicts: _settle(refuse(bad | conflicts), found)
     labels, vocab = (_numbered_anew if relabel else _as_numbered)(labels, vocab, num_classes, file)
     pics = PictureList(root, files, labels, vocab)
     return pics.take([i for i, n in enumerate(numbers) if n not in conflicts]) if conflicts else pics
@@ -295,7 +304,8 @@ def read_rows(
     paths = [os.path.join(root, o) for o in texts['image']]
     parts = np.array([PARTS.get(o.lower(), '') for o in texts.get('valid', ['train']*len(paths))])
     bad = _bad_rows(root, paths, texts, parts, gone)
-    if bad: _settle(bad_lines(where, bad, "a picture and its label", 'row'), found)
+    hint = _encoding_hint(texts['image'], gone)
+    if bad: _settle(bad_lines(where, bad, "a picture and its label", 'row', hint), found)
     good = [i for i in range(len(paths)) if i + 1 not in bad]
     groups = np.unique(texts['group'], return_inverse=True)[1][good] if 'group' in texts else None
     return Rows(Path(root), [paths[i] for i in good], [texts['label'][i] for i in good], parts[good], groups, 'valid' in texts)

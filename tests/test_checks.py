@@ -553,6 +553,12 @@ def test_a_tar_file(tmp_path):
     (tmp_path/'x.tar').write_bytes(b'junk'*300)
     assert kinds(check_data(tmp_path).problems) == ['refused']
 
+@pytest.mark.parametrize('name, text', [('l.txt', 'gone.jpg 0\n'), ('l.csv', 'path,label\ngone.jpg,a\n')])
+def test_not_one_good_line(tmp_path, name, text):
+    write(tmp_path/name, text)
+    for report in (check_data(tmp_path, name), check_data(tmp_path, name, .5)):
+        assert {*kinds(report.problems)} == {'refused'} and 'there is no file' in report.problems[0].text
+
 def test_columns_do_not_make_folders_classes(tmp_path):
     for i in range(4): write(tmp_path/f'im/{i}.jpg', photo(i))
     write(tmp_path/'t.csv', 'path,what\nim/0.jpg,a\n')

@@ -125,7 +125,11 @@ def test_gbk_that_is_utf_8_too(root):
         with pytest.warns(UserWarning, match='names no file as UTF-8 and was read as GBK'): assert names(read())[0][0] == '图'
     assert names(read_list_file(root/'u.txt', root)) == [f'图/{i}.png' for i in range(4)]
     write(root, l__txt='ͼ/9.png 0\n')
-    with pytest.raises(InputError, match='there is no file .*ͼ/9.png'): read_list_file(root/'l.txt', root)
+    with pytest.raises(InputError, match="there is no file .*ͼ/9.png'\nNone of the files is there.*encoding='gbk'"):
+        read_list_file(root/'l.txt', root)
+    write(root, l__txt='图/1.png 0\nͼ/9.png 0\n')
+    with pytest.raises(InputError) as e: read_list_file(root/'l.txt', root)
+    assert 'encoding' not in str(e.value), "one of two is there"
 
 @pytest.mark.parametrize('form', ['list', 'table'])
 def test_one_picture_with_two_labels(root, form):
@@ -146,7 +150,7 @@ def test_bad_lines_may_be_gathered(root):
     pics = read_list_file(root/'l.txt', root, found=(found := []))
     assert names(pics) == ['0.png', '2.png'] and 'has 2 bad lines' in str(found[0])
     write(root, l__txt='gone.png 0\n')
-    with pytest.raises(InputError, match='has 1 bad line'): read_list_file(root/'l.txt', root)
+    with pytest.raises(InputError, match='has 1 bad line'): read_list_file(root/'l.txt', root, found=[])
 
 def test_two_classes_of_one_name(root):
     touch(root, *(f'{i}.png' for i in range(9)))
