@@ -107,6 +107,7 @@ class TarIndex:
     offsets: np.ndarray # Where the bytes of each begin
     sizes: np.ndarray # How many they are
     labels: list # The text of the label beside it; None: there is none
+    samples: np.ndarray # A number each, equal where pictures share the file of their label
 
 _PACKED = {b'\x1f\x8b': 'gzip', b'BZh': 'bzip2', b'\xfd7zXZ': 'xz', b'\x28\xb5\x2f\xfd': 'zstd'}
 _LABEL_SUFFIXES, _LABEL_BYTES = ('.cls', '.json'), 2**20
@@ -129,15 +130,19 @@ def scan_tar(
     except (OSError, tarfile.TarError) as e: raise InputError(f"'{file}' cannot be read as a tar file ({e}).") from e
     for name, target in links.items(): places[name] = _follow(file, name, target, links, places)
     names = [o for o in places if posixpath.splitext(o)[1].lower() in IMAGE_SUFFIXES]
-    labels = [_label_beside(o, texts) for o in names]
-    return TarIndex(names, *np.array([places[o] for o in names], np.int64).reshape(-1, 2).T, labels)
+    texts = {k: text for k, v in texts.items() if (text := next(filter(None, map(v.get, _LABEL_SUFFIXES)), None))}
+    stems, numbers = [_label_stem(o, texts) for o in names], {}
+    labels = [texts.get(o) for o in stems]
+    samples = np.array([numbers.setdefault(o or name, len(numbers)) for name, o in zip(names, stems)], np.int64)
+    return TarIndex(names, *np.array([places[o] for o in names], np.int64).reshape(-1, 2).T, labels, samples)
 
 # %% ../nbs/09_archives.ipynb #4b10ee1e
 def _note_member(file, tar, member, places, links, texts):
     name = posixpath.normpath(member.name).lstrip('/')
     stem, suffix = posixpath.splitext(name)
+    suffix = suffix.lower()
     is_label = suffix in _LABEL_SUFFIXES
-    if posixpath.basename(name).startswith('.') or not (is_label or suffix.lower() in IMAGE_SUFFIXES): return
+    if posixpath.basename(name).startswith('.') or not (is_label or suffix in IMAGE_SUFFIXES): return
     if member.issym(): links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
     elif member.islnk(): links[name] = posixpath.normpath(member.linkname).lstrip('/')
     elif member.issparse(): raise InputError(f"'{file}': '{name}' is stored with holes. Make the tar file without --sparse.")
@@ -168,11 +173,10 @@ def _follow(file, name, target, links, places):
     if target in places: return places[target]
     raise InputError(f"'{file}': '{name}' is a link to '{target}', which is not in the file.")
 
-def _label_beside(name, texts): # beside 'a.b.jpg': 'a.b.cls', or 'a.cls' as WebDataset has it
+def _label_stem(name, texts): # of 'a.b.jpg': 'a.b', or 'a' as WebDataset has it; None: neither has a label
     folder, base = posixpath.split(name)
-    for stem in (posixpath.splitext(name)[0], posixpath.join(folder, base.partition('.')[0])):
-        for suffix in _LABEL_SUFFIXES:
-            if (text := texts.get(stem, {}).get(suffix)): return text
+    stems = posixpath.splitext(name)[0], posixpath.join(folder, base.partition('.')[0])
+    return next((o for o in stems if o in texts), None)
 
 # %% ../nbs/09_archives.ipynb #3d70311a
 def index_tar(
@@ -182,13 +186,14 @@ def index_tar(
     file = Path(file).resolve()
     try: stat = file.stat()
     except OSError as e: raise InputError(f"'{file}' cannot be read as a tar file ({e}).") from e
-    stamp = np.array([1, stat.st_size, stat.st_mtime_ns], np.int64) # 1: this layout of the index
+    stamp = np.array([2, stat.st_size, stat.st_mtime_ns], np.int64) # 2: this layout of the index
     kept = cache_folder('shards')/f'{hashlib.sha256(os.fsencode(file)).hexdigest()[:32]}.npz'
     with contextlib.suppress(Exception): # numpy and zip raise a dozen types for damaged files
         with kept.open('rb') as file_kept, np.load(file_kept, allow_pickle=False) as f:
-            index = TarIndex(_texts(f['names']), f['offsets'], f['sizes'], _texts(f['labels']))
+            index = TarIndex(_texts(f['names']), f['offsets'], f['sizes'], _texts(f['labels']), f['samples'])
             n, ends = len(index.names), index.offsets + index.sizes
-            if (f['stamp'] == stamp).all() and len(ends) == len(index.labels) == n and (ends <= stat.st_size).all(): return index
+            fits = len(ends) == len(index.labels) == len(index.samples) == n and (ends <= stat.st_size).all()
+            if fits and (f['stamp'] == stamp).all(): return index
     index = scan_tar(file)
     with contextlib.suppress(OSError): _keep_index(index, stamp, kept) # without it the next time takes as long as this one
     return index
@@ -200,6 +205,7 @@ def _keep_index(index, stamp, kept):
     kept.parent.mkdir(parents=True, exist_ok=True)
     part = kept.with_suffix(f'.{os.getpid()}.part')
     try:
-        with part.open('wb') as f: np.savez(f, stamp=stamp, names=names, offsets=index.offsets, sizes=index.sizes, labels=labels)
+        with part.open('wb') as f:
+            np.savez(f, stamp=stamp, names=names, offsets=index.offsets, sizes=index.sizes, labels=labels, samples=index.samples)
         part.replace(kept)
     finally: part.unlink(missing_ok=True)

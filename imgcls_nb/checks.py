@@ -19,7 +19,17 @@ from .core import IMAGE_SUFFIXES, InputError, did_you_mean, list_images
 from .pictures import Arrays, Files, PictureList, find_named
 from .plan import DataPlan
 from .scan import HUGE, TINY, exact_groups, list_groups, near_groups, scan_pictures
-from .sources import class_folders, find_pictures, name_sides, read_class_folders, split_pictures
+from imgcls_nb.sources import (
+    TEST_FOLDERS,
+    class_folders,
+    folder_named,
+    loose_pictures,
+    name_sides,
+    read_class_folders,
+    read_sides,
+    recognize_source,
+    split_pictures,
+)
 from .splits import hold_out
 
 # %% ../nbs/19_checks.ipynb #3b3703d0
@@ -61,6 +71,12 @@ class DataReport:
         return not self.problems
 
     @property
+    def size_counts(self) -> dict: # From the least of them
+        "How many pictures are how large, by the square root of height x width, in octaves"
+        octaves = np.floor(np.log2(np.maximum(1, self.sizes.astype(float).prod(1)))/2).astype(int)
+        return {2**int(k): int(n) for k, n in zip(*np.unique(octaves, return_counts=True))}
+
+    @property
     def classes(self) -> list:
         "The classes of all splits"
         return list(dict.fromkeys(c for o in self.counts.values() for c in o))
@@ -71,6 +87,7 @@ class DataReport:
         pictures = {k: sum(v.values()) for k, v in self.counts.items()}
         return dict(path=self.path, ok=self.ok, pictures=pictures, classes=self.counts,
                     height_width=dict(zip(('min', 'median', 'max'), sizes)),
+                    size_counts=[{'from': k, 'below': 2*k, 'pictures': n} for k, n in self.size_counts.items()],
                     **{k: [asdict(o) | dict(items=list(o.items)) for o in getattr(self, k)] for k in ('problems', 'notes')})
 
     def to_json(self) -> str:
@@ -81,7 +98,7 @@ class DataReport:
         limit:int=10, # Files to name for each finding
     ) -> str:
         "The report for a terminal"
-        lines = [self._title(), '']
+        lines = [self._title(), *([self._sizes()] if len(self.sizes) else []), '']
         for word, found in (('PROBLEM', self.problems), ('note', self.notes)):
             for o in found: lines += [f'{word}: ' + '\n'.join(o.lines(limit)), '']
         return '\n'.join([*lines, self._verdict()])
@@ -89,6 +106,10 @@ class DataReport:
     def _title(self):
         pictures = ', '.join(f"{sum(v.values()):,} {k}" for k, v in self.counts.items())
         return f"{self.path}: pictures: {pictures}; {_count(len(self.classes), 'class', 'classes')}"
+
+    def _sizes(self):
+        octaves = ', '.join(f"{k} to {2*k - 1}: {n:,}" for k, n in self.size_counts.items())
+        return f"sizes, as the square root of height x width in pixels: {octaves}"
 
     def _verdict(self):
         if self.ok: return "No problems."
@@ -105,6 +126,7 @@ def _repr_html_(self:DataReport, limit=10, classes=20):
                    for c in self.classes[:classes])
     if (more := len(self.classes) - classes) > 0: rows += f'<tr><td>and {more:,} more</td></tr>'
     parts = [f'<p><b>{esc(self._title())}</b></p><table><tr>{head}</tr>{rows}</table>']
+    if len(self.sizes): parts.append(f'<p>{esc(self._sizes())}</p>')
     for word, found in (('Problem', self.problems), ('Note', self.notes)):
         for first, *items in (o.lines(limit) for o in found):
             parts.append(f"<p><b>{word}:</b> {esc(first)}</p><ul>{''.join(f'<li>{esc(i.strip())}</li>' for i in items)}</ul>")
@@ -129,21 +151,33 @@ def plot(self:DataReport,
     return fig
 
 # %% ../nbs/19_checks.ipynb #d79fe6a4
-def _find(plan): # both sides, and why training would refuse them
+def _find(plan, table): # both sides, what is wrong with lines, and why training would refuse the rest
     _check_call(plan)
-    try: return *find_pictures(plan), None
+    bad = []
+    try: return *read_sides(plan, table, bad), bad, None
     except InputError as e: refusal = e
+    if isinstance(refusal.__cause__, OSError): raise refusal # what may not be read cannot be looked at
     sides = _sides(plan)
-    named = [*sides, plan.label_file and find_named(plan.label_file, Path(plan.path).expanduser())]
+    named = [*sides, plan.label_file and find_named(plan.label_file, _folder(plan))]
     if any(o and not o.exists() for o in named): raise refusal
+    none = PictureList(_folder(plan), [], [], ())
+    if table is not None or not _are_folders(plan): return none, none, bad, refusal # no folder says what its pictures show
     skip = sides[1] if sides[1] != sides[0] else None
     vocab = tuple(sorted({d.name for o in sides if o and o.is_dir() for d in class_folders(o, skip if o == sides[0] else None)}))
     train, valid = (o and _read_folders(o, vocab, skip if o == sides[0] else None) for o in sides)
     if valid is None: train, valid = _hold_out(train, plan)
-    return train, valid, refusal
+    return train, valid, bad, refusal
+
+def _folder(plan):
+    root = Path(plan.path).expanduser()
+    return root.parent if root.is_file() else root
+
+def _are_folders(plan):
+    try: return (recognize_source(plan) if plan.source == 'auto' else plan.source) in ('files', 'imagenet')
+    except InputError: return False # data in several forms
 
 def _check_call(plan):
-    if not Path(plan.path).expanduser().is_dir(): raise InputError(f"There is no folder '{plan.path}' to check.")
+    if not Path(plan.path).expanduser().exists(): raise InputError(f"There is no folder or file '{plan.path}' to check.")
     if isinstance(plan.valid, str): return
     few = np.arange(1000) # the arguments of the split are tried on numbers
     hold_out(few % 2, 0.2 if plan.valid is None else plan.valid, plan.split, plan.fold, plan.seed, few)
@@ -154,8 +188,16 @@ def _hold_out(pics, plan):
     except InputError: return pics, pics.take(np.zeros(0, int)) # the refusal has been noted
 
 def _sides(plan): # where training and validation pictures would be; None: a part is held out
-    plan, root = name_sides(plan), Path(plan.path).expanduser()
+    plan = name_sides(plan)
+    root = Path(plan.path).expanduser()
     return find_named(plan.train or '', root), find_named(plan.valid, root) if isinstance(plan.valid, str) else None
+
+def _test_pictures(side, valid, vocab): # of a test folder beside the training folder; None: there is none
+    name = folder_named(TEST_FOLDERS, side.parent) if side.is_dir() and side.name.lower().startswith('train') else None
+    if not name or side.parent/name == valid: return None
+    files, places = list_images(side.parent/name), {o: i for i, o in enumerate(vocab)}
+    labels = [places.get(o.relative_to(side.parent/name).parts[0], -1) for o in files] # many have no labels
+    return PictureList(side.parent/name, files, labels, vocab) if files else None
 
 def _read_folders(side, vocab, skip):
     try: return read_class_folders(side, vocab, skip)
@@ -165,7 +207,8 @@ def _read_folders(side, vocab, skip):
 IMBALANCE = 10 # how many times the pictures of the smallest class the largest may have without a word
 FEW = 5 # training pictures of a class below which it is named
 
-def _check_classes(train, valid, refusal):
+def _check_classes(train, valid, bad, refusal):
+    for o in bad: yield Finding('refused', str(o))
     a, b = train.counts(), valid.counts()
     alone = [f"{k}: {_count(b[k], 'picture')}" for k in b if b[k] and not a.get(k)]
     trained = [k for k in a if a[k]]
@@ -198,7 +241,7 @@ def _check_folders(pics, side, skip): # of class folders only
     empty = [o for o in folders if o.name not in full and not list_images(o)]
     others = [f for o in folders for f in o.rglob('*') if f.suffix.lower() not in IMAGE_SUFFIXES and f.is_file()
               and not any(p.startswith('.') for p in f.relative_to(o).parts)]
-    loose = [o.name for o in sorted(side.iterdir()) if o.suffix.lower() in IMAGE_SUFFIXES and o.is_file()]
+    loose = [o.name for o in loose_pictures(side)]
     if empty:
         yield Finding('empty-class', "Class folders without pictures. Add some, or remove the folder.", [o.name for o in empty])
     if others:
@@ -212,7 +255,11 @@ LIMIT = 0.05 # share of unreadable pictures above which training stops
 _KINDS = dict(rotated="turned upright, as EXIF data say, in training and in prediction alike",
               cmyk="in the colours of print (CMYK), converted without a colour profile",
               alpha="partly transparent; the transparency is dropped",
-              deep="of 16 bits a channel, used with 8", animated="animated; the first frame is used")
+              palette="of at most 256 colours, from a palette",
+              deep="of 16 bits a channel, used with 8",
+              dim="of 16 bits, none of it as bright as a quarter of white, 65,535. Camera bits that were never scaled up "
+                  "look so: nearly black in training, too",
+              animated="animated; the first frame is used")
 
 def _check_readable(split, scan):
     bad, lost = scan.bad, _lost_classes(scan.pics, list(scan.reasons))
@@ -244,7 +291,8 @@ def _note_kinds(split, scan):
                       "decoding them takes seconds and much memory.", named(scan.huge))
 
 # %% ../nbs/19_checks.ipynb #b583efcc
-_COPIES = {'leakage': "in training and validation, so the figures come out too good. Keep each on one side.",
+_COPIES = {'leakage': "on both sides of the split, or in the test set as well, so the figures come out too good. "
+                      "Keep each in one set.",
            'label-conflict': "with labels that disagree. Decide on one.", 'copies': "in one set."}
 
 def _check_copies(scans):
@@ -255,7 +303,7 @@ def _check_copies(scans):
     for near, groups in (('', exact), ('near-', near_groups(rows))):
         for g in list_groups(groups):
             if near and len(set(exact[g])) == 1: continue # told already
-            differ = len(set(label[g])) > 1
+            differ = len({*label[g].tolist()} - {-1}) > 1
             kind = 'leakage' if len(set(split[g])) > 1 else 'label-conflict' if differ else 'copies'
             found.setdefault(near + kind, []).append((not differ, _say_group([words[i] for i in g], differ)))
     for near, what in (('', 'equal files'), ('near-', 'nearly equal pictures')):
@@ -274,19 +322,22 @@ def _say_group(members, differ, limit=6):
 _NOTES = ('other-files', 'loose', 'copies')
 
 def check_data(
-    path, # Folder of pictures, as for `image_dls`
+    path, # Folder of pictures, list file, table or tar file, as for `image_dls`
     train:str|None=None, # Folder or list file to train on
     valid:str|float|None=None, # Folder, list file, or share to hold out
     progress:bool=True, # Show a bar where it takes more than a second
+    table=None, # A pandas `DataFrame`, as for `image_dls`
     **kwargs # Other fields of `DataPlan`, such as `label_file` or `seed`
 ) -> DataReport:
     "Look for everything that makes a data set hard to train on, or its figures wrong"
     plan = _make_plan(dict(path=path, train=train, valid=valid) | kwargs)
-    train, valid, refusal = _find(plan)
+    train, valid, bad, refusal = _find(plan, table)
     scans = dict(train=scan_pictures(train, progress), valid=scan_pictures(valid, progress))
     side, skip = _sides(plan)
-    found = [*_check_classes(train, valid, refusal), *_check_folders(train, side, skip),
-             *(f for o in scans.items() for f in _check_readable(*o)), *_check_copies(scans)]
+    test = _test_pictures(side, skip, train.vocab)
+    found = [*_check_classes(train, valid, bad, refusal), *_check_folders(train, side, skip),
+             *(f for o in scans.items() for f in _check_readable(*o)),
+             *_check_copies(scans | (dict(test=scan_pictures(test, progress)) if test else {}))]
     notes = [*_note_classes(train, valid), *(f for o in scans.items() for f in _note_kinds(*o))]
     noted = [o.kind in _NOTES or o.kind.startswith('near-') for o in found]
     counts = {k: {_printable(c): n for c, n in o.pics.counts().items()} for k, o in scans.items()}

@@ -62,7 +62,8 @@ def _run_check_data(args):
 
     from imgcls_nb.checks import check_data
     from imgcls_nb.config import read_value
-    report = check_data(args.folder, args.train, read_value(args.valid), label_file=args.label_file, seed=args.seed)
+    how = dict(label_file=args.label_file, source=args.source, seed=args.seed)
+    report = check_data(args.folder, args.train, read_value(args.valid), **how)
     if args.json: Path(args.json).write_text(report.to_json(), encoding='utf-8')
     print(report.to_text(args.limit))
     return int(not report.ok)
@@ -179,6 +180,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('folder', help='as for train')
     for name, kind, text in options:
         if name in ('train', 'valid', 'label-file'): p.add_argument(f'--{name}', type=kind, help=text)
+    p.add_argument('--source', default='auto', help='form of the data, such as files, table or shards (default: %(default)s)')
     p.add_argument('--seed', type=int, default=42, help='of the split, where a share is held out (default: %(default)s)')
     p.add_argument('--limit', type=int, default=10, help='files to name for each finding (default: %(default)s)')
     p.add_argument('--json', metavar='FILE', help='write the whole report there as well')

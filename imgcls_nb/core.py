@@ -38,7 +38,7 @@ def did_you_mean(
     return f" Did you mean {' or '.join(repr(by_lower[o]) for o in near)}?" if near else ""
 
 # %% ../nbs/00_core.ipynb #d736cf6b
-IMAGE_SUFFIXES = frozenset('.bmp .gif .jpeg .jpg .jfif .pgm .png .ppm .tif .tiff .webp'.split())
+IMAGE_SUFFIXES = frozenset('.avif .bmp .gif .heic .heif .jfif .jpe .jpeg .jpg .pgm .png .ppm .tif .tiff .webp'.split())
 
 def list_images(
     path, # A folder, searched through all its subfolders, or one file
@@ -47,16 +47,19 @@ def list_images(
     path = Path(path)
     if path.is_file(): return [path]
     if not path.is_dir(): raise InputError(f"There is no file or folder '{path}'. Give a picture or a folder of pictures.")
-    found, seen = [], set()
-    for folder, subfolders, names in os.walk(path, followlinks=True):
+    found, seen, home = [], set(), os.path.realpath(path)
+    for folder, subfolders, names in os.walk(path, onerror=_refuse_folder, followlinks=True):
         real = os.path.realpath(folder)
-        if real in seen:
+        if real in seen or (seen and Path(home).is_relative_to(real)): # a link to what is listed, or above `path`
             subfolders.clear()
             continue
         seen.add(real)
-        subfolders[:] = [d for d in subfolders if not d.startswith('.')]
+        subfolders[:] = sorted(d for d in subfolders if not d.startswith('.'))
         found += [Path(folder)/n for n in names if not n.startswith('.') and Path(n).suffix.lower() in IMAGE_SUFFIXES]
     return sorted(found, key=lambda p: p.as_posix())
+
+def _refuse_folder(e):
+    raise InputError(f"The folder '{e.filename}' cannot be read ({e.strerror}). Allow it to be read, or take it out.") from e
 
 # %% ../nbs/00_core.ipynb #d036796e
 MAX_PIXELS = 2**27 # 134 megapixels; more is a decompression bomb or a scan to cut up first

@@ -10,13 +10,14 @@ __all__ = ['COLUMNS', 'PARTS', 'read_text', 'missing_files', 'bad_lines', 'read_
 import io, os
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from warnings import warn
 
 import numpy as np
 
 from .core import InputError, did_you_mean
-from .pictures import Files, PictureList, number_vocab, some_of
+from .pictures import Files, PictureList, number_vocab, some_of, tell_apart
 
 # %% ../nbs/12_lists.ipynb #dd75d069
 def read_text(
@@ -24,19 +25,30 @@ def read_text(
     encoding:str='auto', # A name that Python knows; 'auto': UTF-8, or GBK where it is not
 ) -> str: # Lines end with '\n'
     "Read a text file of somebody else's making"
-    file = Path(file)
-    if not file.is_file(): raise InputError(f"There is no list file '{file}'. Give a text file with lines of 'name label'.")
-    data, text = file.read_bytes(), None
+    file, text = Path(file), None
+    if not os.path.isfile(file): raise InputError(f"There is no list file '{file}'. Give a text file with lines of 'name label'.")
+    try: data = file.read_bytes()
+    except OSError as e: raise InputError(f"The list file '{file}' cannot be read ({e.strerror}).") from e
     for o in ('utf-8', 'gbk') if encoding == 'auto' else (encoding,):
         try: text = data.decode(o)
         except UnicodeError: continue
         except LookupError as e:
             raise InputError(f"encoding={encoding!r} is unknown. Use 'auto', or a name such as 'utf-8' or 'latin-1'.") from e
-        if (encoding, o) == ('auto', 'gbk'):
-            warn(f"'{file}' is not UTF-8 and was read as GBK. If that is right, say encoding='gbk'.", stacklevel=3)
+        if (encoding, o) == ('auto', 'gbk'): _say_gbk(file, 'is not UTF-8')
         return text.removeprefix('\ufeff').replace('\r\n', '\n').replace('\r', '\n')
     names = 'UTF-8, nor is it GBK' if encoding == 'auto' else encoding
     raise InputError(f"'{file}' is not {names}. Save it as UTF-8, or say which encoding it is, such as encoding='latin-1'.")
+
+def _say_gbk(file, why): warn(f"'{file}' {why} and was read as GBK. If that is right, say encoding='gbk'.", stacklevel=4)
+
+def _read_named(read, file, encoding): # `read` gives rows and the places of those without a file
+    rows, gone, n = read(encoding)
+    if encoding != 'auto' or len(gone) < n or not n or Path(file).read_bytes().isascii(): return rows, gone
+    try: as_gbk, still_gone, _ = read('gbk')
+    except InputError: return rows, gone
+    if len(still_gone) == n: return rows, gone
+    _say_gbk(file, 'names no file as UTF-8')
+    return as_gbk, still_gone
 
 # %% ../nbs/12_lists.ipynb #6764fda1
 def missing_files(
@@ -65,10 +77,24 @@ def bad_lines(
     bad:dict, # Number of each line and what is wrong with it
     expected:str, # What a line should be
     word:str='line', # What the lines are called
+    hint:str='', # What may be the cause of all
 ) -> InputError: # To be raised
     "One report for all bad lines of a file"
     shown = [f'\n  {word} {n}: {bad[n]}' for n in sorted(bad)[:20]] + [f'\n  and {len(bad) - 20} more']*(len(bad) > 20)
-    return InputError(f"'{file}' has {len(bad)} bad {word}{'s'*(len(bad) > 1)}, each should be {expected}:" + ''.join(shown))
+    return InputError(f"'{file}' has {len(bad)} bad {word}{'s'*(len(bad) > 1)}, each should be {expected}:{''.join(shown)}{hint}")
+
+def _encoding_hint(names, gone): # where not one name is that of a file
+    if len(gone) < len(names) or ''.join(names).isascii(): return ''
+    return "\nNone of the files is there. If the names look garbled, say how they are encoded, such as encoding='gbk'."
+
+def _conflicts(files, labels, numbers, word): # lines that give a picture another label than an earlier one
+    labels, first = np.asarray(labels), files.names.firsts()
+    return {numbers[i]: f"'{files.name(i)}' has the label {labels[i]} here, and {labels[first[i]]} in {word} {numbers[first[i]]}"
+            for i in np.flatnonzero(labels != labels[first])}
+
+def _settle(error, found): # who gathers what is wrong goes on with the rest
+    if found is None: raise error
+    found.append(error)
 
 # %% ../nbs/12_lists.ipynb #4ed49b08
 def read_list_file(
@@ -79,30 +105,45 @@ def read_list_file(
     vocab:tuple=(), # Class names; empty: the numbers
     encoding:str='auto', # Of the text; 'auto': UTF-8, or GBK where it is not
     relabel:bool=False, # Number the labels anew; a `vocab` then holds the training list's labels
+    found:list|None=None, # Gets the error about bad lines, which are then left out; None: raise it
 ) -> PictureList:
     "Read a list file, checking every line"
-    delimiter, limit = _check_delimiter(delimiter), num_classes or len(vocab) or None
-    paths, labels, lines, bad = [], [], [], {}
-    for n, line in enumerate(read_text(file, encoding).split('\n'), 1):
-        line = line.strip()
-        if not line or line.startswith('#'): continue
-        problem, name, label = _parse_line(line, delimiter, None if relabel else limit)
-        if not problem and relabel and vocab and str(label) not in vocab:
-            problem = f"label {label} of '{name}' is none of the training list's, {some_of(vocab)}"
-        if problem: bad[n] = problem
-        paths.append(os.path.join(root, name))
-        labels.append(label)
-        lines.append(n)
-    for i in missing_files(paths): bad.setdefault(lines[i], f"there is no file '{paths[i]}'")
-    if bad: raise bad_lines(file, bad, f"'name{delimiter}label'")
-    if not paths: raise InputError(f"'{file}' names no pictures. Each line should be 'name{delimiter}label'.")
-    return PictureList(root, Files(root, paths), *(_numbered_anew if relabel else _as_numbered)(labels, vocab, num_classes, file))
+    delimiter, limit = _check_delimiter(delimiter), None if relabel else num_classes or len(vocab) or None
+    def read(encoding):
+        lines = _parse_lines(read_text(file, encoding), delimiter, limit, vocab if relabel else ())
+        gone = missing_files([os.path.join(root, name) for _, name, _, _ in lines])
+        return lines, gone, len(lines)
+    lines, gone = _read_named(read, file, encoding)
+    if not lines: raise InputError(f"'{file}' names no pictures. Each line should be 'name{delimiter}label'.")
+    bad = {lines[i][0]: f"there is no file '{os.path.join(root, lines[i][1])}'" for i in gone}
+    bad |= {n: problem for n, _, _, problem in lines if problem}
+    refuse = partial(bad_lines, file, expected=f"'name{delimiter}label'", hint=_encoding_hint([o[1] for o in lines], gone))
+    good = [o for o in lines if o[0] not in bad]
+    if not good: raise refuse(bad)
+    numbers, names, labels, _ = zip(*good)
+    files = Files(root, [os.path.join(root, o) for o in names])
+    conflicts = _conflicts(files, labels, numbers, 'line')
+    if bad or conflicts: _settle(refuse(bad | conflicts), found)
+    labels, vocab = (_numbered_anew if relabel else _as_numbered)(labels, vocab, num_classes, file)
+    pics = PictureList(root, files, labels, vocab)
+    return pics.take([i for i, n in enumerate(numbers) if n not in conflicts]) if conflicts else pics
 
 # %% ../nbs/12_lists.ipynb #c030b42a
 def _check_delimiter(delimiter):
     delimiter = {'\\t': '\t'}.get(delimiter, delimiter) # as YAML without double quotes has it
     if delimiter and not set(delimiter) & set('\r\n#0123456789'): return delimiter
     raise InputError(f"delimiter={delimiter!r} cannot part a name from a label. Use ' ', a tab, or ','.")
+
+def _parse_lines(text, delimiter, limit, known): # number, name, label, and what is wrong
+    lines = []
+    for n, line in enumerate(text.split('\n'), 1):
+        line = line.strip()
+        if not line or line.startswith('#'): continue
+        problem, name, label = _parse_line(line, delimiter, limit)
+        if not problem and known and str(label) not in known:
+            problem = f"label {label} of '{name}' is none of the training list's, {some_of(known)}"
+        lines.append((n, name, label, problem))
+    return lines
 
 def _parse_line(line, delimiter, limit):
     name, _, label = line.rpartition(delimiter)
@@ -142,7 +183,7 @@ def read_label_file(
     if not num_classes and max(names) >= max(1000, 10*len(names)):
         raise InputError(f"'{file}' has {len(names)} names, and the id {max(names)}. Ids count from 0; if this is right, "
                          "give num_classes.")
-    return tuple(names.get(i, str(i)) for i in range(num_classes or max(names) + 1))
+    return tell_apart(names.get(i, str(i)) for i in range(num_classes or max(names) + 1))
 
 # %% ../nbs/12_lists.ipynb #451bb2fd
 def write_list_file(
@@ -172,6 +213,7 @@ def _checked(name, where):
 
 def _write(file, text):
     part = Path(file).with_name(f'.{Path(file).name}.{os.getpid()}.part')
+    part.parent.mkdir(parents=True, exist_ok=True)
     part.write_bytes(text.encode())
     return part.replace(file)
 
@@ -189,7 +231,6 @@ def write_split(
     texts = dict(train=_list_text(train, root, ' '), valid=_list_text(valid, root, ' '))
     texts['label_file'] = ''.join(f'{i} {_checked(o, "class names")}\n' for i, o in enumerate(train.vocab))
     folder = Path(folder).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
     files = dict(train='train_list.txt', valid='val_list.txt', label_file='label_list.txt')
     return dict(path=root) | {k: str(_write(folder/v, texts[k])) for k, v in files.items()}
 
@@ -247,24 +288,36 @@ def read_rows(
     columns:dict|None=None, # Which column is 'image', 'label', 'valid', 'group', where their names do not tell
     delimiter:str|None=None, # Between columns; None: by the ending of the file
     encoding:str='auto', # Of the text; 'auto': UTF-8, or GBK where it is not
+    found:list|None=None, # Gets the error about bad rows, which are then left out; None: raise it
 ) -> Rows:
     "Read a table, checking every row"
     is_file = isinstance(table, (str, os.PathLike))
+    if not is_file and not hasattr(table, 'columns'):
+        raise InputError(f"A table of type {type(table).__name__} is none. Give a CSV file, or a pandas DataFrame.")
     where = str(table) if is_file else 'the table'
-    df = _read_csv(table, delimiter, encoding) if is_file else table
-    columns = find_columns(df.columns, columns or {}, where)
-    texts = {k: _column(df, v) for k, v in columns.items()}
+    def read(encoding):
+        df = _read_csv(table, delimiter, encoding) if is_file else table
+        texts = {k: _column(df, v) for k, v in find_columns(df.columns, columns or {}, where).items()}
+        return texts, missing_files([os.path.join(root, o) for o in texts['image']]), len(df)
+    texts, gone = _read_named(read, table, encoding) if is_file else read(None)[:2]
+    if not texts['image']: raise InputError(f"'{where}' has a header, but no rows.")
     paths = [os.path.join(root, o) for o in texts['image']]
-    parts = [PARTS.get(o.lower()) for o in texts.get('valid', ['train']*len(df))]
-    bad = {i: f"there is no file '{paths[i]}'" for i in missing_files(paths)}
+    parts = np.array([PARTS.get(o.lower(), '') for o in texts.get('valid', ['train']*len(paths))])
+    bad = _bad_rows(root, paths, texts, parts, gone)
+    hint = _encoding_hint(texts['image'], gone)
+    if bad: _settle(bad_lines(where, bad, "a picture and its label", 'row', hint), found)
+    good = [i for i in range(len(paths)) if i + 1 not in bad]
+    groups = np.unique(texts['group'], return_inverse=True)[1][good] if 'group' in texts else None
+    return Rows(Path(root), [paths[i] for i in good], [texts['label'][i] for i in good], parts[good], groups, 'valid' in texts)
+
+def _bad_rows(root, paths, texts, parts, gone): # number of the row, and what is wrong with it; test rows may be anything
+    bad = {i: f"there is no file '{paths[i]}'" for i in gone}
     for k in ('label', 'image'): bad |= {i: f"no {k}" for i, o in enumerate(texts[k]) if not o}
-    bad = {i: o for i, o in bad.items() if parts[i] != 'test'}
-    bad |= {i: f"'{texts['valid'][i]}' is none of {', '.join(PARTS)}" for i, o in enumerate(parts) if o is None}
-    bad = {i + 1: o for i, o in bad.items()}
-    if bad: raise bad_lines(where, bad, "a picture and its label", 'row')
-    if not len(df): raise InputError(f"'{where}' has a header, but no rows.")
-    groups = np.unique(texts['group'], return_inverse=True)[1] if 'group' in texts else None
-    return Rows(Path(root), paths, texts['label'], np.array(parts), groups, 'valid' in texts)
+    bad |= {i: f"'{texts['valid'][i]}' is none of {', '.join(PARTS)}" for i in np.flatnonzero(parts == '').tolist()}
+    used = np.flatnonzero(parts != 'test').tolist()
+    good = [i for i in used if i not in bad]
+    same = _conflicts(Files(root, [paths[i] for i in good]), [texts['label'][i] for i in good], [i + 1 for i in good], 'row')
+    return {i + 1: bad[i] for i in used if i in bad} | same
 
 # %% ../nbs/12_lists.ipynb #b5a120e2
 def _read_csv(file, delimiter, encoding):

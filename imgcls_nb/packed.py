@@ -115,10 +115,11 @@ def _cifar_names(root, kind, pickled):
 def read_flowers102(
     root, # Folder of `jpg`, `imagelabels.mat` and `setid.mat`
     names=(), # Class names; empty: those that torchvision knows
-) -> tuple: # Two `PictureList`s, as published
+    parts=('trnid', 'valid'), # Which of the published parts; the third is 'tstid'
+) -> tuple: # A `PictureList` for each
     "Read the 102 flowers"
     root = Path(root)
-    labels, sets = _read_mat(root/'imagelabels.mat', 'labels')['labels'], _read_mat(root/'setid.mat', 'trnid', 'valid')
+    labels, sets = _read_mat(root/'imagelabels.mat', 'labels')['labels'], _read_mat(root/'setid.mat', *parts)
     if not names:
         from torchvision.datasets import Flowers102
         names = getattr(Flowers102, 'classes', None) or [str(i) for i in range(1, 103)]
@@ -191,13 +192,13 @@ def read_shards(
         if name and not o: raise InputError(f"'{root}' has no tar files '{name}'.")
     tars = [o for o in tars if o not in held]
     if not tars: raise InputError(f"'{root}' holds no tar files to train on, neither itself nor in a folder such as train.")
-    place, texts, beside = _members(tars, root)
+    place, texts, groups, beside = _members(tars, root)
     if beside and not (names or num_classes or relabel) and all(o.isdecimal() and len(o) < 10 for o in texts):
         names = number_vocab([int(o) for o in texts], root)
     vocab, places = name_vocab(texts, root, names, num_classes)
-    lists = [PictureList(root, place, [places[o] for o in texts], vocab)]
+    lists = [PictureList(root, place, [places[o] for o in texts], vocab, groups=groups)]
     if held:
-        place, texts, _ = _members(held, root)
+        place, texts, *_ = _members(held, root)
         check_known(texts, places, root)
         lists.append(PictureList(root, place, [places[o] for o in texts], vocab))
     return lists[0], lists[1] if held else None
@@ -213,4 +214,7 @@ def _members(tars, root):
                          "as NAME.cls or NAME.json, or give every picture the folder of its class.")
     sizes = [len(o.names) for o in indexes]
     joined = (np.concatenate([getattr(o, k) for o in indexes]) for k in ('offsets', 'sizes'))
-    return Members(tars, np.repeat(np.arange(len(tars)), sizes), names, *joined, root=root), texts, beside
+    ends = np.cumsum([0, *sizes]) # no tar file has more samples than pictures
+    samples = np.concatenate([o.samples + start for o, start in zip(indexes, ends)])
+    groups = samples if len(np.unique(samples)) < len(samples) else None
+    return Members(tars, np.repeat(np.arange(len(tars)), sizes), names, *joined, root=root), texts, groups, beside

@@ -9,6 +9,7 @@ import tarfile
 import threading
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image, ImageEnhance
 
@@ -402,12 +403,12 @@ def test_planted_faults(clean):
     Image.open(clean/'train/b/05.jpg').resize((60, 45)).save(clean/'train/a/near conflict.png')
     Image.open(clean/'train/b/06.jpg').resize((60, 45)).save(clean/'train/b/near twice.png')
     (clean/'train/c').mkdir()
-    write(clean/'train/c/photo.heic', b'x')
+    write(clean/'train/c/photo.nef', b'x')
     write(clean/'train/loose.jpg', photo(1))
     report = check_data(clean)
     assert kinds(report.problems) == ['empty-class', 'unreadable', 'leakage', 'label-conflict']
     assert {'other-files', 'loose', 'copies', 'near-leakage', 'near-label-conflict', 'near-copies'} <= set(kinds(report.notes))
-    assert of(report.problems, 'empty-class').items == ('c',) and of(report.notes, 'other-files').items == ('c/photo.heic',)
+    assert of(report.problems, 'empty-class').items == ('c',) and of(report.notes, 'other-files').items == ('c/photo.nef',)
     assert of(report.notes, 'loose').items == ('loose.jpg',)
     bad = of(report.problems, 'unreadable')
     assert len(bad.items) == len(BAD) and 'above 5% training stops' in bad.text
@@ -502,9 +503,10 @@ def test_list_files(clean):
     assert kinds(report.problems) == ['leakage'] and report.counts['valid'] == dict(apple=1, bear=2, cat=0)
     assert report.problems[0].items == ('train: train/a/00.jpg (apple) = valid: train/a/00.jpg (bear), labels disagree',)
     assert kinds(report.notes) == ['class-without-pictures'], "folders are no classes here"
-    write(clean/'train.txt', 'train/a/00.jpg 0\nnowhere.jpg 1\ntrain/a/01.jpg x\n')
+    write(clean/'train.txt', '\n'.join([*lines, 'nowhere.jpg 1', 'train/a/01.jpg x']))
     report = check_data(clean, 'train.txt', 'valid.txt')
-    assert kinds(report.problems) == ['refused'] and 'line 2: there is no file' in report.problems[0].text
+    assert kinds(report.problems) == ['refused', 'leakage'] and 'line 25: there is no file' in report.problems[0].text
+    assert report.counts['train'] == {'0': 12, '1': 12}, "the good lines are looked at"
 
 def test_a_refused_plan_is_looked_at_as_it_says(clean):
     report = check_data(clean, num_classes=3, fold=(0, 3))
@@ -514,11 +516,101 @@ def test_a_refused_plan_is_looked_at_as_it_says(clean):
 
 def test_lists_beside_the_pictures_with_a_bad_line(tmp_path):
     for i in range(4): write(tmp_path/f'jpg/{i}.jpg', photo(i))
-    write(tmp_path/'train_list.txt', 'jpg/0.jpg 0\njpg/1.jpg one\n')
-    write(tmp_path/'val_list.txt', 'jpg/2.jpg 0\n')
+    write(tmp_path/'train_list.txt', 'jpg/0.jpg 0\njpg/1.jpg one\njpg/3.jpg 1\n')
+    write(tmp_path/'val_list.txt', 'jpg/2.jpg 0\ngone.jpg 1\njpg/0.jpg 1\n')
     report = check_data(tmp_path)
-    assert kinds(report.problems) == ['refused'] and "train_list.txt' has 1 bad line" in report.problems[0].text
-    assert 'jpg' not in report.classes, "a folder of pictures is no class where lists say what they show"
+    assert kinds(report.problems) == ['refused', 'refused', 'leakage']
+    assert [f"{o}_list.txt' has 1 bad line" in p.text for o, p in zip(('train', 'val'), report.problems)] == [True, True]
+    assert report.counts == dict(train={'0': 1, '1': 1}, valid={'0': 1, '1': 1}), "a folder of pictures is no class here"
+
+def test_a_numbered_class_that_training_does_not_have(tmp_path):
+    for i in range(4): write(tmp_path/f'jpg/{i}.jpg', photo(i))
+    write(tmp_path/'train_list.txt', 'jpg/0.jpg 0\njpg/1.jpg 2\n')
+    write(tmp_path/'val_list.txt', 'jpg/2.jpg 0\njpg/3.jpg 1\n')
+    report = check_data(tmp_path)
+    assert kinds(report.problems) == ['class-not-in-train'] and report.problems[0].items == ('1: 1 picture',)
+
+def test_tables(clean):
+    rows = [(f'train/{c}/{i:02}.jpg', c) for c in 'ab' for i in range(12)]
+    write(clean/'t.csv', 'path,label\n' + ''.join(f'{o},{c}\n' for o, c in rows) + 'gone.jpg,a\n')
+    for report in (check_data(clean, 't.csv', .25), check_data(clean/'t.csv', valid=.25)):
+        assert kinds(report.problems) == ['refused'] and 'row 25: there is no file' in report.problems[0].text
+        assert report.counts == dict(train=dict(a=9, b=9), valid=dict(a=3, b=3))
+    df = pd.DataFrame(rows, columns=['path', 'label'])
+    assert check_data(clean, valid=.25, table=df).counts['train'] == dict(a=9, b=9)
+    report = check_data(clean, valid=.25, table=df.rename(columns=dict(label='what')))
+    assert kinds(report.problems) == ['refused'] and 'no column for the label' in report.problems[0].text and not report.classes
+
+def test_a_tar_file(tmp_path):
+    with tarfile.open(tmp_path/'x.tar', 'w') as t:
+        for i in range(8):
+            data = coded(photo(i))
+            info = tarfile.TarInfo(f'{"ab"[i % 2]}/{i}.jpg')
+            info.size = len(data)
+            t.addfile(info, io.BytesIO(data))
+    report = check_data(tmp_path/'x.tar', valid=.25)
+    assert report.ok and report.counts == dict(train=dict(a=3, b=3), valid=dict(a=1, b=1))
+    (tmp_path/'x.tar').write_bytes(b'junk'*300)
+    assert kinds(check_data(tmp_path).problems) == ['refused']
+
+@pytest.mark.parametrize('name, text', [('l.txt', 'gone.jpg 0\n'), ('l.csv', 'path,label\ngone.jpg,a\n')])
+def test_not_one_good_line(tmp_path, name, text):
+    write(tmp_path/name, text)
+    for report in (check_data(tmp_path, name), check_data(tmp_path, name, .5)):
+        assert {*kinds(report.problems)} == {'refused'} and 'there is no file' in report.problems[0].text
+
+def test_columns_do_not_make_folders_classes(tmp_path):
+    for i in range(4): write(tmp_path/f'im/{i}.jpg', photo(i))
+    write(tmp_path/'t.csv', 'path,what\nim/0.jpg,a\n')
+    report = check_data(tmp_path, columns=dict(label='whta'))
+    assert kinds(report.problems) == ['refused'] and "Did you mean 'what'" in report.problems[0].text
+
+def test_a_picture_of_two_labels_in_a_list(tmp_path):
+    for i in range(4): write(tmp_path/f'jpg/{i}.jpg', photo(i))
+    write(tmp_path/'l.txt', 'jpg/0.jpg 0\njpg/1.jpg 1\njpg/0.jpg 1\njpg/2.jpg 0\njpg/3.jpg 1\n')
+    report = check_data(tmp_path, 'l.txt', .5)
+    assert kinds(report.problems) == ['refused'] and "line 3: 'jpg/0.jpg' has the label 1 here, and 0 in line 1" in str(report)
+
+def test_classes_of_one_name(clean):
+    write(clean/'l.txt', '\n'.join(f'train/a/{i:02}.jpg {i % 3}' for i in range(12)))
+    write(clean/'n.txt', '0 crane\n1 crane\n2 dog\n')
+    report = check_data(clean, 'l.txt', .25, label_file='n.txt')
+    assert report.counts == {k: {'crane (0)': n, 'crane (1)': n, 'dog': n} for k, n in (('train', 3), ('valid', 1))}
+
+@pytest.mark.parametrize('name', ['test/a/t.jpg', 'test/t.jpg', 'Testing/deep/b/t.jpg'])
+def test_copies_in_the_test_folder(clean, name):
+    write(clean/name, photo(99999))
+    assert check_data(clean).ok
+    shutil.copy(clean/'train/a/03.jpg', clean/name)
+    report = check_data(clean)
+    label = ' (a)' if '/a/' in name else ''
+    assert kinds(report.problems) == ['leakage'] and list(report.counts) == ['train', 'valid']
+    assert report.problems[0].items == (f'train: a/03.jpg (a) = test: {name.partition("/")[2]}{label}',)
+    (clean/'train').rename(clean/'pictures')
+    assert check_data(clean/'pictures', valid=.25).ok, "a test folder elsewhere is none of this set"
+
+def test_permissions(clean, monkeypatch):
+    scan = os.scandir
+    def scandir(path):
+        if str(path).endswith('train/a'): raise PermissionError(13, 'Permission denied', str(path))
+        return scan(path)
+    monkeypatch.setattr(os, 'scandir', scandir)
+    with pytest.raises(InputError, match="train/a' cannot be read .Permission denied"): check_data(clean)
+
+def test_palettes_and_dark_pictures(clean):
+    photo(1).convert('P').save(clean/'train/a/palette.png')
+    dark = np.random.default_rng(0).integers(0, 4096, (60, 80), dtype=np.uint16)
+    Image.fromarray(dark).save(clean/'train/b/twelve bits.png')
+    notes = check_data(clean).notes
+    assert of(notes, 'palette').items == ('a/palette.png',) and of(notes, 'dim').items == ('b/twelve bits.png',)
+
+def test_sizes_in_every_form(clean):
+    for k, (w, h) in enumerate(((64, 64), (63, 64), (300, 200))): write(clean/f'train/a/x{k}.jpg', photo(900 + k, w, h))
+    report = check_data(clean)
+    assert report.size_counts == {32: 1, 64: 37, 128: 1} # 80 x 60 is 69 squared
+    line = 'sizes, as the square root of height x width in pixels: 32 to 63: 1, 64 to 127: 37, 128 to 255: 1'
+    assert line in report.to_text() and line in report._repr_html_()
+    assert json.loads(report.to_json())['size_counts'][0] == {'from': 32, 'below': 64, 'pictures': 1}
 
 def test_imbalance(clean):
     for i in range(40): write(clean/f'train/a/more{i}.jpg', photo(500 + i, 80, 60))
@@ -527,7 +619,7 @@ def test_imbalance(clean):
     assert report.ok and kinds(report.notes) == ['imbalance', 'few'] and '26.0 times' in report.notes[0].text
 
 @pytest.mark.parametrize('call, says', [
-    (dict(path='nowhere'), "no folder 'nowhere'"), (dict(train='nowhere'), "There is no 'nowhere'"),
+    (dict(path='nowhere'), "no folder or file 'nowhere'"), (dict(train='nowhere'), "There is no 'nowhere'"),
     (dict(valid='nowhere'), "There is no 'nowhere'"), (dict(valid=0), 'is no share'), (dict(valid=1.5), 'is no share'),
     (dict(split='statified'), "Did you mean 'stratified'"), (dict(label_file='none.txt'), 'none.txt'),
     (dict(fold=(3, 2)), 'is no fold'), (dict(sed=1), "Did you mean 'seed'"), (dict(seed='x'), 'seed')], ids=str)
@@ -590,6 +682,8 @@ def test_exit_statuses(clean, capsys, tmp_path):
     status, out, _ = run(capsys, 'check-data', clean, '--limit', 2)
     assert status == 1 and 'PROBLEM: 12 pictures of train' in out and 'and 10 more' in out
     assert run(capsys, 'check-data', clean/'train', '--valid', '0.3')[0] == 1
+    status, out, _ = run(capsys, 'check-data', clean, '--source', 'shards')
+    assert status == 1 and 'holds no tar files to train on' in out
 
 def test_wrong_use(clean, capsys):
     for args in ((clean/'none',), (), (clean, '--valid', 'nowhere'), (clean, '--valid', '7'), (clean, '--json', clean),

@@ -75,7 +75,7 @@ def test_a_test_folder_is_left_alone(tmp_path):
     assert [(o.root, len(o)) for o in find_pictures(DataPlan(str(tmp_path)))] == [(tmp_path/'train', 8), (tmp_path/'train', 2)]
 
 def test_validation_without_training(tmp_path):
-    touch(tmp_path, 'valid/a/1.png', 'valid/b/2.png', 'training/a/3.png')
+    touch(tmp_path, 'valid/a/1.png', 'valid/b/2.png', 'photos/a/3.png')
     with pytest.raises(InputError, match="has a folder 'valid', but no 'train'"): image_dls(tmp_path)
 
 def test_a_named_validation_folder_is_no_class(tmp_path):
@@ -325,7 +325,7 @@ def test_the_loader_changes_with_what_it_should_only(shapes, expected):
     assert np.array_equal(items[0], items[2]) and not np.array_equal(items[0], items[1]), "a picture is varied anew in each epoch"
     assert hash_batches(again, 1) == expected[1] and hash_batches(again, 0) == expected[0], "in any order"
 
-@pytest.mark.parametrize('workers', [1, 2])
+@pytest.mark.parametrize('workers', [1, 4])
 def test_loader_processes_change_nothing(shapes, expected, workers):
     dl = image_dls(shapes, **HOW, num_workers=workers).train
     assert [hash_batches(dl, e) for e in range(2)] == expected

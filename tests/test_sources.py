@@ -1,4 +1,5 @@
 "Every form that pictures come in, and every way in which it can be wrong"
+import contextlib
 import gzip
 import io
 import json
@@ -9,7 +10,9 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -34,7 +37,15 @@ from imgcls_nb.packed import FASHION, FASHION_CRC, read_cifar_folder, read_flowe
 from imgcls_nb.pictures import Arrays, Files, PictureList, Texts, name_vocab, names_below, number_vocab
 from imgcls_nb.plan import DataPlan
 from imgcls_nb.seeds import mix_seed, name_bytes
-from imgcls_nb.sources import SOURCES, class_names, find_pictures, name_sides, read_class_folders, recognize_source
+from imgcls_nb.sources import (
+    SOURCES,
+    class_names,
+    find_pictures,
+    name_sides,
+    read_class_folders,
+    read_sides,
+    recognize_source,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +67,7 @@ def write(folder, **texts): # dots in names are written as __
     return folder
 
 def find(root, **plan): return find_pictures(DataPlan(str(root), **plan))
+def sides(root, **plan): return read_sides(DataPlan(str(root), **plan)) # two pictures rarely leave each class one to train on
 def names(pics): return [pics.name(i) for i in range(len(pics))]
 def labelled(pics): return {pics.name(i): pics.vocab[pics.labels[i]] for i in range(len(pics))}
 
@@ -103,6 +115,54 @@ def test_delimiters_that_part_nothing(root, delimiter):
     ('x.png ²', 'not a whole number'), ('x\0.png 1', 'no file'), ('x.png 1 2', "no file '.*x.png 1'")])
 def test_bad_lines(root, text, says):
     with pytest.raises(InputError, match=says): read_list_file(write(touch(root, 'x.png'), l=text)/'l', root)
+
+def test_gbk_that_is_utf_8_too(root):
+    touch(root, *(f'图/{i}.png' for i in range(4)))
+    lines = ''.join(f'图/{i}.png {i % 2}\n' for i in range(4))
+    assert lines.encode('gbk').decode('utf-8') != lines, "both decode it"
+    write(root, l__txt=lines.encode('gbk'), t__csv=b'path,label\n' + lines.replace(' ', ',').encode('gbk'), u__txt=lines)
+    for read in (lambda: read_list_file(root/'l.txt', root), lambda: find(root, train='t.csv', valid=.5)[0]):
+        with pytest.warns(UserWarning, match='names no file as UTF-8 and was read as GBK'): assert names(read())[0][0] == '图'
+    assert names(read_list_file(root/'u.txt', root)) == [f'图/{i}.png' for i in range(4)]
+    write(root, l__txt='ͼ/9.png 0\n')
+    with pytest.raises(InputError, match="there is no file .*ͼ/9.png'\nNone of the files is there.*encoding='gbk'"):
+        read_list_file(root/'l.txt', root)
+    write(root, l__txt='图/1.png 0\nͼ/9.png 0\n')
+    with pytest.raises(InputError) as e: read_list_file(root/'l.txt', root)
+    assert 'encoding' not in str(e.value), "one of two is there"
+
+@pytest.mark.parametrize('form', ['list', 'table'])
+def test_one_picture_with_two_labels(root, form):
+    touch(root, *(f'{i}.png' for i in range(4)))
+    lines = ['0.png,0', '1.png,1', '0.png,0', './1.png,0', '2.png,1', '3.png,0']
+    if form == 'list': write(root, x='\n'.join(lines).replace(',', ' '))
+    else: write(root, x__csv='path,label\n' + '\n'.join(lines))
+    plan = DataPlan(str(root), 'x' if form == 'list' else 'x.csv', valid=.5)
+    where = 'line' if form == 'list' else 'row'
+    with pytest.raises(InputError, match=f"1 bad {where},.*\n  {where} 4: '1.png' has the label 0 here, and 1 in {where} 2"):
+        find_pictures(plan)
+    both = read_sides(plan, found=(found := []))
+    assert len(found) == 1 and sum(map(len, both)) == 5, "the rest can be looked at"
+
+def test_bad_lines_may_be_gathered(root):
+    touch(root, '0.png', '1.png', '2.png')
+    write(root, l__txt='0.png 0\ngone.png 0\n1.png one\n2.png 1\n')
+    pics = read_list_file(root/'l.txt', root, found=(found := []))
+    assert names(pics) == ['0.png', '2.png'] and 'has 2 bad lines' in str(found[0])
+    write(root, l__txt='gone.png 0\n')
+    with pytest.raises(InputError, match='has 1 bad line'): read_list_file(root/'l.txt', root, found=[])
+
+def test_two_classes_of_one_name(root):
+    touch(root, *(f'{i}.png' for i in range(9)))
+    write(root, l__txt=''.join(f'{i}.png {i % 3}\n' for i in range(9)), n__txt='0 crane\n1 dog\n2 crane\n')
+    train, valid = find(root, train='l.txt', valid=1/3, label_file='n.txt')
+    assert train.vocab == valid.vocab == class_names(DataPlan(str(root), label_file='n.txt')) == ('crane (0)', 'dog', 'crane (2)')
+    assert train.counts() == {'crane (0)': 2, 'dog': 2, 'crane (2)': 2}
+    assert train.replace(vocab=['a', 'a', 'b']).counts() == {'a (0)': 2, 'a (1)': 2, 'b': 2}
+
+def test_a_list_in_a_new_folder(root):
+    pics = read_class_folders(touch(root, 'a/1.png', 'b/1.png'))
+    assert len(read_list_file(write_list_file(pics, root/'new/deep/l.txt'), root)) == 2
 
 def test_missing_files(root):
     paths = [str(root/o) for o in (*(f'many/{i}.png' for i in range(20)), 'few/x.png', 'few/y.png', 'none/z.png', 'many')]
@@ -168,7 +228,7 @@ def test_round_trip(root):
     pics = pics.replace(vocab=['a', 'b b', '#c', 'ü'])
     train, valid = pics.take(range(0, len(pics), 2)), pics.take(range(1, len(pics), 2))
     written = write_split(root/'lists', train, valid)
-    found = find(written.pop('path'), **written)
+    found = sides(written.pop('path'), **written)
     for old, new in zip((train, valid), found):
         assert (names(new), new.list_hash(), new.vocab) == (names(old), old.list_hash(), old.vocab)
     assert (root/'lists/train_list.txt').read_bytes().count(b'\n') == len(train) and len(list((root/'lists').iterdir())) == 3
@@ -361,7 +421,7 @@ def test_what_to_validate_on(pictured, column, words):
     a, b = words.split()
     write(pictured, t__csv=table(**ROWS, **{column: [a, a, b, b]}))
     assert [names(o) for o in find(pictured)] == [['0.png', '1.png'], ['2.png', '3.png']]
-    held = find(pictured, valid=.5, split='random')
+    held = sides(pictured, valid=.5, split='random')
     assert sorted(names(held[0]) + names(held[1])) == ['0.png', '1.png'] # held out from train
 
 def test_test_rows_are_left_alone(pictured):
@@ -390,7 +450,7 @@ def test_the_table_itself_as_path(pictured):
 
 def test_text_is_not_interpreted(pictured):
     write(pictured, t__csv=table(path=ROWS['path'], label=['NA', '007', 'None', '1e5']))
-    assert find(pictured, valid=.5, split='random')[0].vocab == ('007', '1e5', 'NA', 'None')
+    assert sides(pictured, valid=.5, split='random')[0].vocab == ('007', '1e5', 'NA', 'None')
 
 def test_quotes_encodings_and_other_delimiters(pictured):
     write(pictured, t__csv='path;label\n"a b/ü.png";"a;b"\n0.png;c\n'.encode('utf-8-sig'))
@@ -416,7 +476,7 @@ def test_data_frames(pictured):
     with pytest.raises(InputError, match='the table.* has 1 bad row(.|\n)*row 4: no label'):
         find_pictures(DataPlan(str(pictured)), df)
     df = pd.DataFrame(dict(file=pd.Series(['0.png', '1.png'], dtype='string'), target=pd.Categorical(['b', 'a'])))
-    assert labelled(find_pictures(DataPlan(str(pictured), valid=.5, split='random'), df)[0]).items() <= {'0.png': 'b',
+    assert labelled(read_sides(DataPlan(str(pictured), valid=.5, split='random'), df)[0]).items() <= {'0.png': 'b',
         '1.png': 'a'}.items()
 
 @pytest.mark.parametrize('how', [dict(valid=.25), dict(fold=(1, 4)), dict(valid=.25, split='random')], ids=str)
@@ -451,9 +511,9 @@ def test_a_share_is_one_of_the_pictures(root):
 def test_lines_of_one_picture_in_several_groups(root):
     touch(root, *(f'{i}.png' for i in range(6)))
     rows = [('0.png', 'x'), ('1.png', 'x'), ('1.png', 'y'), ('2.png', 'y'), ('3.png', 'z'), ('4.png', 'z'), ('5.png', 'z')]
-    write(root, t__csv='path,label,group\n' + ''.join(f'{o},{"ab"[i % 2]},{g}\n' for i, (o, g) in enumerate(rows)))
-    sides = [{*names(o)} for o in find(root, split='grouped', valid=.5)]
-    assert sorted(map(sorted, sides)) == [['0.png', '1.png', '2.png'], ['3.png', '4.png', '5.png']]
+    write(root, t__csv='path,label,group\n' + ''.join(f'{o},{"ab"[int(o[0]) % 2]},{g}\n' for o, g in rows))
+    held = [{*names(o)} for o in find(root, split='grouped', valid=.5)]
+    assert sorted(map(sorted, held)) == [['0.png', '1.png', '2.png'], ['3.png', '4.png', '5.png']]
     write(root, t__csv='path,label,group\n0.png,a,x\n0.png,a,y\n1.png,b,y\n')
     with pytest.raises(InputError, match='in different groups, make all groups one'): find(root, split='grouped')
 
@@ -489,6 +549,11 @@ def test_all_bad_rows_in_one_report(pictured):
     ('path,label,split\n0.png,a,val\n', {}, 'has no rows to train on, 1 to validate on')])
 def test_bad_tables(pictured, text, plan, says):
     with pytest.raises(InputError, match=says): find(write(pictured, t__csv=text), **dict(train='t.csv') | plan)
+
+@pytest.mark.parametrize('table', [[['0.png', 'a']], np.zeros((2, 2)), 3], ids=str)
+def test_no_tables(pictured, table):
+    with pytest.raises(InputError, match=f'table of type {type(table).__name__} is none. Give a CSV'):
+        find_pictures(DataPlan(str(pictured)), table)
 
 def test_several_tables(pictured):
     write(pictured, my_train__csv='x\n', a__csv='x\n')
@@ -709,7 +774,7 @@ def test_flowers(root):
     assert labelled(train) == {'jpg/image_00001.jpg': 'morning glory', 'jpg/image_00002.jpg': 'english marigold'}
     assert names(valid) == ['jpg/image_00004.jpg', 'jpg/image_00003.jpg'] and valid.labels.tolist() == [4,
         75] and len(valid.vocab) == 102
-    assert names(find(root, valid=.5, split='random')[0])[0] in names(train)
+    assert names(sides(root, valid=.5, split='random')[0])[0] in names(train)
     assert find(root, label_file=write(root, n=''.join(f'{i} f{i}\n' for i in range(102))) and 'n')[0].vocab[75] == 'f75'
 
 @pytest.mark.parametrize('damage, says', [
@@ -809,8 +874,9 @@ def test_names_of_imagenet_from_a_label_file(root):
     (lambda o: devkit(o, '7\n8\n9\n'), 'does not say what ILSVRC2012_val_00000004.JPEG show'),
     (lambda o: devkit(o, '7\n8\n9\n5\n'), 'has 5, which .meta.mat'),
     (lambda o: devkit(o, '7\nx\n'), 'has x, which .meta.mat'),
-    (lambda o: (devkit(o), (o/'meta.mat').unlink()), "meta.mat' cannot be read"),
-    (lambda o: (devkit(o), savemat(o/'meta.mat', dict(a=1))), "meta.mat' cannot be read")], ids=map(str, range(10)))
+    (lambda o: (devkit(o), (o/'meta.mat').unlink()), "There is no '.*meta.mat', without which the numbers in"),
+    (lambda o: write(o, val_list__txt=LIST[:LIST.rindex('val/')]), "val_list.txt' does not say what .*4.JPEG show"),
+    (lambda o: (devkit(o), savemat(o/'meta.mat', dict(a=1))), "meta.mat' cannot be read")], ids=map(str, range(11)))
 def test_bad_truths(root, add, says):
     add(imagenet(root))
     with pytest.raises(InputError, match=says): find(root)
@@ -862,7 +928,7 @@ def test_shards_without_a_part_for_validation(root):
     assert sorted(numbers_of(train) + numbers_of(valid)) == list(range(12)) and len(valid) == 3
     assert numbers_of(train.take([5, 0])) == [numbers_of(train)[5], numbers_of(train)[0]]
     assert len(set(names(train) + names(valid))) == 12
-    assert sorted(numbers_of(find(root/'1.tar', valid=.5, split='random')[0]))[0] >= 4
+    assert sorted(numbers_of(sides(root/'1.tar', valid=.5, split='random')[0]))[0] >= 4
 
 @pytest.mark.parametrize('plan',
     [dict(train='[01].tar', valid='2.tar'), dict(valid='2.tar'), dict(train='*.tar', valid='2.tar'),
@@ -905,6 +971,21 @@ def test_numbers_in_shards_and_names(root):
     assert len(find(root, num_classes=50)[0].vocab) == 50
     write(root, n=''.join(f'{i} n{i}\n' for i in range(41)))
     assert labelled(find(root, label_file='n')[1])['val.tar:0003.png'] == 'n40'
+
+def test_views_of_one_sample_stay_together(root):
+    views = lambda name: f'{name}.left.png', lambda name: f'{name}.right.png'
+    members = [o for i in range(12) for o in (*((view(i), png(i)) for view in views), (f'{i}.cls', str(i % 2).encode()))]
+    for n in (0, 1): tar(root/f'{n}.tar', members)
+    for how in (dict(valid=.25), dict(fold=(0, 4)), dict(valid=.25, split='random')):
+        keys = [{o.rsplit('.', 2)[0] for o in names(pics)} for pics in find(root, **how)]
+        assert not keys[0] & keys[1] and len(keys[0] | keys[1]) == 24
+    tar(root/'0.tar', [(f'a.{i}.{k}', png(i) if k == 'png' else b'01'[i % 2:][:1]) for i in range(9) for k in ('png', 'cls')])
+    (root/'1.tar').unlink()
+    assert find(root)[0].groups is None, "each has a label of its own"
+
+def test_labels_in_capitals(root):
+    tar(root/'x.tar', [('0.PNG', png(0)), ('0.CLS', b'1'), ('1.PNG', png(1)), ('1.Json', b'{"label": 0}')])
+    assert read_shards(root)[0].labels.tolist() == [1, 0]
 
 def test_groups_in_shards(root):
     tar(root/'x.tar', [(f'{"ab"[i%2]}/patient{i//4}_{i}.png', png(i)) for i in range(16)])
@@ -1046,6 +1127,117 @@ def test_a_cache_that_cannot_be_written(root, tmp_path, counted):
     for _ in range(2): assert len(index_tar(file).names) == 3
     assert len(counted) == 2 and (tmp_path/'cache').read_text() == 'in the way'
 
+# Published sets and the names of their parts
+
+@pytest.mark.parametrize('make, plan, sizes', [
+    (lambda o: cifar(o, 100, 'py'), dict(train='train'), (9, 3)), (lambda o: cifar(o, 10, 'bin'), dict(valid='test'), (9, 3)),
+    (lambda o: cifar(o, 10, 'bin'), dict(train='test', valid='train'), (3, 9)),
+    (lambda o: cifar(o, 10, 'bin'), dict(train='train', valid=1/3), (5, 4)),
+    (flowers, dict(valid='tstid'), (2, 2)), (flowers, dict(train='tstid', valid='trnid'), (2, 2)),
+    (flowers, dict(train='valid', valid='tstid'), (2, 2)),
+    (lambda o: write_idx(write_idx(o), 't10k'), dict(train='train', valid='t10k'), None)], ids=map(str, range(8)))
+def test_parts_by_the_publishers_names(root, make, plan, sizes):
+    found = sides(make(root), **plan)
+    assert sizes is None or tuple(map(len, found)) == sizes
+    if plan.get('valid') == 'tstid': assert names(found[1]) == ['jpg/image_00005.jpg', 'jpg/image_00006.jpg']
+
+@pytest.mark.parametrize('make, plan, says', [
+    (lambda o: cifar(o, 10, 'bin'), dict(valid='nonsense'), "valid='nonsense' cannot be taken .* Its parts are train, test;"),
+    (lambda o: cifar(o, 10, 'bin'), dict(train='data_batch_1.bin'), "train='data_batch_1.bin' cannot be taken .*cifar"),
+    (lambda o: cifar(o, 10, 'bin'), dict(valid='train'), 'give two different ones'),
+    (write_idx, dict(valid='t1k'), "mean 't10k'"),
+    (flowers, dict(valid='tstidd'), "Its parts are trnid, valid, tstid; .*Did you mean 'tstid'"),
+    (lambda o: (cifar(o, 10, 'bin')/'test_batch.bin').unlink(), dict(valid='test'), "has no part 'test'")],
+    ids=map(str, range(6)))
+def test_parts_that_there_are_not(root, make, plan, says):
+    make(root)
+    with pytest.raises(InputError, match=says): find(root, **plan)
+
+# A class that training lacks, however it came about
+
+def few(root, labels): # a picture for each label
+    lines = [f'{i}_{o}.png {o}' for i, o in enumerate(labels)]
+    touch(root, *(o.split()[0] for o in lines))
+    return write(root, l__txt='\n'.join(lines))
+
+@pytest.mark.parametrize('labels, plan', [
+    ('001122' + '3', dict(fold=(0, 2))), ('001122' + '3', dict(fold=(1, 2))),
+    ('0011' + '2', dict(valid=.4, split='random', seed=1)),
+    ('000111222', dict(fold=(0, 3), group=r'_(\d)'))], ids=str)
+def test_a_class_that_a_split_takes_from_training(root, labels, plan):
+    few(root, labels)
+    train, valid = sides(root, train='l.txt', **plan)
+    lost = {*valid.labels.tolist()} - {*train.labels.tolist()}
+    if not lost: return find(root, train='l.txt', **plan) # the other fold
+    with pytest.raises(InputError, match=f"pictures of '{lost.pop()}' .*the training set none"): find(root, train='l.txt', **plan)
+
+def test_numbered_classes_that_training_lacks(root):
+    few(root, '0022')
+    write(root, v__txt='0_0.png 0\n1_0.png 1\n2_2.png 2\n')
+    with pytest.raises(InputError, match=r"pictures of '1' \(1\), the tr"): find(root, train='l.txt', valid='v.txt')
+    write(root, v__txt='0_0.png 0\n2_2.png 2\n')
+    assert find(root, train='l.txt', valid='v.txt', num_classes=5)[1].counts() == {'0': 1, '1': 0, '2': 1, '3': 0, '4': 0}
+
+# Links and permissions
+
+def test_links_into_other_classes(root):
+    folders(root)
+    os.symlink('..', root/'a/up')
+    os.symlink('.', root/'a/here')
+    assert read_class_folders(root).counts() == dict(a=3, b=3), "what lies above is not in it"
+    touch(root.parent/'more', '7.png')
+    os.symlink(root.parent/'more', root/'a/more')
+    assert read_class_folders(root).counts() == dict(a=4, b=3), "pictures kept elsewhere are"
+    os.symlink('../b', root/'a/other')
+    for o in (root, root/'.'):
+        with pytest.raises(InputError, match="'.*b' and '.*a/other' are one folder, by a link.*'b' and 'a'"): find(o)
+    (root/'a/other').unlink()
+    os.symlink('b', root/'c')
+    with pytest.raises(InputError, match="are one folder, by a link.*Remove the link"): find(root)
+
+@contextlib.contextmanager
+def somebody_else(): # for whom permissions count
+    os.seteuid(65534)
+    try: yield
+    finally: os.seteuid(0)
+
+@pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize('closed, plan, says', [
+    ('a', {}, "/a' cannot be read .Permission denied"),
+    ('a/deep', {}, "/a/deep' cannot be read"), ('.', {}, "'.*' cannot be read .Permission denied"),
+    ('l.txt', dict(train='l.txt'), "The list file '.*l.txt' cannot be read"),
+    ('t.csv', dict(train='t.csv'), "The list file '.*t.csv' cannot be read")])
+def test_what_may_not_be_read(closed, plan, says):
+    with tempfile.TemporaryDirectory() as d: # pytest's own folders are closed to others
+        root = Path(d)
+        touch(folders(root), 'a/deep/1.png')
+        few(root, '0101')
+        write(root, t__csv='path,label\na/0.png,a\nb/0.png,b\n')
+        os.chmod(root, 0o755)
+        os.chmod(root/closed, 0)
+        with somebody_else(), pytest.raises(InputError, match=says): find(root, **plan)
+        os.chmod(root/closed, 0o755)
+
+def test_a_folder_that_cannot_be_listed(root, monkeypatch): # the same for those who are not root
+    folders(root)
+    scan = os.scandir
+    def scandir(path):
+        if str(path).endswith('/a'): raise PermissionError(13, 'Permission denied', str(path))
+        return scan(path)
+    monkeypatch.setattr(os, 'scandir', scandir)
+    with pytest.raises(InputError, match="/a' cannot be read .Permission denied.. Allow it"): find(root)
+
+def test_loose_pictures_are_told(root, capsys):
+    touch(folders(root), 'x.png', 'y.png', '.z.png')
+    find(root, valid=1/3)
+    assert capsys.readouterr().out == f"Left out, as they lie in no class folder of '{root}': x.png, y.png.\n"
+    read_sides(DataPlan(str(root), valid=1/3), found=[])
+    assert capsys.readouterr().out == '', "a report says it"
+
+def test_what_counts_as_a_picture_does_not_depend_on_the_machine(root):
+    touch(root, *(f'{c}/1{o}' for c in 'ab' for o in ('.jpe', '.avif', '.HEIC', '.heif', '.txt')))
+    assert read_class_folders(root).counts() == dict(a=4, b=4)
+
 # Which sides a plan names
 
 @pytest.mark.parametrize('files, plan, sides', [
@@ -1055,10 +1247,19 @@ def test_a_cache_that_cannot_be_written(root, tmp_path, counted):
     (['a/1.png', 'b/1.png', 'train_list.txt'], {}, (None, None)),
     (['jpg/1.jpg', 'train_list.txt', 'val_list.txt'], {}, ('train_list.txt', 'val_list.txt')),
     (['jpg/1.jpg', 'train_list.txt', 'val_list.txt'], dict(fold=(0, 2)), ('train_list.txt', None)),
-    (['x/a/1.png', 'train/a/1.png', 'valid/a/1.png'], dict(train='x'), ('x', 'valid'))], ids=str)
+    (['x/a/1.png', 'train/a/1.png', 'valid/a/1.png'], dict(train='x'), ('x', 'valid')),
+    (['Train/a/1.png', 'Train/b/1.png', 'VALID/a/1.png'], {}, ('Train', 'VALID')),
+    (['training/a/1.png', 'training/b/1.png', 'testing/a/1.png'], {}, ('training', None)),
+    (['training/1.png', 'resting/1.png'], {}, (None, None))], ids=str)
 def test_sides(root, files, plan, sides):
     found = name_sides(DataPlan(str(touch(root, *files)), **plan))
     assert (found.train, found.valid) == sides
+
+@pytest.mark.parametrize('name', ['val', 'Valid', 'test', 'Testing'])
+def test_a_class_that_may_be_a_split(root, name):
+    touch(folders(root), f'{name}/1.png', '__MACOSX/1.png')
+    with pytest.raises(InputError, match=f"has a folder '{name}', but no 'train'. .*train='.'"): find(root, valid=.3)
+    assert len(find(root, valid=.3, train='.')[0].vocab) == 3
 
 @pytest.mark.parametrize('n', [3000])
 def test_many_classes_take_no_longer_for_each_picture(root, monkeypatch, n):
