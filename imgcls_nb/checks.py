@@ -300,7 +300,8 @@ def _check_copies(scans):
     split = np.repeat(np.arange(len(scans)), [len(o) for o in scans.values()])
     label, exact = np.concatenate([o.pics.labels for o in scans.values()]), exact_groups(rows)
     words = [(k, o.pics, i) for k, o in scans.items() for i in range(len(o))]
-    for near, groups in (('', exact), ('near-', near_groups(rows))):
+    groups, cut = near_groups(rows, return_cut=True)
+    for near, groups in (('', exact), ('near-', groups)):
         for g in list_groups(groups):
             if near and len(set(exact[g])) == 1: continue # told already
             differ = len({*label[g].tolist()} - {-1}) > 1
@@ -311,6 +312,9 @@ def _check_copies(scans):
             if items := [o for _, o in sorted(found.get(near + kind, ()), key=lambda o: o[0])]:
                 look = near and " Look at them: a strong likeness is no proof."
                 yield Finding(near + kind, f"{_count(len(items), 'group')} of {what} {_COPIES[kind]}{look}", items)
+    if cut:
+        yield Finding('near-cut', f"{_count(cut, 'picture')} look so much alike that not all were compared; "
+                      "altered copies among them may be missed.")
 
 def _say_group(members, differ, limit=6):
     said = [f'{split}: {pics.name(i)}' + (f' ({pics.vocab[pics.labels[i]]})' if pics.labels[i] >= 0 else '')
