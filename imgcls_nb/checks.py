@@ -300,8 +300,8 @@ def _check_copies(scans):
     split = np.repeat(np.arange(len(scans)), [len(o) for o in scans.values()])
     label, exact = np.concatenate([o.pics.labels for o in scans.values()]), exact_groups(rows)
     words = [(k, o.pics, i) for k, o in scans.items() for i in range(len(o))]
-    groups, cut = near_groups(rows, return_cut=True)
-    for near, groups in (('', exact), ('near-', groups)):
+    alike, cut = near_groups(rows, return_cut=True)
+    for near, groups in (('', exact), ('near-', alike)):
         for g in list_groups(groups):
             if near and len(set(exact[g])) == 1: continue # told already
             differ = len({*label[g].tolist()} - {-1}) > 1

@@ -697,3 +697,10 @@ def test_a_process_of_its_own(clean):
     assert done.returncode == 1 and 'star: 1 picture' in done.stdout and not done.stderr
 
 def test_flags_fit(): assert sum(FLAGS.values()) < 2**16 and ROW.itemsize < 150
+
+def test_a_search_that_was_cut_short_says_so(shapes, monkeypatch):
+    from imgcls_nb import checks
+    assert 'near-cut' not in [o.kind for o in check_data(shapes).notes]
+    monkeypatch.setattr(checks, 'near_groups', lambda rows, return_cut: (np.arange(len(rows)), 7))
+    found = next(o for o in check_data(shapes).notes if o.kind == 'near-cut')
+    assert '7 pictures look so much alike that not all were compared' in found.text
