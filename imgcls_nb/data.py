@@ -418,6 +418,8 @@ def image_dls(
     **kwargs # Other fields of `DataPlan`, such as `valid_bs`, `balance` or `cache`
 ) -> ImageDataLoaders:
     "Pictures on disk to training and validation loaders"
+    if not isinstance(path, (str, Path)):
+        raise InputError(f"path is a {type(path).__name__}; give the folder that the pictures lie in, and a table as table=....")
     known = [f.name for f in fields(DataPlan) if f.name not in ('vocab', 'augment')]
     if unknown := [k for k in kwargs if k not in known]:
         raise InputError(f"image_dls takes no {unknown[0]}={kwargs[unknown[0]]!r}.{did_you_mean(unknown[0], known)} "

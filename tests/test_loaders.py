@@ -145,3 +145,7 @@ def test_lines_of_one_picture_are_varied_apart(tmp_path):
         (tmp_path/f'{side}_list.txt').write_text(''.join(lines))
     x, y = image_dls(tmp_path, **HOW).train.one_batch()
     assert len({o.numpy().tobytes() for o in x}) == 8
+
+def test_a_table_in_place_of_the_folder(shapes):
+    import pandas as pd
+    with pytest.raises(InputError, match='path is a DataFrame; give the folder .* as table='): image_dls(pd.DataFrame(dict(a=[1])))
