@@ -55,12 +55,14 @@ class ImageLearner(Learner):
 
     @contextmanager
     def _noting(self, method=None, args=None): # None: a call that is not part of the plan
+        before, begun = self.plan, self.clock.begun
         if method and not self._depth: self._note(method, args)
         self._depth += 1
         try: yield
         except BaseException as e:
             if self._depth == 1:
-                if method: self._add_custom('an interrupted fit')
+                if self.clock.begun == begun: self.plan = before # it was refused, and nothing was trained
+                elif method: self._add_custom('an interrupted fit')
                 self._tidy(L((args or {}).get('cbs')))
             if isinstance(e, InputError): raise InputError(str(e).partition('`:\n\t')[2] or str(e)) from e # fastai adds where
             raise

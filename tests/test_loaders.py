@@ -148,4 +148,5 @@ def test_lines_of_one_picture_are_varied_apart(tmp_path):
 
 def test_a_table_in_place_of_the_folder(shapes):
     import pandas as pd
-    with pytest.raises(InputError, match='path is a DataFrame; give the folder .* as table='): image_dls(pd.DataFrame(dict(a=[1])))
+    table = pd.DataFrame(dict(image=['a.png'], label=['a']))
+    with pytest.raises(InputError, match='path is a DataFrame; give the folder .* as table='): image_dls(table)

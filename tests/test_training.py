@@ -85,6 +85,7 @@ def test_names_that_are_unknown(dls, how, says):
 def test_schedules_that_cannot_be(dls, schedule, says):
     learn = make(dls)
     with pytest.raises(InputError, match=says), learn.no_bar(): learn.fit_scheduled(1, schedule)
+    assert learn.plan.schedule == () and learn.plan.replayable, "what was refused is not part of the plan"
 
 def test_every_callback_has_a_name_and_says_what_it_takes(dls):
     for name in CALLBACKS:

@@ -21,7 +21,7 @@ class Clock(Callback):
     order = -50
     def __init__(self,
         seed:int=42, # Of everything that is drawn while training
-    ): self.seed, self.epochs, self.steps = seed, 0, 0
+    ): self.seed, self.epochs, self.steps, self.begun = seed, 0, 0, 0 # the last: steps that began, also those cut short
 
     @property
     def searching(self) -> bool: return hasattr(self.learn, 'lr_finder') # a learning rate search leaves no trace
@@ -33,6 +33,7 @@ class Clock(Callback):
 
     def before_batch(self):
         if not self.training: return
+        self.begun += 1
         seed = mix_seed(self.seed, 'step', self.steps, rank_distrib())
         random.seed(seed)
         np.random.seed(seed & 0xffffffff)
