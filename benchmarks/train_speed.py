@@ -96,13 +96,12 @@ class Beside(fv.Callback):
 
 def train_ours(folder, arch, state, epochs, bare):
     beside = Beside(bare)
-    with quiet():
-        dls = image_dls(folder, valid='valid', size=SIZE, bs=BS, preprocess=PRE, drop_last=True, device='cpu',
-                        aug=[('RandomResizedCrop', dict(scale=SCALE, ratio=RATIO)), ('RandomHorizontalFlip', {})])
-        learn = image_learner(dls, arch, cbs=[beside])
-        learn.model.load_state_dict(state)
-        learn.fit_one_cycle(epochs, LR[arch])
-        return beside, evaluate(learn).top1
+    dls = image_dls(folder, valid='valid', size=SIZE, bs=BS, preprocess=PRE, drop_last=True, device='cpu',
+                    aug=[('RandomResizedCrop', dict(scale=SCALE, ratio=RATIO)), ('RandomHorizontalFlip', {})])
+    learn = image_learner(dls, arch, cbs=[beside])
+    learn.model.load_state_dict(state)
+    learn.fit_one_cycle(epochs, LR[arch])
+    return beside, evaluate(learn).top1
 
 def train_fastai(folder, arch, state, epochs, bare):
     beside = Beside(bare)
@@ -112,8 +111,9 @@ def train_fastai(folder, arch, state, epochs, bare):
     net = make_net(arch, dls.c)
     net.load_state_dict(state)
     learn = fv.Learner(dls, net, metrics=fv.accuracy, cbs=[beside])
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, LR[arch])
-    return beside, learn.validate()[1]
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(epochs, LR[arch])
+        return beside, learn.validate()[1]
 
 def train_timm(folder, arch, state, epochs, bare):
     "What timm's training script does with its best flags here: bf16, channels-last, two workers"
@@ -147,25 +147,27 @@ def train_timm(folder, arch, state, epochs, bare):
 CONTESTANTS = {'imgcls_nb': train_ours, 'fastai, its defaults': train_fastai, 'timm, bf16, channels-last': train_timm}
 
 def compare_steps(args, scratch):
-    folder, result = make_textures(args.folder or scratch, 80, 40, 500, 375), []
-    for arch in LR:
-        net = make_net(arch, 6)
-        bare, state = BareStep(deepcopy(net)), deepcopy(net.state_dict())
-        for name, train in CONTESTANTS.items():
-            beside, top1 = train(folder, arch, state, args.epochs, bare)
-            result.append(dict(arch=arch, name=name, top1=top1, own=beside.own, bare=beside.bares))
-    ours = {o['arch']: o for o in result if o['name'] == 'imgcls_nb'}
-    print(f'\n**steps**: 480 JPEG files of 500x375, {args.epochs} epochs, the first one included; '
+    folder, result = make_textures(args.folder or scratch, args.pictures, 40, 500, 375), []
+    print(f'\n**steps**: {6*args.pictures} JPEG files of 500x375, {args.epochs} epochs, the first one included; '
           f'the package takes {auto_precision("cpu")} here\n')
     print('| network | loop | img/s, median of epochs (range) | share of the bare step beside it, median (range) '
           '| imgcls_nb is faster by | top-1 after it |\n|---|---|---|---|---|---|')
-    for o in result:
-        shares = [b/a for a, b in zip(o['own'], o['bare'])]
-        faster = statistics.median(a/b for a, b in zip(o['own'], ours[o['arch']]['own']))
-        rates = sorted(BS/s for s in o['own'])
-        print(f"| {o['arch']} | {o['name']} | {statistics.median(rates):.1f} ({rates[0]:.1f} to {rates[-1]:.1f}) "
-              f"| {statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f}) | {faster:.2f}x | {o['top1']:.1%} |")
+    for arch in LR:
+        net = make_net(arch, 6)
+        bare, state, ours = BareStep(deepcopy(net)), deepcopy(net.state_dict()), None
+        for name, train in CONTESTANTS.items():
+            with quiet(): beside, top1 = train(folder, arch, state, args.epochs, bare)
+            ours = ours or beside
+            show_steps(arch, name, beside, ours, top1)
+            result.append(dict(arch=arch, name=name, top1=top1, own=beside.own, bare=beside.bares))
     return result
+
+def show_steps(arch, name, beside, ours, top1):
+    shares = [b/a for a, b in zip(beside.own, beside.bares)]
+    faster = statistics.median(a/b for a, b in zip(beside.own, ours.own))
+    rates = sorted(BS/s for s in beside.own)
+    print(f"| {arch} | {name} | {statistics.median(rates):.1f} ({rates[0]:.1f} to {rates[-1]:.1f}) "
+          f"| {statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f}) | {faster:.2f}x | {top1:.1%} |", flush=True)
 
 # ---- Fashion-MNIST
 
@@ -281,6 +283,7 @@ def main():
     parser.add_argument('part', choices=['steps', 'fashion', 'few'])
     parser.add_argument('--folder', help='where pictures are made, and found the next time; default: a temporary folder')
     parser.add_argument('--epochs', type=int, default=5, help='of `steps` (default 5)')
+    parser.add_argument('--pictures', type=int, default=80, help='of each of six classes, for `steps` (default 80)')
     parser.add_argument('--seeds', type=int, default=1, help='runs of ours for `fashion`, of all for `few` (default 1)')
     parser.add_argument('--goal', type=float, default=.94, help='of `fashion` (default 0.94)')
     parser.add_argument('--cap', type=float, default=1500, help='seconds for each setting of `fashion` (default 1500)')
