@@ -167,7 +167,8 @@ def show_steps(arch, name, beside, ours, top1):
     faster = statistics.median(a/b for a, b in zip(beside.own, ours.own))
     rates = sorted(BS/s for s in beside.own)
     print(f"| {arch} | {name} | {statistics.median(rates):.1f} ({rates[0]:.1f} to {rates[-1]:.1f}) "
-          f"| {statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f}) | {faster:.2f}x | {top1:.1%} |", flush=True)
+          f"| {statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f}) | {faster:.2f}x | {top1:.1%} |",
+          flush=True)
 
 # ---- Fashion-MNIST
 
