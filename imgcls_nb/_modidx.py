@@ -1171,6 +1171,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'imgcls_nb.optim.DepthOptimizer.zero_grad': ('optim.html#depthoptimizer.zero_grad', 'imgcls_nb/optim.py'),
                                  'imgcls_nb.optim._align': ('optim.html#_align', 'imgcls_nb/optim.py'),
                                  'imgcls_nb.optim._apart': ('optim.html#_apart', 'imgcls_nb/optim.py'),
+                                 'imgcls_nb.optim._by_depth': ('optim.html#_by_depth', 'imgcls_nb/optim.py'),
                                  'imgcls_nb.optim._check_args': ('optim.html#_check_args', 'imgcls_nb/optim.py'),
                                  'imgcls_nb.optim._check_hyper': ('optim.html#_check_hyper', 'imgcls_nb/optim.py'),
                                  'imgcls_nb.optim._check_scales': ('optim.html#_check_scales', 'imgcls_nb/optim.py'),

@@ -173,10 +173,14 @@ def _align(params, state):
             if isinstance(v, torch.Tensor) and v.shape == p.shape and v.stride() != p.stride(): state[p][k] = _laid_out(v, p)
 
 # %% ../nbs/31_optim.ipynb #5517607a
+def _by_depth(params):
+    params = list(params)
+    return [params] if params and isinstance(params[0], torch.Tensor) else [list(o) for o in params]
+
 def make_optimizer(
     name:str, # One of `OPTIMIZERS`
     model:nn.Module, # Whose parameters they are; asked which of them want no decay
-    param_lists, # Lists of parameters, in order of depth, as from `split_params`
+    param_lists, # Lists of parameters, in order of depth, as from `split_params`; or one list, as from fastai's `params`
     lr=1e-3, # A number, one for each depth, or a slice
     wd=None, # Weight decay; None: the optimizer's default
     decay_norm_bias:bool=False, # Decay normalization and bias parameters as well
@@ -185,7 +189,7 @@ def make_optimizer(
 ) -> DepthOptimizer:
     "Build an optimizer by name"
     name, args = read_optimizer(name, opt_args)
-    takes, param_lists = _parameters(name), [list(o) for o in param_lists]
+    takes, param_lists = _parameters(name), _by_depth(param_lists)
     if 'fused' in takes and not {'fused', 'foreach', 'differentiable'} & set(args):
         args['fused'] = all(p.is_floating_point() and p.device.type in ('cpu', 'cuda') for o in param_lists for p in o)
     groups = _torch_groups(param_lists, _apart(model), decay_norm_bias, 'fallback_lr_scale' in takes)

@@ -347,7 +347,8 @@ def test_directions(name, lower): assert lower_is_better(name) == lower
 
 def test_runs_tell_both(shapes, tmp_path, capsys):
     from imgcls_nb.data import image_dls
-    from imgcls_nb.learner import image_learner, load_trained
+    from imgcls_nb.learner import image_learner
+    from imgcls_nb.trained import load_trained
     dls = image_dls(shapes, size=32, bs=8, aug='light', device='cpu', num_workers=0)
     learn = image_learner(dls, 'test_resnet', run=tmp_path/'run', cbs=[EMA(), SWA(0.)])
     learn.fit_one_cycle(2, 1e-2)

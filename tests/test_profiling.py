@@ -33,7 +33,9 @@ def fit(learn, n=1):
     with learn.no_bar(): learn.fit_one_cycle(n)
     return learn
 
-def opt_state(learn): return [v.clone() for o in learn.opt.state_dict()['state'] for v in o.values() if hasattr(v, 'clone')]
+def opt_state(learn):
+    states = (o for depth in learn.opt.state_dict()['state'] for o in depth)
+    return [v.clone() for o in states for v in o.values() if hasattr(v, 'clone')]
 
 def everything(learn): # plain values of what training moves
     random_state = random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
