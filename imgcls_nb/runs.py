@@ -26,7 +26,7 @@ from fastai.callback.core import Callback
 from fastai.torch_core import rank_distrib
 
 from .core import InputError
-from .metrics import counts_of
+from .metrics import counts_of, lower_is_better
 from .plan import Plan, plan_from_yaml, plan_to_yaml
 
 # %% ../nbs/40_runs.ipynb #2dfcdebd
@@ -361,7 +361,7 @@ def score_of(
 ) -> tuple: # Larger is better; what is not a number is worst
     "How good an epoch was"
     names = [monitor] if monitor else ['top1', 'valid_loss']
-    numbers = [values.get(o, 0.)*(-1 if 'loss' in o else 1) for o in names]
+    numbers = [values.get(o, 0.)*(-1 if lower_is_better(o) else 1) for o in names]
     return tuple(o if math.isfinite(o) else -math.inf for o in numbers)
 
 def _short(v): return None if v is None else _number(f'{v:.6g}')

@@ -18,11 +18,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 import imgcls_nb.data  # noqa: F401 (imports fastai without its warning)
-from imgcls_nb.callbacks.averaging import EMA, SWA, average_weights, greedy_soup, lower_is_better, refresh_batchnorm
+from imgcls_nb.callbacks.averaging import EMA, SWA, average_weights, greedy_soup, refresh_batchnorm
 from imgcls_nb.callbacks.clock import Clock, EpochMetrics
 from imgcls_nb.callbacks.precision import Precision
 from imgcls_nb.callbacks.steps import Accumulate, BackOff
 from imgcls_nb.core import InputError
+from imgcls_nb.metrics import lower_is_better
 from imgcls_nb.runs import state_from_bytes, state_to_bytes
 
 X = torch.randn(23, 3, 6, 6, generator=torch.Generator().manual_seed(0))

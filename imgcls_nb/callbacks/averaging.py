@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['borrowed_weights', 'own_forward', 'valid_names', 'validate_again', 'EMA', 'refresh_batchnorm', 'train_inputs', 'SWA',
-           'average_weights', 'lower_is_better', 'Soup', 'greedy_soup']
+           'average_weights', 'Soup', 'greedy_soup']
 
 # %% ../../nbs/41_callbacks.averaging.ipynb #11470e6b
 import math
@@ -22,6 +22,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from ..core import InputError, did_you_mean
+from ..metrics import lower_is_better
 from ..models import read_weights
 from ..runs import save_checkpoint
 from ..seeds import mix_seed, seeded
@@ -266,12 +267,6 @@ def _check_alike(a, b, name_a, name_b):
                              f"{tuple(b[k].shape)} in the other.")
 
 # %% ../../nbs/41_callbacks.averaging.ipynb #ba22d468
-def lower_is_better(
-    metric:str, # Its name
-) -> bool:
-    "Whether a metric is a loss or an error, rather than a score"
-    return any(o in metric.lower() for o in ('loss', 'error', 'brier', 'ece', 'perplexity'))
-
 @dataclass(frozen=True)
 class Soup:
     "A mean of checkpoints, and what it is made of"

@@ -16,8 +16,8 @@ from fastai.callback.core import Callback, CancelFitException, CancelTrainExcept
 from fastai.torch_core import rank_distrib
 from torch import nn
 
-from .averaging import lower_is_better
 from ..core import InputError, did_you_mean
+from ..metrics import lower_is_better
 
 # %% ../../nbs/42_callbacks.guards.ipynb #097c5eba
 def epoch_names(
