@@ -113,7 +113,8 @@ def evaluate_plan(
     weights, # A weights file
 ) -> Evaluation:
     "Evaluate weights on the validation pictures of a plan"
-    judged = dict(callbacks=(), mix=(), custom=tuple(o for o in plan.custom if o == 'table')) # how it was trained does not matter
+    held = tuple(o for o in plan.custom if o == 'table') # how it was trained does not matter
+    judged = dict(callbacks=(), mix=(), monitor=None, custom=held)
     learn = learner_from_plan(replace(plan, model=replace(plan.model, pretrained=False), run=None, **judged))
     load_weights(learn.model, weights)
     return evaluate(learn)

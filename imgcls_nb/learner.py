@@ -69,13 +69,16 @@ class ImageLearner(Learner):
         finally: self._depth -= 1
 
     def _note(self, method, args):
-        self._add_custom(*(f'callback {o.name}' for o in self.cbs if not any(o is p for p in self.planned)))
+        self._add_custom(*(f'callback {o.name}' for o in self.cbs if not any(o is p for p in self.planned)),
+                         *(f'without {o.name}' for o in self.planned if not any(o is c for c in self.cbs)
+                           and not isinstance(o, EpochTable)))
         self.plan = _note_fit(self.plan, method, args)
 
     def _add_custom(self, *names): # what no plan can repeat
         self.plan = replace(self.plan, custom=tuple(dict.fromkeys((*self.plan.custom, *names))))
 
     def _tidy(self, gone): # after an interrupt or an error: ready for the next call; some callbacks are no longer there
+        gone = [o for o in gone if not isinstance(o, type)] # of a class fastai made an instance, which is not known here
         for cb in gone: cb.learn = self
         for cb in [*self.cbs, *gone]: getattr(cb, 'close', noop)()
         for cb in gone: cb.learn = None
@@ -84,19 +87,25 @@ class ImageLearner(Learner):
 
     @wraps(Learner.load)
     def load(self, *args, **kwargs):
+        loaded = super().load(*args, **kwargs)
+        if self.clock.searching: return loaded # a search puts back what it found
         self._add_custom('loaded weights')
-        return super().load(*args, **kwargs)
+        if hasattr(self, 'ema'): self.ema.forget()
+        return loaded
 
     @contextmanager
     def no_bar(self):
         "Within the block, training shows nothing"
         with self.removed_cbs(self._grab_cbs(EpochTable)), self.no_logging(): yield self
 
+def _bare(v): return v.tolist() if hasattr(v, 'tolist') else v # numpy's numbers and arrays, tensors
+
 def _note_fit(plan, method, args):
     plain, custom = {}, list(plan.custom)
     for k, v in args.items():
         if v is None: continue
-        v = dict(slice=[v.start, v.stop]) if isinstance(v, slice) else v.item() if hasattr(v, 'item') else v
+        v = dict(slice=[_bare(v.start), _bare(v.stop)]) if isinstance(v, slice) else _bare(v)
+        if isinstance(v, (list, tuple)): v = [_bare(o) for o in v]
         listed = isinstance(v, (list, tuple)) and all(isinstance(o, (int, float)) for o in v)
         if k != 'max_minutes' and (listed or isinstance(v, (bool, int, float, str, dict))): plain[k] = v
         elif k not in custom: custom.append(k)
@@ -108,11 +117,14 @@ def _traceless(search):
     def wrapper(self, *args, **kwargs):
         if self._depth: raise InputError("This learner is training. Search for a learning rate before it, or stop it first.")
         before, start = copy.deepcopy(self.model.state_dict()), (self.clock.epochs, self.clock.steps)
+        opt = copy.deepcopy(self.opt.state_dict()) if self.opt else None
         with self._noting():
             try: return search(self, *args, **kwargs)
             except BaseException:
                 self.model.load_state_dict(before)
                 self.clock.epochs, self.clock.steps = start
+                if opt is None: self.opt = None
+                else: self.opt.load_state_dict(opt)
                 raise
             finally:
                 with suppress(OSError): (self.path/self.model_dir).rmdir() # fastai makes it, and it is empty now
@@ -172,19 +184,24 @@ def _build(plan, dls, loss_func=None, opt_func=None, metrics=None, cbs=None):
     learn.remove_cbs(ProgressCallback)
     learn.plan = replace(plan, data=dls.plan, model=replace(plan.model, num_classes=dls.c), mix=mix_ops(plan.mix),
                          precision=precision, channels_last=channels_last, device=str(device), schedule=(),
-                         monitor=plan.monitor or ('ema_top1' if hasattr(learn, 'ema') else None))
-    _check_monitor(learn)
+                         monitor=plan.monitor or _usual_monitor(learn))
+    _check_values(learn)
     if plan.run: learn.add_cb(RunWriter(RunFolder(plan.run), _describe_data(dls), plan.save_interval, plan.keep_last,
                                         learn.plan.monitor))
     learn.run_folder, learn.planned = RunFolder(plan.run) if plan.run else None, tuple(learn.cbs)
     print(describe_hardware(device, precision, channels_last, dls.train.fake_l.num_workers))
     return learn
 
-def _check_monitor(learn):
-    known = ['train_loss', *valid_names(learn), 'train_top1', *(learn.ema.names if hasattr(learn, 'ema') else [])]
-    if learn.plan.monitor in (None, *known): return
-    raise InputError(f"monitor='{learn.plan.monitor}' is unknown.{did_you_mean(learn.plan.monitor, known)} "
-                     f"An epoch gives {', '.join(known)}.")
+def _averaged(learn): return learn.ema.names if hasattr(learn, 'ema') else [] # values of the averaged weights
+
+def _usual_monitor(learn): return next((o for o in ('ema_top1', 'ema_valid_loss') if o in _averaged(learn)), None)
+
+def _check_values(learn): # that are to be watched, before anything is trained or written
+    known = ['train_loss', *valid_names(learn), 'train_top1', *_averaged(learn)]
+    watched = dict(monitor=learn.plan.monitor) | (dict(metric=learn.early_stop.metric) if hasattr(learn, 'early_stop') else {})
+    for what, name in watched.items():
+        if name in (None, *known): continue
+        raise InputError(f"{what}='{name}' is unknown.{did_you_mean(name, known)} An epoch gives {', '.join(known)}.")
 
 def _varying(plan): # what changes the batches
     if plan.data.start_size and plan.data.sizes:
@@ -269,7 +286,8 @@ def image_learner(
     **kwargs # Handed to the architecture, such as `drop_rate`
 ) -> ImageLearner: # Not frozen; `fine_tune` freezes by itself
     "Join data and a network in a fastai `Learner`"
-    _check_objects(dls, loss, label_smoothing, loss_args, opt, opt_args)
+    _check_objects(dls, loss, dict(label_smoothing=label_smoothing, loss_args=loss_args),
+                   opt, dict(opt_args=opt_args, layer_decay=layer_decay))
     pairs, own = callback_ops(cbs)
     named = [] if metrics is None else [metrics] if isinstance(metrics, str) else list(L(metrics))
     plain_metrics = all(isinstance(o, str) for o in named)
@@ -287,14 +305,13 @@ def image_learner(
     return _build(plan, dls, None if isinstance(loss, str) else loss, None if isinstance(opt, str) else opt,
                   None if plain_metrics else named, own)
 
-def _check_objects(dls, loss, label_smoothing, loss_args, opt, opt_args): # settings that an object would leave unused
+def _check_objects(dls, loss, of_loss, opt, of_opt): # settings that an object would leave unused
     if dls.loss_power and not isinstance(loss, str):
         raise InputError(f"balance='{dls.plan.balance}' gives weights to a loss named by a text; this one is an object. "
                          "Give it its weights yourself and take balance='sampler', or name a loss.")
-    for name, o, settings in (('loss', loss, dict(label_smoothing=label_smoothing, loss_args=loss_args)),
-                              ('opt', opt, dict(opt_args=opt_args))):
+    for name, o, settings in (('loss', loss, of_loss), ('opt', opt, of_opt)):
         if not isinstance(o, str) and (unused := [f'{k}={v}' for k, v in settings.items() if v]):
-            raise InputError(f"{unused[0]} is for a {name} by name, but {name} is an object here. Set it on the object.")
+            raise InputError(f"{unused[0]} goes with a name for {name}, but {name} is an object here. Set it on the object.")
 
 # %% ../nbs/45_learner.ipynb #fd4075fd
 def train_plan(

@@ -149,8 +149,10 @@ class RunFolder:
         here = self.path.absolute().resolve()
         if pictures.resolve().is_relative_to(here) or Path.cwd().resolve().is_relative_to(here):
             raise InputError(f"The run folder '{self.path}' holds the pictures or the working directory. Give one of its own.")
-        if not self.exists and (other := next((o for o in self.path.rglob('*') if o.is_file()), None)):
+        if not self.exists and (other := next((o for o in self.path.rglob('*') if o.is_file() and not self._is_saved(o)), None)):
             raise InputError(f"The run folder '{self.path}' holds files that are no run, such as {other.name}. Give another.")
+
+    def _is_saved(self, file): return file.relative_to(self.path).parts[0] == 'models' # by fastai's `learn.save`
 
     def write_plan(self, plan): write_atomic(self.path/'config.yaml', plan_to_yaml(plan).encode())
 
@@ -282,6 +284,7 @@ class RunWriter(Callback):
         else: self.run_folder.start(self.learn.plan, self.data)
         self.started, self.trained, self.block = True, True, []
         self.train_start = self.told = time.monotonic()
+        self.epochs_before = self.clock.epochs
 
     def after_batch(self):
         if not (self.training and self.trained): return
@@ -302,7 +305,7 @@ class RunWriter(Callback):
         self.run_folder.log('steps', step=steps, **values)
 
     def after_epoch(self):
-        if not self.trained: return # predictions and searches have no epoch to keep
+        if not self.trained or self.clock.epochs == self.epochs_before: return # predictions, searches, what was cut short
         self.trained = False
         facts = dict(epoch=self.clock.epochs, step=self.clock.steps)
         facts |= {k: _number(v) for k, v in self.epoch_metrics.values.items()}
@@ -338,13 +341,18 @@ class RunWriter(Callback):
         self.run_folder.log('checkpoint', epoch=self.clock.epochs, best=better, kept=bool(keep))
 
     def _save_best(self, facts): # the averaged weights, where they are what was judged
-        if not (self.monitor or '').startswith('ema_'): return copy_checkpoint(self.run_folder, 'latest', 'best_model')
+        if not ((self.monitor or '').startswith('ema_') and hasattr(self.learn, 'ema')):
+            return copy_checkpoint(self.run_folder, 'latest', 'best_model')
         with self.learn.ema.swapped(): save_checkpoint(self.run_folder, 'best_model', self.learn.model, None, facts)
 
     def _keep_epoch(self):
         copy_checkpoint(self.run_folder, 'latest', f'epoch_{self.clock.epochs}')
         kept = sorted(int(o.stem.removeprefix('epoch_')) for o in self.run_folder.path.glob('epoch_*.json'))
         for n in kept[:-self.keep_last] if self.keep_last else (): drop_checkpoint(self.run_folder, f'epoch_{n}')
+
+    def after_fit(self): # which a callback may have ended within an epoch
+        if self.trained: self._log_steps()
+        self.trained = False
 
     def close(self): # called when a fit is interrupted, or fails
         if not self.started: return
@@ -361,7 +369,7 @@ def score_of(
 ) -> tuple: # Larger is better; what is not a number is worst
     "How good an epoch was"
     names = [monitor] if monitor else ['top1', 'valid_loss']
-    numbers = [values.get(o, 0.)*(-1 if lower_is_better(o) else 1) for o in names]
+    numbers = [values.get(o, math.nan)*(-1 if lower_is_better(o) else 1) for o in names]
     return tuple(o if math.isfinite(o) else -math.inf for o in numbers)
 
 def _short(v): return None if v is None else _number(f'{v:.6g}')

@@ -76,7 +76,7 @@ def test_a_loss_from_elsewhere_predicts_probabilities(dls, loss):
     (dict(cbs='tensorboard'), "Give the learner a run folder with run="),
     (dict(precision='bf61'), "precision='bf61' is unknown.*Did you mean 'bf16'"),
     (dict(monitor='top_1'), "top_1.*Did you mean 'top1'"),
-    (dict(loss=nn.CrossEntropyLoss(), label_smoothing=.1), "label_smoothing=0.1 is for a loss by name"),
+    (dict(loss=nn.CrossEntropyLoss(), label_smoothing=.1), "label_smoothing=0.1 goes with a name for loss"),
     (dict(layer_decay=-1), 'layer_decay=-1 is too small')], ids=lambda o: str(o)[:40])
 def test_names_that_are_unknown(dls, how, says):
     with pytest.raises(InputError, match=f'(?s){says}'): make(dls, **how)
@@ -190,3 +190,75 @@ def test_accumulated_batches_train_like_a_large_one(shapes):
     small, large = trained(8, [Accumulate(2)]), trained(16, None)
     assert all(torch.allclose(small[k], large[k], atol=1e-5) for k in large)
 
+
+# How the parts work together
+
+def test_a_run_with_an_average_is_evaluated(dls, tmp_path):
+    learn = make(dls, run=tmp_path/'run', cbs='ema')
+    with learn.no_bar(): learn.fit(1)
+    assert evaluate_plan(RunFolder(tmp_path/'run').plan, tmp_path/'run/best_model').top1 >= 0
+
+@pytest.mark.parametrize('how, monitor', [(dict(cbs=[('ema', dict(evaluate=False))]), None),
+                                          (dict(cbs='ema', metrics=['f1']), 'ema_valid_loss')])
+def test_what_is_watched_without_a_word(dls, how, monitor): assert make(dls, **how).plan.monitor == monitor
+
+def test_an_error_rate_and_a_missing_value():
+    assert score_of(dict(error_rate=.1), 'error_rate') > score_of(dict(error_rate=.5), 'error_rate')
+    assert score_of(dict(valid_loss=2.), 'valid_loss') > score_of({}, 'valid_loss')
+
+def test_a_search_is_not_part_of_the_plan_and_loading_is(dls, tmp_path):
+    learn = make(dls, run=tmp_path/'run', cbs='ema')
+    learn.save('start') # before there is a run
+    learn.lr_find(num_it=3, show_plot=False)
+    assert learn.plan.replayable
+    with learn.no_bar(): learn.fit(1)
+    learn.load('start')
+    assert learn.plan.custom == ('loaded weights',) and learn.ema.average is None
+
+def test_a_search_that_is_interrupted_leaves_no_trace(dls):
+    class Stop(Callback):
+        def after_step(self):
+            if self.iter == 1: raise KeyboardInterrupt
+    learn = make(dls)
+    learn.add_cb(stop := Stop())
+    with pytest.raises(KeyboardInterrupt): learn.lr_find(num_it=5, show_plot=False)
+    learn.remove_cb(stop)
+    assert learn.opt is None and learn.clock.steps == 0
+
+def test_a_fit_that_is_ended_within_an_epoch_writes_no_epoch(dls, tmp_path):
+    from fastai.callback.core import CancelFitException
+    class Stop(Callback):
+        order = 99
+        def after_batch(self):
+            if self.training and self.iter == 1: raise CancelFitException
+    learn = make(dls, run=tmp_path/'run')
+    with learn.no_bar():
+        learn.fit(1, cbs=Stop())
+        learn.validate()
+    assert not learn.run_folder.events('epoch') and len(learn.run_folder.steps()) == 2
+
+def test_the_classes_of_an_epoch_are_those_of_its_own_weights(dls, tmp_path):
+    learn = make(dls, run=tmp_path/'run', cbs='ema', metrics=['f1'])
+    with learn.no_bar(): learn.fit_one_cycle(2, 5e-3)
+    for o in learn.run_folder.events('epoch'):
+        assert np.nanmean(np.array(o['classes']['f1'], float)) == pytest.approx(o['f1'], abs=1e-3)
+
+@pytest.mark.parametrize('how, says', [(dict(cbs=[('early_stop', dict(metric='top_1'))]), "metric='top_1' is unknown.*'top1'"),
+                                       (dict(opt=Callback, layer_decay=.5), 'layer_decay=0.5 goes with a name for opt')])
+def test_what_could_not_work_is_refused_before_training(dls, tmp_path, how, says):
+    with pytest.raises(InputError, match=says): make(dls, run=tmp_path/'run', **how)
+    assert not (tmp_path/'run').exists()
+
+def test_a_callback_given_as_a_class_does_not_hide_an_interrupt(dls):
+    class Stop(Callback):
+        def before_step(self): raise KeyboardInterrupt
+        def close(self): pass
+    learn = make(dls)
+    with pytest.raises(KeyboardInterrupt), learn.no_bar(): learn.fit(1, cbs=Stop)
+
+def test_numbers_of_numpy_are_numbers_in_the_plan(dls, tmp_path):
+    learn = make(dls, run=tmp_path/'run')
+    with learn.no_bar():
+        learn.fit(1, lr=slice(np.float64(1e-4), np.float64(1e-3)))
+        learn.fit(1, lr=np.full(len(learn.opt.hypers), 1e-3))
+    assert RunFolder(tmp_path/'run').plan.schedule[0].args['lr'] == dict(slice=[1e-4, 1e-3])

@@ -22,7 +22,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from ..core import InputError, did_you_mean
-from ..metrics import lower_is_better
+from ..metrics import counts_of, lower_is_better
 from ..models import read_weights
 from ..runs import save_checkpoint
 from ..seeds import mix_seed, seeded
@@ -62,11 +62,14 @@ def validate_again(
     learn, # In a fit, after its own validation
 ) -> dict: # Name to number
     "One more validation of an epoch, which leaves the epoch's record as it is"
-    log, learn.recorder.log = learn.recorder.log, L()
+    log, learn.recorder.log, counts = learn.recorder.log, L(), counts_of(learn.metrics)
+    kept = dict(vars(counts)) if counts else {}
     try:
         learn._do_epoch_validate()
         return dict(zip(valid_names(learn), map(float, learn.recorder.log)))
-    finally: learn.recorder.log = log
+    finally:
+        learn.recorder.log = log
+        if counts: vars(counts).update(kept)
 
 # %% ../../nbs/41_callbacks.averaging.ipynb #4c0772f8
 class EMA(Callback):

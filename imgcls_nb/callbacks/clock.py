@@ -71,6 +71,8 @@ class EpochMetrics(Callback):
             if self.seen: self.values['train_top1'] = self.train_top1
         self.trained = False
 
+    def close(self): self.trained = False # also called when a fit is interrupted
+
 def _are_classes(pred, targ): # one class number a picture, rather than values or several labels
     if not isinstance(pred, torch.Tensor) or targ.is_floating_point(): return False
     return pred.shape[:-1] == targ.shape and pred.shape[-1] > 1

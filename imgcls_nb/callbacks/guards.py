@@ -224,6 +224,7 @@ class DivergenceGuard(Callback):
         if undo or self.interval > 1 or not all(o.isfinite().all() for o in state.values()):
             self.learn.model.load_state_dict(self.good)
             self.opt.clear_state()
+            if hasattr(self.learn, 'ema'): self.learn.ema.forget()
             since = self.good_step
         self.why = f'{what} in epoch {self.clock.epochs + 1}, at step {step}'
         raise InputError(_explain(self, since))
