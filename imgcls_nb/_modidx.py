@@ -798,6 +798,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'imgcls_nb.cli._run_eval': ('cli.html#_run_eval', 'imgcls_nb/cli.py'),
                                'imgcls_nb.cli._run_export': ('cli.html#_run_export', 'imgcls_nb/cli.py'),
                                'imgcls_nb.cli._run_infer': ('cli.html#_run_infer', 'imgcls_nb/cli.py'),
+                               'imgcls_nb.cli._run_models': ('cli.html#_run_models', 'imgcls_nb/cli.py'),
                                'imgcls_nb.cli._run_predict': ('cli.html#_run_predict', 'imgcls_nb/cli.py'),
                                'imgcls_nb.cli._run_quickstart': ('cli.html#_run_quickstart', 'imgcls_nb/cli.py'),
                                'imgcls_nb.cli._run_train': ('cli.html#_run_train', 'imgcls_nb/cli.py'),
