@@ -22,11 +22,11 @@ def read_json(
     max_bytes:int=MAX_BYTES, # Longer ones are refused unread
 ): # Plain values
     "Read JSON that may be damaged or hostile"
-    if len(text) > max_bytes: raise InputError(f"{where}: {len(text):,} bytes are too many; at most {max_bytes:,} are read.")
+    if len(text) > max_bytes: raise InputError(f"{where} has {len(text):,} bytes; at most {max_bytes:,} are read.")
     try: value = json.loads(text)
-    except RecursionError as e: raise InputError(f"{where}: nested too deeply; {MAX_DEPTH} levels are read.") from e
-    except ValueError as e: raise InputError(f"{where}: not valid JSON ({e}).") from e
-    if _deeper(value, MAX_DEPTH): raise InputError(f"{where}: nested too deeply; {MAX_DEPTH} levels are read.")
+    except RecursionError as e: raise InputError(f"{where} is nested too deeply: {MAX_DEPTH} levels are read.") from e
+    except ValueError as e: raise InputError(f"{where} is not valid JSON ({e}).") from e
+    if _deeper(value, MAX_DEPTH): raise InputError(f"{where} is nested too deeply: {MAX_DEPTH} levels are read.")
     return value
 
 def _deeper(value, levels): # level by level, because a recursion would be what it guards against
@@ -47,23 +47,23 @@ def read_yaml(
 ): # Plain values
     "Read YAML that may be damaged or hostile"
     if len(text) > MAX_YAML_BYTES:
-        raise InputError(f"{where}: {len(text):,} bytes are too many; at most {MAX_YAML_BYTES:,} are read.")
+        raise InputError(f"{where} has {len(text):,} bytes; at most {MAX_YAML_BYTES:,} are read.")
     try:
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
         if root is None: return None
         _count_values(root, where, {}, 0)
         return loader.construct_document(root)
-    except RecursionError as e: raise InputError(f"{where}: nested too deeply; {MAX_DEPTH} levels are read.") from e
-    except (yaml.YAMLError, ValueError, TypeError) as e: raise InputError(f"{where}: not valid YAML ({e}).") from e
+    except RecursionError as e: raise InputError(f"{where} is nested too deeply: {MAX_DEPTH} levels are read.") from e
+    except (yaml.YAMLError, ValueError, TypeError) as e: raise InputError(f"{where} is not valid YAML ({e}).") from e
 
 def _count_values(node, where, known, depth): # of a node and all below it
-    if depth > MAX_DEPTH: raise InputError(f"{where}: nested too deeply, or a block within itself; {MAX_DEPTH} levels are read.")
+    if depth > MAX_DEPTH: raise InputError(f"{where} is nested too deeply, or a block is within itself: {MAX_DEPTH} levels are read.")
     if id(node) not in known: known[id(node)] = 1 + sum(_count_values(o, where, known, depth + 1) for o in _parts(node))
     if known[id(node)] > MAX_VALUES:
-        raise InputError(f"{where}: repeated blocks add up to more than {MAX_VALUES:,} values.")
+        raise InputError(f"{where} repeats blocks, which add up to more than {MAX_VALUES:,} values.")
     if isinstance(node, yaml.ScalarNode) and len(node.value) > MAX_NUMBER and node.tag[-4:] in (':int', 'loat'):
-        raise InputError(f"{where}: a number of {len(node.value):,} characters is too long. Quote it if it is a text.")
+        raise InputError(f"{where} has a number of {len(node.value):,} characters. Quote it if it is a text.")
     return known[id(node)]
 
 def _parts(node):
