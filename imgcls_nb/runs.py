@@ -60,9 +60,8 @@ class Run:
     def __repr__(self): return f"Run('{self.path.as_posix()}', {len(self.history())} epochs, {self.status})"
 
 def _read(file):
-    try:
-        with open(file, 'rb') as f: return f.read(MAX_BYTES + 1) # one too many is told from enough
-    except OSError as e: raise InputError(f"'{file}' cannot be read: {(e.strerror or str(e)).lower()}.") from e
+    if not file.is_file(): raise InputError(f"There is no file '{file}'.") # a pipe would be waited for
+    with open(file, 'rb') as f: return f.read(MAX_BYTES + 1) # one too many is told from enough
 
 # %% ../nbs/40_runs.ipynb #005859bd
 @patch
