@@ -14,7 +14,7 @@ from .core import ModelCard, Preprocess
 from .models import create_model, load_weights, model_preprocess
 from .plan import Plan
 from .predict import Predictor
-from .checkpoints import read_manifest
+from .checkpoints import read_checkpoint
 from .runs import Run
 from .sources import class_names
 
@@ -46,7 +46,8 @@ def checkpoint_of(
 ) -> tuple: # Its plan, its weights file, its facts
     "What a checkpoint of a run consists of, checked against its hashes"
     run = Run.open(run)
-    return run.plan, run.path/f'{name}.safetensors', read_manifest(run.path, name)
+    found = read_checkpoint(run.path, name)
+    return run.plan, found.weights, found.facts
 
 def load_trained(
     run, # A run folder

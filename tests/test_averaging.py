@@ -361,7 +361,7 @@ def test_runs_tell_both(shapes, tmp_path, capsys):
     assert swa.facts['averaged'] == 2 and swa.facts['top1'] == learn.swa.values['top1']
     assert equal(state(swa.model), state(learn.model)) and not equal(state(latest.model), state(learn.model))
     files = [learn.run_folder.path/f'epoch_{i}.safetensors' for i in (1, 2)]
-    with pytest.raises(InputError, match='opt.safetensors hold no weights'):
-        average_weights([files[0], learn.run_folder.path/'epoch_1.opt.safetensors'])
+    with pytest.raises(InputError, match='state.safetensors hold no weights'):
+        average_weights([files[0], learn.run_folder.path/'epoch_1.state.safetensors'])
     soup = greedy_soup(learn, files, 'top1')
     assert soup.value >= soup.alone[0][1] and set(soup.members) <= {str(o) for o in files}

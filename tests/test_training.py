@@ -118,7 +118,7 @@ def test_the_newest_epochs_are_kept(dls, tmp_path):
     learn = make(dls, run=tmp_path/'run', keep_last=2)
     with learn.no_bar(): learn.fit(4)
     assert sorted(o.name for o in (tmp_path/'run').glob('epoch_*')) == sorted(
-        f'epoch_{n}.{part}' for n in (3, 4) for part in ('json', 'opt.safetensors', 'safetensors'))
+        f'epoch_{n}.{part}' for n in (3, 4) for part in ('json', 'state.safetensors', 'safetensors'))
 
 def test_every_step_is_in_the_log(dls, tmp_path):
     losses, see = [], type('See', (Callback,), dict(before_backward=lambda self: losses.append(self.loss.item())))

@@ -233,7 +233,7 @@ def _finish(self:SWA):
     print(f"SWA: the network now has the mean of {self.n_averaged} epochs: {text}.")
     run = getattr(self.learn, 'run_folder', None)
     facts = dict(epoch=self.clock.epochs, step=self.clock.steps, averaged=self.n_averaged) | self.values
-    if run and rank_distrib() == 0: save_checkpoint(run.path, 'swa', self.learn.model, None, facts)
+    if run and rank_distrib() == 0: save_checkpoint(run.path, 'swa', self.learn.model.state_dict(), None, facts)
 
 @patch
 def apply(self:SWA): # by itself after a fit, by hand after an interrupted one

@@ -87,7 +87,7 @@ class RunWriter(Callback):
         lost.clear()
 
     def _save(self, facts):
-        save_checkpoint(self.run_folder.path, 'latest', self.learn.model, self.opt.state_dict(), facts)
+        save_checkpoint(self.run_folder.path, 'latest', self.learn.model.state_dict(), dict(opt=self.opt.state_dict()), facts)
         score = score_of(self.epoch_metrics.values, self.monitor)
         better = self.best is None or score > self.best
         if better:
@@ -100,7 +100,7 @@ class RunWriter(Callback):
     def _save_best(self, facts): # the averaged weights, where they are what was judged
         if not ((self.monitor or '').startswith('ema_') and hasattr(self.learn, 'ema')):
             return link_checkpoint(self.run_folder.path, 'latest', 'best_model')
-        with self.learn.ema.swapped(): save_checkpoint(self.run_folder.path, 'best_model', self.learn.model, None, facts)
+        with self.learn.ema.swapped(): save_checkpoint(self.run_folder.path, 'best_model', self.learn.model.state_dict(), None, facts)
 
     def _keep_epoch(self):
         link_checkpoint(self.run_folder.path, 'latest', f'epoch_{self.clock.epochs}')
