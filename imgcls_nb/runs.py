@@ -10,13 +10,15 @@ import json
 import os
 import platform
 import time
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-from .checkpoints import write_atomic
 from .core import InputError
+from .files import write_atomic
+from .locks import Lock
 from .plan import Plan, plan_from_yaml, plan_to_yaml
 
 # %% ../nbs/40_runs.ipynb #e62b1de5
@@ -24,7 +26,9 @@ class Run:
     "A run on disk: made by training, read by everything else"
     def __init__(self,
         path, # The folder; it need not exist yet
-    ): self.path = Path(path)
+    ):
+        self.path = Path(path)
+        self._lock = Lock(self.path/'run.lock', f"The run '{path}'")
 
     @classmethod
     def open(cls, path) -> 'Run':
@@ -61,6 +65,24 @@ class Run:
         write_atomic(self.path/'env.json', json.dumps(describe_env(), indent=1).encode())
         write_atomic(self.path/'data.json', json.dumps(data, indent=1, ensure_ascii=False).encode())
         self.log('start')
+
+    def lock(self):
+        "Become the only one who writes this run; an `InputError` names who does already"
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock.take()
+
+    def unlock(self):
+        "Let others write"
+        self._lock.give_back()
+
+    @contextmanager
+    def locked(self):
+        "Within the block, nobody else writes this run"
+        mine = self._lock.mine
+        self.lock()
+        try: yield self
+        finally:
+            if not mine: self.unlock()
 
     def check_alone(self,
         pictures:Path, # Folder of the data set

@@ -258,8 +258,9 @@ def ran(dls, tmp_path_factory):
 
 def test_what_a_run_folder_holds(ran):
     names = {o.name for o in ran.run_folder.path.iterdir()} - {'models'}
-    checkpoints, parts = ('best_model', 'latest', 'epoch_1', 'epoch_2', 'epoch_3'), ('safetensors', 'state.safetensors', 'json')
-    assert names == {f'{o}.{p}' for o in checkpoints for p in parts} | {'config.yaml', 'env.json', 'data.json', 'run.jsonl', 'parts'}
+    checkpoints, kinds = ('best_model', 'latest', 'epoch_1', 'epoch_2', 'epoch_3'), ('safetensors', 'state.safetensors', 'json')
+    others = {'config.yaml', 'env.json', 'data.json', 'run.jsonl', 'parts'}
+    assert names == {f'{o}.{k}' for o in checkpoints for k in kinds} | others
     assert plan_to_dict(ran.run_folder.plan) == plan_to_dict(ran.plan) and len(ran.plan.schedule) == 2
     data = json.loads((ran.run_folder.path/'data.json').read_text('utf-8'))
     assert data['vocab'] == list(ran.dls.vocab) and data['train']['pictures'] == 48
