@@ -7,7 +7,7 @@ __all__ = ['SAVE_ORDER', 'state_of', 'put_state', 'Position', 'Moment', 'enter_m
 
 # %% ../nbs/40_moments.ipynb #1e0d7458
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import singledispatch, wraps
 
 import safetensors.torch
@@ -148,8 +148,9 @@ class ResumableLearner(Learner):
         super().fit(*args, **kwargs)
 
     def _do_fit(self):
-        done = self._enter_fit() if self.origin else 0
-        for self.epoch in range(done, self.n_epoch): self._with_events(self._do_epoch, 'epoch', CancelEpochException)
+        for epoch in range(self._enter_fit() if self.origin else 0, self.n_epoch):
+            self.epoch = epoch
+            self._with_events(self._do_epoch, 'epoch', CancelEpochException)
 
     def _enter_fit(self): # epochs that are done
         at = self.origin.at

@@ -119,6 +119,7 @@ class Plan(_Record):
     channels_last: bool|str = 'auto' # Memory format; 'auto': by device
     device: str|None = None # 'cpu', 'cuda', 'cuda:1', 'mps'; None: the best there is
     run: str|None = None # The run folder; None: nothing is written
+    resume: str|None = None # Go on with what is there, from this checkpoint, or from the 'newest'; None: start anew
     save_interval: int = 1 # Keep `epoch_N` every so many epochs; 0: only best and latest
     keep_last: int|None = None # Of these keep the newest so many; None: all
     save_steps: int|None = None # Within an epoch save `latest` every so many steps; None: not by steps

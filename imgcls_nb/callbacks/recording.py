@@ -31,7 +31,7 @@ class RunWriter(Callback):
         self.run_folder, self.data, self.started, self.trained, self.block, self.resumed = run, data, False, False, [], None
 
     def adopt(self,
-        **facts # For the log
+        facts:dict, # For the log
     ):
         "Go on with the folder as it is"
         self.started, self.resumed = True, facts
@@ -158,14 +158,14 @@ class Checkpointer(Callback):
         values, averaged = {k: _number(v) for k, v in self.epoch_metrics.values.items()}, self._is_averaged
         if better and averaged: self._save_average(values)
         names = ['best_model']*(better and not averaged) + [f'epoch_{n}']*kept + ['latest']
-        self._save(names, self.learn.position(self.epoch + 1), values)
+        self._save(names, self.learn.position(self.epoch + 1), **values)
         if kept and self.keep_last: self._drop_old()
         self.run_folder.log('checkpoint', **self._counts, best=better, kept=kept)
 
     @property
     def _counts(self): return dict(epoch=self.clock.epochs, step=self.clock.steps)
 
-    def _save(self, names, at, values={}): # the last name is the one that counts
+    def _save(self, names, at, **values): # the last name is the one that counts
         moment, facts = Moment.of(self.learn, at), self._counts | dict(position=asdict(at)) | values
         save_checkpoint(self.run_folder.path, names[0], moment.weights, moment.state, facts)
         for o in names[1:]: link_checkpoint(self.run_folder.path, names[0], o)
