@@ -11,9 +11,8 @@ import ast
 import re
 from pathlib import Path
 
-import yaml
-
 from .core import InputError, Preprocess, did_you_mean, size_hw
+from .documents import read_yaml
 from .plan import DataPlan, FitPlan, ModelPlan, ObjectivePlan, Plan
 from .shipped import shipped_path
 
@@ -47,9 +46,7 @@ def read_config(
 ) -> dict: # The sections, every text turned into the value it means
     "Read a config and apply overrides"
     file = find_config(path)
-    try: cfg = yaml.safe_load(file.read_text('utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as e:
-        raise InputError(f"'{path}' is not valid YAML ({e}).") from e
+    cfg = read_yaml(file.read_bytes(), f"'{path}'")
     if not isinstance(cfg, dict) or not all(isinstance(o, dict) for o in cfg.values()):
         raise InputError(f"'{path}' is no config: expected sections such as Global, Arch and DataLoader.")
     cfg = _read_values(cfg)

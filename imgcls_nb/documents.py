@@ -22,11 +22,11 @@ def read_json(
     max_bytes:int=MAX_BYTES, # Longer ones are refused unread
 ): # Plain values
     "Read JSON that may be damaged or hostile"
-    if len(text) > max_bytes: raise InputError(f"{where}: {len(text):,} bytes are too many; at most {max_bytes:,} are read.")
+    if len(text) > max_bytes: raise InputError(f"{where} has {len(text):,} bytes; at most {max_bytes:,} are read.")
     try: value = json.loads(text)
-    except RecursionError as e: raise InputError(f"{where}: nested too deeply; {MAX_DEPTH} levels are read.") from e
-    except ValueError as e: raise InputError(f"{where}: not valid JSON ({e}).") from e
-    if _deeper(value, MAX_DEPTH): raise InputError(f"{where}: nested too deeply; {MAX_DEPTH} levels are read.")
+    except RecursionError as e: raise InputError(f"{where} is nested too deeply: {MAX_DEPTH} levels are read.") from e
+    except ValueError as e: raise InputError(f"{where} is not valid JSON ({e}).") from e
+    if _deeper(value, MAX_DEPTH): raise InputError(f"{where} is nested too deeply: {MAX_DEPTH} levels are read.")
     return value
 
 def _deeper(value, levels): # level by level, because a recursion would be what it guards against
@@ -37,8 +37,8 @@ def _deeper(value, levels): # level by level, because a recursion would be what 
     return True
 
 # %% ../nbs/04_documents.ipynb #819b9005
-MAX_YAML_BYTES = 2**21 # the reader is slow; a plan with all of ImageNet's 21,841 class names has half of this
-MAX_VALUES = 500_000 # of a YAML document, a repeated block counted each time
+MAX_YAML_BYTES = 2**21 # the reader is slow; a plan with all of ImageNet's 21,841 class names has a third of this
+MAX_VALUES = 100_000 # of a YAML document, a repeated block counted each time
 MAX_NUMBER = 100 # characters
 
 def read_yaml(
@@ -47,25 +47,40 @@ def read_yaml(
 ): # Plain values
     "Read YAML that may be damaged or hostile"
     if len(text) > MAX_YAML_BYTES:
-        raise InputError(f"{where}: {len(text):,} bytes are too many; at most {MAX_YAML_BYTES:,} are read.")
+        raise InputError(f"{where} has {len(text):,} bytes; at most {MAX_YAML_BYTES:,} are read.")
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         root = loader.get_single_node()
         if root is None: return None
-        _count_values(root, where, {}, 0)
+        _measure(root, {}, 0)
         return loader.construct_document(root)
-    except RecursionError as e: raise InputError(f"{where}: nested too deeply; {MAX_DEPTH} levels are read.") from e
-    except (yaml.YAMLError, ValueError, TypeError) as e: raise InputError(f"{where}: not valid YAML ({e}).") from e
+    except RecursionError as e: raise InputError(f"{where} is nested too deeply: {MAX_DEPTH} levels are read.") from e
+    except _PastLimit as e: raise InputError(f"{where} {e}") from e
+    except (yaml.YAMLError, ValueError, TypeError) as e: raise InputError(f"{where} is not valid YAML ({e}).") from e
 
-def _count_values(node, where, known, depth): # of a node and all below it
-    if depth > MAX_DEPTH: raise InputError(f"{where}: nested too deeply, or a block within itself; {MAX_DEPTH} levels are read.")
-    if id(node) not in known: known[id(node)] = 1 + sum(_count_values(o, where, known, depth + 1) for o in _parts(node))
-    if known[id(node)] > MAX_VALUES:
-        raise InputError(f"{where}: repeated blocks add up to more than {MAX_VALUES:,} values.")
-    if isinstance(node, yaml.ScalarNode) and len(node.value) > MAX_NUMBER and node.tag[-4:] in (':int', 'loat'):
-        raise InputError(f"{where}: a number of {len(node.value):,} characters is too long. Quote it if it is a text.")
-    return known[id(node)]
+class _PastLimit(Exception): pass
+
+class _Loader(yaml.SafeLoader):
+    nodes = 0
+
+    def compose_node(self, parent, index): # counted while they come
+        self.nodes += 1
+        if self.nodes > MAX_VALUES: raise _PastLimit(f"holds more than {MAX_VALUES:,} values.")
+        return super().compose_node(parent, index)
+
+def _measure(node, known, depth): # values and levels of a node and all below it
+    if depth > MAX_DEPTH: raise _PastLimit(f"is nested too deeply, or a block is within itself: {MAX_DEPTH} levels are read.")
+    if id(node) not in known:
+        inner = [_measure(o, known, depth + 1) for o in _parts(node)]
+        known[id(node)] = 1 + sum(n for n, _ in inner), 1 + max((levels for _, levels in inner), default=0)
+    values, levels = known[id(node)]
+    if depth + levels > MAX_DEPTH: raise _PastLimit(f"is nested too deeply: {MAX_DEPTH} levels are read.")
+    if values > MAX_VALUES: raise _PastLimit(f"repeats blocks, which add up to more than {MAX_VALUES:,} values.")
+    return values, levels
 
 def _parts(node):
     if isinstance(node, yaml.MappingNode): return [o for pair in node.value for o in pair]
-    return node.value if isinstance(node, yaml.SequenceNode) else []
+    if isinstance(node, yaml.SequenceNode): return node.value
+    if len(node.value) > MAX_NUMBER and node.tag.endswith((':int', ':float')):
+        raise _PastLimit(f"has a number of {len(node.value):,} characters. Quote it if it is a text.")
+    return []

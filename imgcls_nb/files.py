@@ -104,5 +104,5 @@ def in_words(
     "What went wrong, and what to do about it"
     if e.errno == errno.ENOSPC: return "the disk is full. Free some space"
     if e.errno == errno.EDQUOT: return "your share of the disk is used up. Free some space"
-    if e.errno in (errno.EROFS, errno.EACCES, errno.EPERM): return "nothing may be written there. Allow it, or write elsewhere,"
+    if e.errno in (errno.EROFS, errno.EACCES, errno.EPERM): return "nothing may be written there. Allow it"
     return f"{(e.strerror or str(e)).lower()}. Set this right"

@@ -14,6 +14,7 @@ from typing import get_args, get_origin, get_type_hints
 import yaml
 
 from .core import InputError, did_you_mean
+from .documents import read_yaml
 
 # %% ../nbs/05_plan.ipynb #c67d3146
 # the least that makes sense, and the texts that are known
@@ -182,6 +183,4 @@ def plan_from_yaml(
     where:str='plan', # Names the source in messages
 ) -> Plan:
     "Read a plan; nothing in the text can run code"
-    try: d = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as e: raise InputError(f"{where}: not valid YAML ({e}).") from e
-    return plan_from_dict(d, Plan, where)
+    return plan_from_dict(read_yaml(text, where), Plan, where)

@@ -373,7 +373,7 @@ def test_a_damaged_manifest_is_named(copied, damage):
     with pytest.raises(InputError, match='best_model.json'): load_trained(copied)
 
 @pytest.mark.parametrize('damage, says', [
-    (remove, "no run folder: it has no config.yaml"), (lambda file: file.write_text('data: ['), 'config.yaml: not valid YAML'),
+    (remove, "no run folder: it has no config.yaml"), (lambda file: file.write_text('data: ['), 'config.yaml is not valid YAML'),
     (lambda file: file.write_text('data: {path: x}\nmodell: 1'), "unknown key 'modell'.*Did you mean 'model'"),
     (empty, 'config.yaml')])
 def test_a_damaged_plan_is_named(copied, damage, says):
