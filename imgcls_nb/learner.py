@@ -75,7 +75,9 @@ class ImageLearner(ResumableLearner):
                 self._tidy(L((args or {}).get('cbs')))
             if isinstance(e, InputError): raise InputError(str(e).partition('`:\n\t')[2] or str(e)) from e # fastai adds where
             raise
-        finally: self._depth -= 1
+        finally:
+            self._depth -= 1
+            if outermost and self.run_folder: self.run_folder.unlock()
 
     def _begin_call(self, method, args, resume, allow):
         if resume: take_up(self, resume, allow)
@@ -208,13 +210,15 @@ def _build(plan, dls, loss_func=None, opt_func=None, metrics=None, cbs=None):
                          precision=precision, channels_last=channels_last, device=str(device), schedule=(), resume=None,
                          monitor=plan.monitor or _usual_monitor(learn))
     _check_values(learn)
-    if plan.run: learn.add_cbs([RunWriter(Run(plan.run), _describe_data(dls)), _checkpointer(learn.plan)])
-    learn.run_folder, learn.planned = Run(plan.run) if plan.run else None, tuple(learn.cbs)
+    if plan.run: _write_run(learn, Run(plan.run))
+    learn.planned = tuple(learn.cbs)
     print(describe_hardware(device, precision, channels_last, dls.train.fake_l.num_workers))
     return learn
 
-def _checkpointer(plan):
-    return Checkpointer(Run(plan.run), plan.save_interval, plan.keep_last, plan.save_steps, plan.save_minutes, plan.monitor)
+def _write_run(learn, run):
+    plan, learn.run_folder = learn.plan, run
+    learn.add_cbs([RunWriter(run, _describe_data(learn.dls)),
+                   Checkpointer(run, plan.save_interval, plan.keep_last, plan.save_steps, plan.save_minutes, plan.monitor)])
 
 def _averaged(learn): return learn.ema.names if hasattr(learn, 'ema') else [] # values of the averaged weights
 

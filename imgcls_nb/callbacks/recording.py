@@ -6,6 +6,7 @@
 __all__ = ['RunWriter', 'Checkpointer', 'score_of']
 
 # %% ../../nbs/41_callbacks.recording.ipynb #9d763413
+import json
 import math
 import sys
 import time
@@ -16,6 +17,7 @@ from fastai.callback.core import Callback
 from fastai.torch_core import rank_distrib
 
 from ..checkpoints import drop_checkpoint, link_checkpoint, save_checkpoint
+from ..files import write_atomic
 from ..metrics import counts_of, lower_is_better
 from ..moments import SAVE_ORDER, Moment
 from ..runs import STEP_VALUES, Run
@@ -41,12 +43,18 @@ class RunWriter(Callback):
 
     def before_train(self):
         if not self._writes: return
+        self.run_folder.lock() # until the training call ends
         if self.started: self.run_folder.write_plan(self.learn.whole_plan)
         else: self.run_folder.start(self.learn.whole_plan, self.data)
-        if self.resumed is not None: self.run_folder.log('resume', epoch=self.clock.epochs, step=self.clock.steps, **self.resumed)
+        if self.resumed is not None: self._go_on()
         self.started, self.trained, self.resumed, self.block = True, True, None, []
         self.train_start = self.told = time.monotonic()
         self.epochs_before = self.clock.epochs
+
+    def _go_on(self):
+        if any(o.startswith('pictures') for o in self.resumed['changed']):
+            write_atomic(self.run_folder.path/'data.json', json.dumps(self.data, indent=1, ensure_ascii=False).encode())
+        self.run_folder.log('resume', epoch=self.clock.epochs, step=self.clock.steps, **self.resumed)
 
     def after_batch(self):
         if not (self.training and self.trained): return
