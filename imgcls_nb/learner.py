@@ -373,15 +373,15 @@ def resume(self:ImageLearner,
     return run_schedule(self, calls[len(self.plan.schedule) - self.cut:], checkpoint, allow)
 
 def resume_run(
-    path, # A run folder, perhaps moved
+    run, # Its folder, perhaps moved
     checkpoint=True, # Name of a checkpoint; True: the newest that is whole
     allow=(), # Changed settings to go on with
     epochs:int|None=None, # Of the last training call, in place of those that it has
-    **settings # Changed fields of the run's `DataPlan`, such as `num_workers`
+    **settings # Changed fields of the run's `DataPlan`, such as `path` or `num_workers`
 ) -> ImageLearner: # At the end of its training
     "Go on with a run from its folder alone"
-    plan = Run.open(path).plan
-    plan = replace(plan, run=str(path), data=replace(plan.data, **settings), custom=tuple(set(plan.custom) - {*INSIDE}))
+    plan = Run.open(run).plan
+    plan = replace(plan, run=str(run), data=replace(plan.data, **settings), custom=tuple(set(plan.custom) - {*INSIDE}))
     calls = plan.schedule if epochs is None else (*plan.schedule[:-1], _longer(plan.schedule[-1], epochs))
     return learner_from_plan(plan).resume(checkpoint, allow, calls)
 

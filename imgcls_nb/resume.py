@@ -76,7 +76,7 @@ def find_checkpoint(
 ) -> Checkpoint|None: # None: nothing was saved yet
     "The checkpoint from which a run goes on"
     if isinstance(name, str): return _resumable(read_checkpoint(run.path, name), run)
-    if not any(run.path.glob(f'{o}.json') for o in _NAMES): return None
+    if not any(o for name in _NAMES for o in run.path.glob(f'{name}.json')): return None
     for names in (_NAMES[:1], _NAMES[1:]):
         with suppress(InputError): return _resumable(newest_checkpoint(run.path, names), run)
     raise InputError(f"The run '{run.path}' has no whole checkpoint to go on from. Start it anew, without resume.")
