@@ -22,7 +22,14 @@ def _run_train(args):
                          "such as -o Global.epochs=3.")
     if bool(args.config) == bool(args.folder): raise InputError("imgcls train takes a folder of pictures, or -c CONFIG.yaml.")
     from imgcls_nb.learner import train_plan
-    learn = train_plan(_config_plan(args) if args.config else _folder_plan(args))
+    _tell_run(train_plan(_config_plan(args) if args.config else _folder_plan(args)))
+
+def _run_resume(args):
+    from imgcls_nb.learner import resume_run
+    settings = {k: v for k, v in dict(path=args.data, num_workers=args.num_workers).items() if v is not None}
+    _tell_run(resume_run(args.run, args.checkpoint or True, args.allow, args.epochs, **settings))
+
+def _tell_run(learn):
     run = learn.run_folder.path.as_posix()
     print(f"\nThe run is in {run}; its best weights are best_model.safetensors.\nNext: {shlex.join(['imgcls', 'export', run])}")
 
@@ -168,6 +175,15 @@ def make_parser() -> argparse.ArgumentParser:
                ('precision', str, 'auto, fp32, bf16 or fp16'), ('label-file', str, 'names of the classes of list files'))
     for name, kind, text in options: p.add_argument(f'--{name}', type=kind, help=text)
 
+    p = verb('resume', _run_resume, 'Go on with a run that was interrupted or killed, to the same end', config=False)
+    p.add_argument('run', help='a run folder')
+    p.add_argument('--checkpoint', help='go on from this one, such as epoch_3 (default: the newest that is whole)')
+    p.add_argument('--epochs', type=int, help='length of the last training call, to train longer')
+    p.add_argument('--data', metavar='FOLDER', help='where the pictures are now, if they were moved')
+    p.add_argument('--num-workers', type=int, help='loader processes')
+    p.add_argument('--allow', action='append', default=[], metavar='NAME',
+                   help='a setting that has changed and is to be taken as it is now; repeatable')
+
     for name, func, text in (('eval', _run_eval, 'Evaluate a run on its validation pictures'),
                              ('infer', _run_infer, 'Label pictures with the weights of a run'),
                              ('export', _run_export, 'Write the model.onnx of a run')):
@@ -225,7 +241,7 @@ def main(
         return 141
     except (InputError, OSError) as e: message, status = str(e), 2
     except ModuleNotFoundError as e: message, status = _missing(e), 2
-    except KeyboardInterrupt: message, status = 'interrupted; the run folder holds what was reached.', 130
+    except KeyboardInterrupt: message, status = 'interrupted; the run folder holds what was reached. Next: imgcls resume RUN', 130
     except Exception as e: # a defect
         defect = "This is a defect. Set IMGCLS_TRACEBACK=1 and run it again to see where it happened."
         message, status = f"{type(e).__name__}: {e}\n{defect}", 2

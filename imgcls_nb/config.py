@@ -302,8 +302,7 @@ def plan_from_config(
     name, num_classes = arch.text('name'), arch.count('class_num', 1000)
     seed, epochs = g.kind('seed', 42, (int,), 'a whole number'), g.count('epochs', 20)
     if not name: raise InputError("Arch.name is missing. Give an architecture, such as MobileNetV3_large_x1_0.")
-    if g.get('checkpoints'):
-        raise InputError("Global.checkpoints: continuing from a checkpoint is not supported. Use Global.pretrained_model.")
+    run, resume, more_notes = _run(g.text('checkpoints'), Path(g.text('output_dir', './output'))/name)
     if cfg.get('EMA'): raise InputError("EMA is not supported. Take the section out.")
     label_file, notes = _label_file(_Section(cfg.get('Infer'), 'Infer'))
     _Section(cfg.get('Metric'), 'Metric').done('Train Eval')
@@ -315,13 +314,24 @@ def plan_from_config(
     kwargs = {k: arch.number(k) for k in ('drop_rate', 'drop_path_rate') if arch.get(k) is not None}
     data, mix = _data_plan(cfg, num_classes, seed, label_file)
     plan = Plan(data, ModelPlan(name, file or published, num_classes, kwargs), _objective(cfg, name), _schedule(cfg, epochs),
-                mix=mix, precision=precision, device=device, notes=tuple(notes + more),
-                run=str(Path(g.text('output_dir', './output'))/name), save_interval=max(0, interval))
+                mix=mix, precision=precision, device=device, notes=tuple(notes + more + more_notes), run=run,
+                resume=resume, save_interval=max(0, interval))
     if g.get('eval_interval', 1) != 1 or g.get('eval_during_train', True) is not True or g.get('use_visualdl', False):
         raise InputError("Global: eval_during_train=True, eval_interval=1 and use_visualdl=False are the values supported.")
     arch.done()
     g.done('print_batch_step image_shape save_inference_dir checkpoints to_static use_dali eval_mode')
     return plan
+
+def _run(checkpoint, usual): # its folder, the checkpoint to go on from, and notes
+    if not checkpoint: return str(usual), None, []
+    path = Path(checkpoint.removesuffix('.safetensors'))
+    if (path/'config.yaml').is_file(): folder, name = path, 'newest'
+    elif (path.parent/'config.yaml').is_file(): folder, name = path.parent, path.name
+    else:
+        raise InputError(f"Global.checkpoints={checkpoint}: there is no run, and no checkpoint of one. Give a run folder or a "
+                         f"checkpoint in it, such as {usual}/latest. Weights alone are for Global.pretrained_model.")
+    elsewhere = folder.resolve() != usual.resolve()
+    return str(folder), name, [f"Training goes on in {folder}, where the checkpoint is, and not in {usual}."]*elsewhere
 
 def _label_file(infer):
     post = infer.sub('PostProcess')

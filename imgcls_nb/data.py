@@ -172,6 +172,7 @@ class ImageDL(TfmdDL):
                         full_size=full_size, cache=cache, cache_limit=cache_limit, on_lost=on_lost)
         self.preprocess, self.seed, self.balance, self.repeats = preprocess, seed, balance, repeats
         self.sizes, self.size, self.epoch, self.lost, self.loader = tuple(map(size_hw, sizes)), preprocess.size, 0, [], None
+        self.first = 0 # the next pass begins with this batch, and no earlier one is decoded; those after it are whole
         super().__init__(dataset, after_batch=kwargs.pop('after_batch', None) or NormalizePixels(preprocess), **kwargs)
         largest = tuple(map(max, zip(preprocess.size, *self.sizes)))
         self.maker = BatchMaker(dataset, preprocess, ops, seed, largest, full_size, cache, cache_limit, on_lost)
@@ -217,6 +218,7 @@ def _typed(b): # as fastai wants it
 def __iter__(self:ImageDL):
     todo, any_left = self.epoch_batches(), False
     if self.shuffle and not todo: raise InputError(_NO_BATCH.format(n=len(self.dataset), bs=self.bs))
+    todo, self.first = todo[self.first:], 0
     self.before_iter()
     for b in self._fetch(todo):
         if isinstance(b[-1], list): self.lost, b = list(dict.fromkeys([*self.lost, *map(tuple, b[-1])])), b[:-1]

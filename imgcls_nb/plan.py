@@ -19,7 +19,7 @@ from .documents import read_yaml
 # %% ../nbs/05_plan.ipynb #c67d3146
 # the least that makes sense, and the texts that are known
 LIMITS = dict(bs=1, valid_bs=1, num_classes=1, num_workers=0, save_interval=0, repeats=1, start_size=8, cache_gb=0,
-              keep_last=1, layer_decay=0)
+              keep_last=1, layer_decay=0, save_steps=1, save_minutes=0)
 CHOICES = dict(num_workers=['auto'], balance=['sampler', 'loss', 'both'], on_bad=['quarantine', 'raise'],
                on_lost=['raise', 'skip'], decode=['scaled', 'full'])
 
@@ -120,8 +120,11 @@ class Plan(_Record):
     channels_last: bool|str = 'auto' # Memory format; 'auto': by device
     device: str|None = None # 'cpu', 'cuda', 'cuda:1', 'mps'; None: the best there is
     run: str|None = None # The run folder; None: nothing is written
+    resume: str|None = None # Go on with what is there, from this checkpoint, or from the 'newest'; None: start anew
     save_interval: int = 1 # Keep `epoch_N` every so many epochs; 0: only best and latest
     keep_last: int|None = None # Of these keep the newest so many; None: all
+    save_steps: int|None = None # Within an epoch save `latest` every so many steps; None: not by steps
+    save_minutes: float|None = 10. # And after so many minutes; None: not by time
     custom: tuple = () # Objects handed in that no plan can hold, by name
     notes: tuple = () # Where this plan departs from what was asked, in plain words
 

@@ -158,7 +158,7 @@ def train_inputs(
 # %% ../../nbs/41_callbacks.averaging.ipynb #ba557974
 class SWA(Callback):
     "Average the weights of the last epochs, and end with the average"
-    order = 70 # after a schedule has set its rate, and after the epoch is written down
+    order = 85 # after a schedule has set its rate, and after the epoch is written down and saved
     def __init__(self,
         start:float=.75, # Share of the epochs after which averaging starts
         lr:float|None=None, # Learning rate from there on; None: as the schedule says
@@ -167,7 +167,8 @@ class SWA(Callback):
         if not 0 <= start < 1: raise InputError(f"start={start} is no share of a fit. Give 0.75 to average its last quarter.")
         if lr is not None and not lr > 0: raise InputError(f"lr={lr} leaves the weights where they are. Give a rate above 0.")
         self.begin, self.rate, self.anneal, self.values = start, lr, anneal, {}
-        self.average, self.rates, self.trained, self.applied, self.resumed = None, None, False, False, False
+        self.average, self.rates, self.trained, self.applied = None, None, False, False
+        self.starts, self.resumed = None, False # None: no fit is running
 
     @property
     def n_averaged(self) -> int: return int(self.average.n_averaged) if self.average else 0
@@ -202,14 +203,18 @@ class SWA(Callback):
             with own_forward(self.learn.model) as model: self.average = AveragedModel(model)
         self.average.update_parameters(self.learn.model)
 
-    def close(self): self.trained = False # also called when a fit is interrupted; `average` stays
+    def after_fit(self): self.close()
+
+    def close(self): self.trained, self.starts = False, None # also called when a fit is interrupted; `average` stays
 
     def state(self) -> dict: # for a checkpoint
         weights = self.average.state_dict() if self.average else {}
-        return dict(rates=self.rates, weights={k: v.detach().cpu().clone() for k, v in weights.items()})
+        return dict(rates=self.rates, trained=self.trained, weights={k: v.detach().cpu().clone() for k, v in weights.items()})
 
-    def load_state(self, state:dict): # the next fit goes on with it
-        self.rates, self.resumed = state['rates'], True
+    def load_state(self, state:dict): # the running fit goes on with it, or else the next one
+        if self.starts is None: self.resumed = True # there is none yet
+        else: self.starts = False
+        self.average, self.applied, self.rates, self.trained = None, False, state['rates'], state['trained']
         if not state['weights']: return
         with own_forward(self.learn.model) as model: self.average = AveragedModel(model)
         self.average.load_state_dict(state['weights'])

@@ -47,6 +47,10 @@ class Clock(Callback):
     def after_fit(self):
         if self.searching: self.epochs, self.steps = self.start
 
+    def state(self) -> dict: return dict(epochs=self.epochs, steps=self.steps) # for a checkpoint
+
+    def load_state(self, state:dict): self.epochs, self.steps = state['epochs'], state['steps']
+
 # %% ../../nbs/36_callbacks.clock.ipynb #c2f93e66
 class EpochMetrics(Callback):
     "Keeps the losses and metrics of the last training epoch in `values`, with top-1 on the training batches"
@@ -72,6 +76,10 @@ class EpochMetrics(Callback):
         self.trained = False
 
     def close(self): self.trained = False # also called when a fit is interrupted
+
+    def state(self) -> dict: return dict(values=self.values, right=int(self.right), seen=self.seen) # for a checkpoint
+
+    def load_state(self, state:dict): self.values, self.right, self.seen = dict(state['values']), state['right'], state['seen']
 
 def _are_classes(pred, targ): # one class number a picture, rather than values or several labels
     if not isinstance(pred, torch.Tensor) or targ.is_floating_point(): return False

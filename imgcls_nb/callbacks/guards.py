@@ -47,7 +47,8 @@ class EarlyStop(Callback):
         if patience < 1: raise InputError(f"patience={patience} leaves no epoch to wait for. Give 1 or more.")
         self.metric, self.patience, self.min_delta = metric, patience, min_delta
         self.sign = -1 if mode == 'min' or mode == 'auto' and lower_is_better(metric) else 1
-        self.best, self.best_epoch, self.waited, self.why, self.trained, self.resumed = None, None, 0, None, False, False
+        self.best, self.best_epoch, self.waited, self.why, self.trained = None, None, 0, None, False
+        self.starts, self.resumed = None, False # None: no fit is running
 
     def before_fit(self): self.starts = True # predictions say so too; what follows tells
 
@@ -83,13 +84,17 @@ class EarlyStop(Callback):
         return (f"{self.metric} was {self.best:.4f} after epoch {self.best_epoch}, and has not become better{more} "
                 f"in {self.waited} epoch{'s'*(self.waited > 1)}")
 
-    def close(self): self.trained = False # also called when a fit is interrupted
+    def after_fit(self): self.close()
+
+    def close(self): self.trained, self.starts = False, None # also called when a fit is interrupted
 
     def state(self) -> dict: # for a checkpoint
-        return dict(best=self.best, best_epoch=self.best_epoch, waited=self.waited)
+        return dict(best=self.best, best_epoch=self.best_epoch, waited=self.waited, trained=self.trained)
 
-    def load_state(self, state:dict): # the next fit goes on with it
-        self.best, self.best_epoch, self.waited, self.resumed = state['best'], state['best_epoch'], state['waited'], True
+    def load_state(self, state:dict): # the running fit goes on with it, or else the next one
+        for k in ('best', 'best_epoch', 'waited', 'trained'): setattr(self, k, state[k])
+        if self.starts is None: self.resumed = True # there is none yet
+        else: self.starts = False
 
 # %% ../../nbs/42_callbacks.guards.ipynb #d8f12275
 class TimeLimit(Callback):
@@ -138,9 +143,11 @@ class TimeLimit(Callback):
         if self.began is not None: self.spent += time.monotonic() - self.began
         self.began, self.train_end = None, None
 
-    def state(self) -> dict: return dict(spent=self.spent) # for a checkpoint
+    def state(self) -> dict: return dict(spent=self.max_minutes*60 - self.left_s, reserve=self.reserve) # for a checkpoint
 
-    def load_state(self, state:dict): self.spent = state['spent']
+    def load_state(self, state:dict):
+        self.spent, self.reserve = state['spent'], state['reserve']
+        if self.began is not None: self.began = time.monotonic()
 
 # %% ../../nbs/42_callbacks.guards.ipynb #8efd0638
 class LossWatch:
@@ -176,6 +183,14 @@ class LossWatch:
         if self.odd > self.odd_allowed: return f'the loss is {loss}'
         return f'the loss is {loss:.4g}, and was above {limit:.4g} for {self.high} steps' if self.high >= self.patience else ''
 
+    def state(self) -> dict: # for a checkpoint
+        return dict(recent=list(self.recent), first=self.first, high=self.high, odd=self.odd, calm=self.calm)
+
+    def load_state(self, state:dict):
+        self.recent.clear()
+        self.recent.extend(state['recent'])
+        self.first, self.high, self.odd, self.calm = (state[k] for k in ('first', 'high', 'odd', 'calm'))
+
 # %% ../../nbs/42_callbacks.guards.ipynb #b112002e
 class DivergenceGuard(Callback):
     "Stop a fit whose loss is no number or stays too high, with good weights and a reason"
@@ -192,9 +207,11 @@ class DivergenceGuard(Callback):
     def before_train(self):
         if self.good is not None or self.clock.searching: return
         self.interval = self.look_every or (1 if next(self.model.parameters()).device.type == 'cpu' else 20)
-        odd = self.patience if hasattr(self.learn, 'mixed_precision') else 0
-        self.watch, self.grad_norm, self.why = LossWatch(self.factor, self.patience, odd=odd), None, None
+        self.watch, self.grad_norm, self.why = LossWatch(self.factor, self.patience, odd=self._odd), None, None
         self._keep()
+
+    @property
+    def _odd(self): return self.patience if hasattr(self.learn, 'mixed_precision') else 0 # fp16 finds its scale by failing
 
     def _keep(self):
         state, self.good_step = self.learn.model.state_dict(), self.clock.steps
@@ -232,6 +249,22 @@ class DivergenceGuard(Callback):
     def after_fit(self): self.close()
 
     def close(self): self.good, self.unread = None, [] # also called when a fit is interrupted; frees the copy
+
+    def state(self) -> dict: # for a checkpoint; its weights are as good as those kept here, unless something is going on
+        if self.good is None: return {}
+        calm = self.watch.calm >= self.patience
+        kept = dict(step=self.clock.steps) if calm else dict(step=self.good_step, good=self.good)
+        return dict(kept, watch=self.watch.state(), interval=self.interval, unread=[float(o) for o in self.unread])
+
+    def load_state(self, state:dict):
+        if not state: return self.close()
+        device = next(self.model.parameters()).device
+        self.interval, self.unread = state['interval'], [torch.tensor(o, device=device) for o in state['unread']]
+        self.watch, self.grad_norm, self.why = LossWatch(self.factor, self.patience, odd=self._odd), None, None
+        self.watch.load_state(state['watch'])
+        self._keep()
+        for k, v in state.get('good', {}).items(): self.good[k].copy_(v)
+        self.good_step = state['step']
 
 # %% ../../nbs/42_callbacks.guards.ipynb #dce74a76
 def _explain(guard, since):

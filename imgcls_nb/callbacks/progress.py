@@ -69,3 +69,8 @@ class EpochTable(Callback):
         if self.table is None: return
         if self.rows: self.table.show(self.rows, last=True)
         self.learn.logger, self.table = self.old_logger, None
+
+    def state(self) -> dict: return dict(rows=self.rows if self.table else []) # for a checkpoint
+
+    def load_state(self, state:dict): # the rows of a fit that goes on are shown again
+        if self.table: self.rows, self.epochs = state['rows'], self.clock.epochs

@@ -180,6 +180,10 @@ class BackOff(Callback):
         vars(self.learn).pop('_backward', None)
         self.output = None
 
+    def state(self) -> dict: return dict(train=self.room[True], valid=self.room[False]) # for a checkpoint
+
+    def load_state(self, state:dict): self.room = {True: state['train'], False: state['valid']}
+
 def _too_large(x):
     return (f"Memory runs out with a single picture of {'x'.join(map(str, x.shape[1:]))}. Free some (other programs, other "
             "notebooks), or take smaller pictures with size=..., a smaller network, or precision='bf16'.")

@@ -18,7 +18,9 @@ from fastcore.basics import GetAttr, patch
 # %% ../../nbs/34_callbacks.timing.ipynb #78063ca1
 class _TimedLoader(GetAttr): # a loader whose batches are counted and waited for with a watch in hand
     _default = 'dl'
-    def __init__(self, dl, watch): self.dl, self.watch, self.asked, self.images = dl, watch, [], []
+    def __init__(self, dl, watch):
+        self.dl, self.watch, self.asked, self.images = dl, watch, [], []
+        self.first = getattr(dl, 'first', 0) # batch that the epoch is entered with
 
     def __len__(self): return len(self.dl)
 
@@ -129,6 +131,7 @@ def recent(self:StepTimer,
     if not self.running or not self.timed.images: return {}
     steps = self.last_steps(n)
     seconds = sum(o.seconds for o in steps)
-    batch_cost, ahead = seconds/len(steps), (self.n_epoch - self.epoch)*self.n_iter - len(self.timed.images)
+    done = self.timed.first + len(self.timed.images)
+    batch_cost, ahead = seconds/len(steps), (self.n_epoch - self.epoch)*self.n_iter - done
     return dict(batch_cost=batch_cost, reader_cost=sum(o.wait for o in steps)/len(steps),
                 ips=sum(o.images for o in steps)/seconds, eta=batch_cost*ahead)
