@@ -138,7 +138,7 @@ class Control(Callback):
         self._log(event, checkpoint='latest' if saved else None, **more)
 
     def _log(self, event, **more):
-        run = getattr(self.learn, 'run_folder', None)
+        run = getattr(self.learn, 'run_folder', None) or getattr(self.learn, 'learner_log', None)
         if run and run.exists and rank_distrib() == 0: run.log(event, epoch=self.clock.epochs, step=self.clock.steps, **more)
 
     def after_fit(self): self.close()

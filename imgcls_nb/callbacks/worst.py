@@ -54,7 +54,7 @@ class WorstPictures(Callback):
         rows = torch.cat(self.batches).cpu()
         rows = rows[rows[:, 3].nan_to_num(nan=torch.inf).argsort(descending=True)[:self.n]]
         self.found, self.batches = list(self._named(rows.tolist())), []
-        run = getattr(self.learn, 'run_folder', None)
+        run = getattr(self.learn, 'run_folder', None) or getattr(self.learn, 'learner_log', None)
         if run and run.exists: run.log('worst', epoch=self.clock.epochs, root=_root(self.dls.valid), pictures=self.found)
 
     def _named(self, rows): # `[name, truth, guess, loss, probability]` each
