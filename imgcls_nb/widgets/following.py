@@ -116,7 +116,7 @@ class RunState:
         "Forget everything, for a new run in the same place"
         self.loss, self.lr, self.lr_first = (Curve(self.limit) for _ in range(3))
         self.epochs, self.recent, self.worst, self.best = [], [], None, None
-        self.step, self.time, self.status, self.why = 0, None, 'waiting', ''
+        self.step, self.saved, self.ended, self.time, self.status, self.why = 0, None, None, None, 'waiting', ''
 
     def feed(self,
         event:dict, # A line of the log
@@ -135,7 +135,8 @@ class RunState:
             if _is_number(loss): self.loss.add(step, loss)
             self.lr.add(step, lr)
             self.lr_first.add(step, first)
-        self.step, self.status = event['step'][-1], 'training'
+        self.step = event['step'][-1]
+        if self.ended is None or self.step > self.ended: self.status = 'training' # else these are the last ones before an end
         self.recent = [*self.recent[-9:], (event.get('time'), self.step, sum(o or 0 for o in event['wait']))]
 
     def _on_epoch(self, event):
@@ -148,11 +149,15 @@ class RunState:
         if event.get('best') and self.epochs: self.best = self.epochs[-1]
 
     def _on_worst(self, event): self.worst = event
+    def _on_saved(self, event): self.saved = event['step']
     def _on_paused(self, event): self.status, self.recent = 'paused', []
     def _on_resumed(self, event): self.status = 'training'
-    def _on_stopped(self, event): self.status, self.why = 'stopped', event.get('why') or ''
-    def _on_interrupted(self, event): self.status, self.why = 'interrupted', ''
-    def _on_failed(self, event): self.status, self.why = 'failed', event.get('error') or ''
+    def _on_stopped(self, event): self._end(event, 'stopped', event.get('why'))
+    def _on_interrupted(self, event): self._end(event, 'interrupted')
+    def _on_failed(self, event): self._end(event, 'failed', event.get('error'))
+
+    def _end(self, event, status, why=None):
+        self.status, self.why, self.ended = status, why or '', event.get('step', self.step)
 
 def _is_number(v): return isinstance(v, (int, float)) and math.isfinite(v)
 
@@ -285,7 +290,7 @@ class LearnerLog(Callback):
     def close(self): # called when a fit is interrupted, or fails
         kind, error, _ = sys.exc_info()
         self.after_fit()
-        self.log('interrupted' if kind in (None, KeyboardInterrupt) else 'failed', error=str(error or ''))
+        self.log('interrupted' if kind in (None, KeyboardInterrupt) else 'failed', step=self.clock.steps, error=str(error or ''))
 
 class LearnerFollower:
     "The state of a learner without a run folder, kept up to date"
