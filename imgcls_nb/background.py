@@ -6,6 +6,8 @@
 __all__ = ['kept_apart', 'BackgroundFit']
 
 # %% ../nbs/47_background.ipynb #d04dbb81
+from .learner import FIT_METHODS # first, because it imports fastai quietly
+
 import sys
 from collections import deque
 from contextlib import ExitStack, contextmanager
@@ -16,7 +18,6 @@ from fastcore.basics import GetAttr
 from .callbacks.control import Control
 from .callbacks.worst import WorstPictures
 from .core import InputError, did_you_mean
-from .learner import FIT_METHODS
 
 # %% ../nbs/47_background.ipynb #09d7d5e7
 class _Sorter(GetAttr): # a stream that keeps what some threads write, and hands on all else

@@ -116,11 +116,11 @@ def facts(self:DashboardState) -> dict: # Name to text
     run, speed = self.run, self.run.speed()
     total, last = planned_epochs(run.plan), run.epochs[-1] if run.epochs else {}
     n, metric = len(run.epochs) and last['epoch'], self.metric()
-    best = '–' if run.best is None else f'{_number(run.best.get(metric))} in epoch {run.best["epoch"]}'
+    best, when = (run.best.get(metric), f' (epoch {run.best["epoch"]})') if run.best else (None, '')
     now = lambda curve: curve.points()[1][-1] if curve.points()[1] else None
     return {'epochs done': f'{n} of {total}' if total else f'{n}', 'steps': f'{run.step:,}',
             'training loss': _number(now(run.loss)), 'validation loss': _number(last.get('valid_loss')),
-            metric: _number(last.get(metric)), f'best {metric}': best, 'learning rate': _number(now(run.lr), '.2e'),
+            metric: _number(last.get(metric)), f'best {metric}{when}': _number(best), 'learning rate': _number(now(run.lr), '.2e'),
             'pictures/s': _number(speed.get('images_per_s'), '.0f'), 'waiting for data': _share(speed.get('data_wait')),
             'time left': _duration(run.seconds_left())}
 
@@ -184,16 +184,16 @@ def _lines_of(run, i, several, metric):
     color = (lambda k: series_color(i)) if several else series_color
     name = (lambda text: f'{run.name}: {text}') if several else str
     yield 'loss', name('training loss'), color(0), True, *run.loss.points()
-    losses = [k for k in dict.fromkeys(k for o in run.epochs for k in o) if k.endswith('valid_loss')]
+    losses = dict.fromkeys(['valid_loss', *(k for o in run.epochs for k in o if k.endswith('valid_loss'))])
     for k, o in enumerate(losses): yield 'loss', name(o.replace('_', ' ')), color(1 + 4*k), False, *run.curve(o)
-    metrics = [metric] if several else run.metrics
-    for k, o in enumerate(metrics): yield 'metrics', name(o), color(2 + k), False, *run.curve(o)
-    yield 'learning rate', name('learning rate'), color(5), True, *run.lr.points()
+    metrics = [metric] if several else run.metrics or [metric]
+    for k, o in enumerate(metrics): yield 'metrics', name(o.replace('_', ' ')), color(2 + k), False, *run.curve(o)
+    yield 'learning rate', name('learning rate'), color(0), True, *run.lr.points()
 
 # %% ../../nbs/72_widgets.training.ipynb #ae87d2f4
 def _make_chart():
-    fig = go.FigureWidget(make_subplots(1, 3, column_widths=[.46, .3, .24], subplot_titles=PANELS, horizontal_spacing=.055))
-    fig.update_layout(height=270, autosize=True, margin=dict(l=40, r=8, t=26, b=26), hovermode='x', font_size=11,
+    fig = go.FigureWidget(make_subplots(1, 3, column_widths=[.46, .3, .24], subplot_titles=PANELS, horizontal_spacing=.075))
+    fig.update_layout(height=270, autosize=True, margin=dict(l=40, r=8, t=26, b=20), hovermode='x', font_size=11,
                       paper_bgcolor='rgba(0,0,0,0)', plot_bgcolor='rgba(0,0,0,0)', uirevision='as it is',
                       legend=dict(orientation='h', y=-.12, yanchor='top', x=0))
     fig.update_annotations(font_size=12)
@@ -203,9 +203,9 @@ def _make_chart():
 
 def _draw(fig, lines):
     places = {(o.meta, o.name): o for o in fig.data}
-    new = [o for o in lines if (o[0], o[1]) not in places and o[4]]
+    new = [o for o in lines if (o[0], o[1]) not in places]
     for panel, name, color, of_steps, x, y in new:
-        look = dict(line=dict(color=color, width=1.2), opacity=.75) if of_steps else \
+        look = dict(line=dict(color=color, width=1.2), opacity=.8 if panel == 'loss' else 1.) if of_steps else \
             dict(line=dict(color=color, width=2), marker=dict(size=5))
         fig.add_trace(go.Scatter(x=x, y=y, name=name, meta=panel, mode='lines' if of_steps else 'lines+markers',
                                  showlegend=panel != 'learning rate', **look), row=1, col=PANELS.index(panel) + 1)
@@ -373,7 +373,7 @@ def plot(self:TrainingDashboard): # A figure; None: nothing was trained yet
     fig, axes = paper(9.6, 2.7, 1, 3)
     for ax, panel in zip(axes.flat, PANELS):
         for _, name, color, of_steps, x, y in (o for o in lines if o[0] == panel):
-            ax.plot(x, y, label=name, color=color, **dict(lw=.9, alpha=.8) if of_steps else dict(lw=1.8, marker='.'))
+            ax.plot(x, y, label=name if y else None, color=color, **dict(lw=.9, alpha=.8) if of_steps else dict(lw=1.8, marker='.'))
         ax.set_title(panel, fontsize=10)
         ax.set_xlabel('steps')
         if panel != 'learning rate' and ax.lines: ax.legend(fontsize=7, frameon=False)
