@@ -120,9 +120,9 @@ def facts(self:DashboardState) -> dict: # Name to text
     now = lambda curve: curve.points()[1][-1] if curve.points()[1] else None
     return {'epochs done': f'{n} of {total}' if total else f'{n}', 'steps': f'{run.step:,}',
             'training loss': _number(now(run.loss)), 'validation loss': _number(last.get('valid_loss')),
-            metric: _number(last.get(metric)), f'best {metric}{when}': _number(best), 'learning rate': _number(now(run.lr), '.2e'),
-            'pictures/s': _number(speed.get('images_per_s'), '.0f'), 'waiting for data': _share(speed.get('data_wait')),
-            'time left': _duration(run.seconds_left())}
+            metric: _number(last.get(metric)), f'best {metric}{when}': _number(best),
+            'learning rate': _number(now(run.lr), '.2e'), 'pictures/s': _number(speed.get('images_per_s'), '.0f'),
+            'waiting for data': _share(speed.get('data_wait')), 'time left': _duration(run.seconds_left())}
 
 @patch
 def metric(self:DashboardState) -> str:
@@ -373,7 +373,8 @@ def plot(self:TrainingDashboard): # A figure; None: nothing was trained yet
     fig, axes = paper(9.6, 2.7, 1, 3)
     for ax, panel in zip(axes.flat, PANELS):
         for _, name, color, of_steps, x, y in (o for o in lines if o[0] == panel):
-            ax.plot(x, y, label=name if y else None, color=color, **dict(lw=.9, alpha=.8) if of_steps else dict(lw=1.8, marker='.'))
+            look = dict(lw=.9, alpha=.8) if of_steps else dict(lw=1.8, marker='.')
+            ax.plot(x, y, label=name if y else None, color=color, **look)
         ax.set_title(panel, fontsize=10)
         ax.set_xlabel('steps')
         if panel != 'learning rate' and ax.lines: ax.legend(fontsize=7, frameon=False)
