@@ -339,18 +339,17 @@ def _show_worst(self:TrainingDashboard):
     event = self.state.run.worst
     if self.gallery.value and event is self.shown: return
     self.shown = event
-    if not event: body = empty_html('After the first epoch: the validation pictures that it got most wrong.', 214)
+    if not event: body = empty_html('After the first epoch: the validation pictures that it got most wrong.', 226)
     else: body = _SCROLL.format(gallery_html(map(self._card, self.state.worst()), 72))
     self.gallery.value = head_html('Most wrong' + (f' after epoch {event["epoch"]}' if event else '')) + body
 
 @patch
 def _card(self:TrainingDashboard, o):
     source, name, truth, guess, loss, prob = o
-    wrong = f'taken for {guess}' if guess != truth else 'right, barely' if (prob or 0) < .5 else 'right'
-    told = f'{name}: {truth}, {wrong}, loss {_number(loss, ".3g")}'
-    return self.thumbs(source, name), [truth, f'{wrong}, {_share(prob)}'], told
+    told = f'{name}: {truth}, taken for {guess}, {_share(prob)}, loss {_number(loss, ".3g")}'
+    return self.thumbs(source, name), [truth, f'{"right" if guess == truth else f"→ {guess}"}, {_share(prob)}'], told
 
-_SCROLL = '<div class="ic-scroll" style="height:214px" tabindex="0">{}</div>'
+_SCROLL = '<div class="ic-scroll" style="height:226px" tabindex="0">{}</div>'
 
 def _table_html(rows):
     head, *body = ([escape(o) for o in cells] for cells in rows)
