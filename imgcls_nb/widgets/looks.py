@@ -86,6 +86,7 @@ STYLE = """
   position: sticky; top: 0; }
 .imgcls .ic-table th, .imgcls .ic-table td { padding: 3px 10px 3px 0; border-bottom: 1px solid var(--ic-grid); }
 .imgcls .ic-table .ic-num { text-align: right; }
+.imgcls .ic-mono select { font-family: var(--jp-code-font-family, monospace); font-size: 12px; }
 .imgcls summary { cursor: pointer; color: var(--ic-dim); }
 .imgcls pre { max-height: 160px; overflow: auto; color: var(--ic-text); background: var(--ic-soft); padding: 8px; }
 .imgcls code { color: var(--ic-text); background: var(--ic-soft); padding: 1px 4px; border-radius: 4px; user-select: all;
