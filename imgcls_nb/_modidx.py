@@ -1911,6 +1911,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'imgcls_nb/widgets/looks.py'),
                                          'imgcls_nb.widgets.looks.Act.click': ( 'widgets.looks.html#act.click',
                                                                                 'imgcls_nb/widgets/looks.py'),
+                                         'imgcls_nb.widgets.looks.Dress': ('widgets.looks.html#dress', 'imgcls_nb/widgets/looks.py'),
                                          'imgcls_nb.widgets.looks.Note': ('widgets.looks.html#note', 'imgcls_nb/widgets/looks.py'),
                                          'imgcls_nb.widgets.looks.Note.__init__': ( 'widgets.looks.html#note.__init__',
                                                                                     'imgcls_nb/widgets/looks.py'),

@@ -127,7 +127,7 @@ class AugmentExplorer(Viewer):
         "Sliders, pictures, code"
         self.inputs = _make_inputs(self.choice)
         for name, o in self.inputs.items(): watch(o, lambda v, name=name: self.turn(name, v), self.note)
-        self.pictures, self.line = html('', min_height=f'{120*self.rows}px'), html('')
+        self.pictures, self.line = html('', min_height=f'{113*self.rows}px'), html('')
         self._fill()
         self._show()
         return [row(*self.inputs.values()), self.pictures, self.line]
@@ -147,17 +147,17 @@ class AugmentExplorer(Viewer):
         if not whole or name == 'preset': self._fill()
         self._show()
 
-    def cells(self) -> list: # Of rows, each `(pixels, words)` a cell
+    def cells(self) -> list: # Of rows, each `(pixels, words, more words)` a cell
         "Pictures and their variations"
         n, epochs = len(self.choice.dls.train_ds), range(self.epoch, self.epoch + self.cols)
         shown = [(self.first + k) % n for k in range(min(self.rows, n))]
-        return [[(self.choice.original(i), self._label(i)), *((self.choice.pixels(i, o), f'epoch {o + 1}') for o in epochs)]
-                for i in shown]
+        return [[(self.choice.original(i), self._label(i), 'as it is'),
+                 *((self.choice.pixels(i, o), f'epoch {o + 1}', self._label(i)) for o in epochs)] for i in shown]
 
     def _label(self, i): return str(self.choice.dls.vocab[int(self.choice.dls.train_ds.labels[i])])
 
     def _show(self):
-        card = lambda pixels, text: (self.thumbs(pixels.squeeze()), [text], text)
+        card = lambda pixels, text, more: (self.thumbs(pixels.squeeze()), [text], f'{text}, {more}')
         self.pictures.value = ''.join(gallery_html(card(*o) for o in cells) for cells in self.cells())
         self.line.value = f'<code>{escape(self.choice.code)}</code>'
 
@@ -165,7 +165,7 @@ class AugmentExplorer(Viewer):
         "Pictures and their variations as a still figure"
         cells = self.cells()
         fig, axes = paper(1.05*(self.cols + 1), 1.25*len(cells), len(cells), self.cols + 1)
-        for ax, (pixels, text) in zip(axes.flat, (o for line in cells for o in line)):
+        for ax, (pixels, text, _) in zip(axes.flat, (o for line in cells for o in line)):
             ax.imshow(pixels.squeeze(), cmap='gray')
             ax.set_title(text, fontsize=7)
             ax.set_axis_off()

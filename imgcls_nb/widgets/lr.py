@@ -44,7 +44,8 @@ class LRSearch:
 
     @property
     def top(self) -> float: # Loss above which nothing is shown
-        start, least = self.losses[:5].mean(), self.losses.min()
+        settled = self.losses[len(self.losses)//10:] # the first are a mean of few batches
+        start, least = settled[:5].mean(), settled.min()
         return start + max(.25*(start - least), .05*abs(start))
 
     def pick(self,
@@ -144,7 +145,7 @@ def _make_chart(search):
     fig.add_scatter(x=[search.lr], y=[search.loss_at(search.lr)], mode='markers', name='picked', hoverinfo='skip',
                     marker=dict(size=13, color=series_color(1)))
     fig.add_vline(x=search.lr, line=dict(color=series_color(1), width=1.5, dash='dash'))
-    least = search.losses.min()
+    least = search.losses[len(search.losses)//10:].min()
     fig.update_layout(height=260, autosize=True, margin=dict(l=48, r=8, t=8, b=40), showlegend=False, font_size=11,
                       paper_bgcolor='rgba(0,0,0,0)', plot_bgcolor='rgba(0,0,0,0)', hovermode='x')
     fig.update_xaxes(type='log', title='learning rate', exponentformat='power', dtick=1)

@@ -116,7 +116,7 @@ def _make_inputs(choice):
         sort=ipw.Dropdown(options=[(v, k) for k, v in sorts.items()], value=asked.get('sort', 'top1'), description='Sort by',
                           **slim),
         pretrained_only=ipw.Checkbox(asked.get('pretrained_only', True), description='with published weights', indent=False,
-                                     layout=ipw.Layout(width='200px')),
+                                     layout=ipw.Layout(width='300px')),
         max_params=log('max_params', 'Parameters, M', 0), max_gmacs=log('max_gmacs', 'Multiply-adds, G', -1.5),
         min_top1=ipw.FloatSlider(asked['min_top1'], min=0, max=90, step=1, description='Top-1 from, %', readout_format='.0f',
                                  **slim))
