@@ -144,8 +144,8 @@ def _read_model_card(session, path):
     text = session.get_modelmeta().custom_metadata_map.get(CARD_KEY)
     if text is None:
         raise ModelFileError(f"'{path}' is an ONNX model, but not one of ours: it holds no '{CARD_KEY}' entry, so its labels and "
-                             "preprocessing are unknown. Write it with imgcls_nb.export.export_onnx or `imgcls export`, or open it "
-                             "with imgcls_nb.foreign.open_foreign, which takes them from a YAML file or from you.")
+                             "preprocessing are unknown. Write it with imgcls_nb.export.export_onnx or `imgcls export`, or "
+                             "open it with imgcls_nb.foreign.open_foreign, which takes them from a YAML file or from you.")
     return ModelCard.from_json(text, f"'{path}'")
 
 def _check_shapes(run, card, path):
