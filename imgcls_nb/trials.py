@@ -13,6 +13,7 @@ from statistics import median
 
 import numpy as np
 
+from .core import BadPictureError, InputError
 from .engines import open_engine, ways_to_run
 from .quantize import needs_of, precision_of
 
@@ -45,14 +46,23 @@ def answers(
     runs:dict, # Name to what is called with a batch, `(B, C, H, W)`, and gives logits
     preprocess, # Makes an array of a picture
     sources, # Pictures, as `open_image` takes them
+    skip_bad:bool=False, # Leave out what cannot be read
     bs:int=16, # Pictures in memory at a time
-) -> dict: # Name to logits, `(N, classes)`
+) -> tuple: # Name to logits, `(N, classes)`; positions of the pictures that were read
     "What each of several networks says about the same pictures"
-    rows = {k: [] for k in runs}
+    rows, kept = {k: [] for k in runs}, []
     for i in range(0, len(sources), bs):
-        x = np.stack([preprocess(sources[j]) for j in range(i, min(i + bs, len(sources)))])
-        for k, run in runs.items(): rows[k].append(np.asarray(run(x), np.float32))
-    return {k: np.concatenate(o) for k, o in rows.items()}
+        read = {j: x for j in range(i, min(i + bs, len(sources))) if (x := _read(preprocess, sources[j], skip_bad)) is not None}
+        for k, run in runs.items():
+            if read: rows[k].append(np.asarray(run(np.stack(list(read.values()))), np.float32))
+        kept += read
+    if not kept: raise InputError("There is no picture to compare on. Give some as pictures=….")
+    return {k: np.concatenate(o) for k, o in rows.items()}, np.array(kept)
+
+def _read(preprocess, source, skip_bad):
+    try: return preprocess(source)
+    except BadPictureError:
+        if not skip_bad: raise
 
 # %% ../nbs/59_trials.ipynb #0fdda966
 def race(
@@ -82,13 +92,15 @@ def run_trials(
     threads:int|None=None, # Of the CPU; None: the engine's own choice
     timed:bool=True, # Measure the speed as well
     engines=('onnxruntime', 'openvino'), # That may take part, where they are installed
-) -> tuple: # `Trial`s, and the logits of torch and of each, by `(variant, engine, precision)`
+    skip_bad:bool=False, # Leave out pictures that cannot be read
+) -> tuple: # `Trial`s; the logits of 'torch' and of each by its `key`; positions of the pictures that were read
     "Measure every way to run the variants of a network"
     runs, lost, sizes = _open_all(variants, threads, engines)
-    logits = answers({'torch': network} | runs, preprocess, sources)
+    logits, kept = answers({'torch': network} | runs, preprocess, sources, skip_bad)
+    labels = None if labels is None else np.asarray(labels)[kept]
     judged = [Trial(*k, sizes[k[0]], **_judge(logits['torch'], logits[k], k, labels, max_drop, max_rel_diff)) for k in runs]
-    if timed: judged = _timed(judged, runs, preprocess(sources[0])[None])
-    return judged + lost, logits
+    if timed: judged = _timed(judged, runs, preprocess(sources[kept[0]])[None])
+    return judged + lost, logits, kept
 
 def _open_all(variants, threads, engines):
     runs, lost, sizes = {}, [], {}
@@ -141,7 +153,8 @@ def choose(
 ) -> Trial:
     "The way that a model file is written for"
     base = next(o for o in trials if (o.variant, o.engine) == ('fp32', 'onnxruntime'))
-    asked = [o for o in trials if not o.why and precision in ('auto', precision_of(o.variant))]
+    safe = {o.variant for o in trials if not o.why and o.engine == 'onnxruntime'}
+    asked = [o for o in trials if not o.why and o.variant in safe and precision in ('auto', precision_of(o.variant))]
     best = min(asked, key=lambda o: o.ms, default=base)
     return base if precision == 'auto' and not best.ms < (1 - gain)*base.ms else best
 
