@@ -59,11 +59,11 @@ class Predictor:
         path, # A `model.onnx` written by `export_onnx`
         threads:int|None=None, # CPU threads of ONNX Runtime; None: its own choice
         providers:list|None=None, # Execution providers of ONNX Runtime; None: CPU
-        card:ModelCard|None=None, # What the file does not say about itself, see `foreign`; None: it does
+        card=None, # What the file does not say about itself: a card, or a function of the engine that makes one; see `foreign`
     ):
         self.path = Path(path)
         self._run = _open_model(self.path, threads, providers)
-        self.card = card or _read_model_card(self._run.session, self.path)
+        self.card = card(self._run) if callable(card) else card or _read_model_card(self._run.session, self.path)
         _check_shapes(self._run, self.card, self.path)
         self.labels, self.preprocess = self.card.labels, self.card.preprocess
 
