@@ -2,6 +2,7 @@
 import io
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -308,10 +309,17 @@ def prep(**kwargs): return card(preprocess=CARD.preprocess.to_dict() | kwargs)
 
 REFUSED_CARDS = {
     'is no JSON': ('not JSON', '', '{"labels": ', '['*100_000), 'is not an object': ('[1]', 'null', '"text"'),
-    'card schema': (card(schema='left out'), card(schema=2), card(schema='1'), card(schema=None)),
+    'card schema': tuple(card(schema=o) for o in ('left out', 0, 3, '1', None, True, [1])),
     'no list of labels': tuple(card(labels=o) for o in ('left out', [], 'cat', [1, 2], ['a', None], {'0': 'a'}, None)),
     'temperature': tuple(card(temperature=o) for o in (0, -1, '1', None, 'left out', float('nan'), float('inf'))),
-    'threshold': (card(threshold='high'),), 'unknown entries': (card(shape=3),),
+    'threshold': tuple(card(threshold=o) for o in ('high', 1.5, -.1, float('nan'), True)),
+    'activation': tuple(card(activation=o) for o in ('relu', None, ['softmax'])),
+    'output': (card(output='votes'), card(output=None)), 'precision': (card(precision=8),),
+    'metrics are': (card(metrics=[]),), 'data are': (card(data='x'),), 'code are': (card(code=None),),
+    'ways to run': tuple(card(passed=o) for o in (
+        None, {}, [1], [dict(engine='e', precision='p', needs='avx', ms=1)], [dict(engine='e', precision='p', needs=[])])),
+    'a reader must know': (card(critical='turn'), card(critical=[1])),
+    "understand its 'turn'": (card(critical=['turn'], turn=90),),
     'preprocessing cannot be read': (
         *(card(preprocess=o) for o in ('left out', None, [1], 'x')), prep(crop=[0, 0]), prep(zoom=2), prep(mean=None),
         prep(mean=['a', 'b', 'c']), prep(interpolation={}), prep(resize_short=[256, 256]), prep(std=[0, 1, 1]))}
@@ -321,7 +329,34 @@ def test_refused_cards(says, text):
     with pytest.raises(ModelFileError, match=f'^best.onnx: .*{says}'): ModelCard.from_json(text, 'best.onnx')
 
 def test_an_unknown_schema_says_which():
-    with pytest.raises(ModelFileError, match='schema 2; this version reads 1'): ModelCard.from_json(card(schema=2))
+    with pytest.raises(ModelFileError, match='schema 3; this version reads 1 to 2'): ModelCard.from_json(card(schema=3))
+
+SCHEMA_1 = '''{"labels": ["cat", "dog"],
+"preprocess": {"crop": [40, 40], "resize_short": 48, "resize": null, "interpolation": "bilinear", "antialias": true,
+               "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]},
+"temperature": 1.5, "threshold": null, "metrics": {"top1": 0.97}, "data": {}, "code": {"timm": "1"}, "schema": 1}'''
+
+def test_cards_of_schema_1_are_read():
+    old = ModelCard.from_json(SCHEMA_1)
+    same = dict(labels=('cat', 'dog'), temperature=1.5, threshold=None, metrics=dict(top1=.97), code=dict(timm='1'))
+    assert {k: getattr(old, k) for k in same} == same and old.preprocess.size == (40, 40)
+    assert (old.activation, old.output, old.precision, old.passed, old.schema) == ('softmax', 'logits', 'fp32', (), 2)
+    assert ModelCard.from_json(old.to_json()) == old
+
+def test_entries_that_may_be_passed_over():
+    later = card(author='Ada', critical=['labels', 'activation'])
+    assert replace(ModelCard.from_json(later), critical=()) == CARD
+
+WAYS = [dict(engine='onnxruntime', precision='fp32', needs=[], ms=9),
+        dict(engine='onnxruntime', precision='int8', needs=['a', 'b'], ms=4),
+        dict(engine='openvino', precision='bf16', needs=['c'], ms=2.5, top1=.9)]
+
+@pytest.mark.parametrize('ways, engines, features, best', [
+    (WAYS, ['onnxruntime', 'openvino'], {'a', 'c'}, 2), (WAYS, ['onnxruntime'], {'b', 'c'}, 1), (WAYS, ['openvino'], {'a'}, None),
+    (WAYS, ['onnxruntime', 'openvino'], (), 0), (WAYS[1:], ['onnxruntime'], (), None), ([], ['onnxruntime'], {'a'}, None)])
+def test_best_way(ways, engines, features, best):
+    read = ModelCard.from_json(card(passed=ways))
+    assert core.best_way(read, engines, features) == (None if best is None else ways[best])
 
 # Planes that a picture lacks
 

@@ -99,7 +99,8 @@ def test_a_model_that_answers_alike_is_written(trained_run, exported, tmp_path, 
 
 def test_an_exporter_that_fails_leaves_nothing(trained_run, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.onnx, 'export', lambda *_, **__: 1/0)
-    with pytest.raises(ZeroDivisionError): export_onnx(trained_run, tmp_path/'model.onnx')
+    with pytest.raises(InputError, match='cannot write this network as ONNX: ZeroDivisionError.*TorchPredictor'):
+        export_onnx(trained_run, tmp_path/'model.onnx')
     assert not list(tmp_path.iterdir())
 
 def test_nothing_to_compare_on(trained_run, exported, tmp_path):
@@ -170,8 +171,8 @@ def test_temperature_and_threshold(altered, predictor, files):
 @pytest.mark.parametrize('how, says', [
     (dict(text='none'), "not one of ours: it holds no 'imgcls_nb' entry"), (dict(text='{'), 'is no JSON'),
     (dict(labels=['a', 'b']), 'names 2 labels, but its graph answers with'), (dict(labels=list('abcd')), 'names 4 labels'),
-    (dict(schema=2), 'card schema 2; this version reads 1'), (dict(schema=None), 'card schema None'),
-    (dict(extra=1), 'unknown entries'),
+    (dict(schema=3), 'card schema 3; this version reads 1 to 2'), (dict(schema=None), 'card schema None'),
+    (dict(critical=['turn']), "must understand its 'turn'"), (dict(activation='relu'), 'activation is none of'),
     (dict(temperature=0), 'temperature')], ids=str)
 def test_cards_that_do_not_fit(altered, how, says):
     with pytest.raises(ModelFileError, match=f'altered.onnx.*{says}'): Predictor(altered(**how))
