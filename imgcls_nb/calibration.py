@@ -88,7 +88,7 @@ def with_temperature(
     temperature:float, # Above 1: more modest
 ) -> np.ndarray: # float32, `(N, C)`
     "What the probabilities would be with the logits divided by a temperature"
-    if not (isinstance(temperature, (int, float)) and 0 < temperature < np.inf):
+    if not (isinstance(temperature, (int, float, np.floating)) and 0 < temperature < np.inf):
         raise InputError(f"temperature={temperature!r} is no positive number. 1 changes nothing, 2 makes modest.")
     out = np.empty(probs.shape, np.float32)
     for rows in row_blocks(probs.shape):
@@ -142,14 +142,15 @@ def _check_softmax(probs): # of some pictures
 class Coverage:
     "How many answers to accept, and how good these are; from the strictest threshold to none"
     threshold: np.ndarray # Probability from which an answer is accepted
-    coverage: np.ndarray # Share of the pictures that get one
+    confidence: np.ndarray # The smallest that is accepted then
+    coverage: np.ndarray # Share of the pictures that get an answer
     accuracy: np.ndarray # Share of these that is right
 
     def at(self,
         threshold:float, # Probability from which an answer is accepted
     ) -> tuple: # Coverage and accuracy; accuracy is NaN where nothing is accepted
         "What a threshold does"
-        i = np.searchsorted(-self.threshold, -threshold, side='right') - 1
+        i = np.searchsorted(-self.confidence, -threshold, side='right') - 1
         return (float(self.coverage[i]), float(self.accuracy[i])) if i >= 0 else (0., float('nan'))
 
     def plot(self,
@@ -182,7 +183,7 @@ def coverage_of(
     last = np.flatnonzero(np.append(sorted_[1:] != sorted_[:-1], True)) if len(order) else np.zeros(0, np.int64)
     steps = sorted_[last]
     threshold = np.append((steps[:-1] + steps[1:])/2, 0.)[:len(steps)] # the last accepts everything
-    return Coverage(threshold, (last + 1)/max(1, len(order)), right[last]/(last + 1))
+    return Coverage(threshold, steps, (last + 1)/max(1, len(order)), right[last]/(last + 1))
 
 # %% ../nbs/52_calibration.ipynb #bc62ae1f
 @patch

@@ -92,6 +92,7 @@ def compare(
     names:tuple=('a', 'b'), # What to call them
 ) -> Comparison:
     "Compare two networks picture by picture"
+    if len(set(names)) != 2: raise InputError(f"names={names!r} does not tell two networks apart. Give two names.")
     places, (of_a, of_b) = _places(a, b), common_pictures(a, b)
     odd = np.flatnonzero(a.targs[of_a] != places[b.targs[of_b]])
     if len(odd):

@@ -84,11 +84,10 @@ def report(self:Confusion):
     "A table of each class's precision, recall and F1, and their means"
     import pandas as pd
     scores = class_scores(self.right, self.there, self.guessed)
-    table = pd.DataFrame(scores | dict(pictures=self.there), index=list(self.vocab))
     absent = len(self.absent)
     name = f'mean of {len(self.vocab) - absent} classes ({absent} absent)' if absent else 'mean of classes'
-    table.loc[name] = [*(self.mean(k) for k in scores), self.there.sum()]
-    return table.astype(dict(pictures=int))
+    means = {k: [*v, self.mean(k)] for k, v in scores.items()}
+    return pd.DataFrame(means | dict(pictures=[*self.there, self.there.sum()]), index=[*self.vocab, name])
 
 @patch
 def mean(self:Confusion,

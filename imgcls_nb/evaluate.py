@@ -138,14 +138,16 @@ def evaluate(
     return ev
 
 def _tta_args(tta):
-    if isinstance(tta, dict): return tta
+    if isinstance(tta, dict):
+        if tta.get('beta', 0) is None: raise InputError("beta=None keeps the looks apart. Give the weight of the plain one.")
+        return tta
     if tta is None or isinstance(tta, bool): return dict(n=4) if tta else None
     if isinstance(tta, int) and tta >= 0: return dict(n=tta) if tta else None
     raise InputError(f"tta={tta!r} is no number of looks. Give one, True for 4, or a dict such as dict(n=8, beta=.5).")
 
 def _usual_name(data, tta):
-    if isinstance(data, (str, os.PathLike)): base = Path(data).stem or 'data'
-    else: base = 'valid' if data is None else 'data'
+    base = 'valid' if data is None else 'data'
+    if isinstance(data, (str, os.PathLike)): base = '-'.join(o for o in (Path(data).absolute().parent.name, Path(data).stem) if o)
     return base + '-tta'*bool(tta)
 
 def _run_of(source): # only a run that this learner has begun, for the folder may hold an earlier one
@@ -179,12 +181,12 @@ def _evaluate_path(path, data, tta, run, name):
     from imgcls_nb.trained import TorchPredictor, load_trained
     return evaluate(TorchPredictor(load_trained(path)), data, tta, save, name)
 
-def _say_if_older(run, name, ev): # than the newest checkpoint
-    file = run/'latest.json'
-    step = json.loads(file.read_text('utf-8')).get('step') if file.is_file() else None
-    if step is None or ev.facts.get('step') in (None, step): return
-    print(f"'{name}' was evaluated at step {ev.facts['step']}, and the run is at step {step} now. "
-          "Load the learner and evaluate it to have it anew.")
+def _say_if_older(run, name, ev): # than the checkpoints
+    files = [o for o in (run/'best_model.json', run/'latest.json') if o.is_file()]
+    steps = [json.loads(o.read_text('utf-8')).get('step') for o in files]
+    if not steps or ev.facts.get('step') in (None, *steps): return
+    print(f"'{name}' was evaluated at step {ev.facts['step']}, and the run has come to step {steps[-1]}. "
+          "Evaluate the learner to have it anew.")
 
 def _by_run(run, tta, save, name):
     from imgcls_nb.trained import checkpoint_of

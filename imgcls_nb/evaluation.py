@@ -181,6 +181,15 @@ def table(self:Evaluation,
                              truth_prob=prob, loss=-np.log(np.maximum(prob, np.finfo(np.float32).tiny))), index=idxs)
 
 @patch
+def guesses(self:Evaluation,
+    i:int, # Which picture
+    k:int=5, # How many classes
+) -> list: # `(label, probability)` pairs, best first
+    "What the network takes a picture for"
+    best = np.argsort(-self.probs[i], kind='stable')[:k]
+    return [(self.vocab[j], float(self.probs[i, j])) for j in best]
+
+@patch
 def top_losses(self:Evaluation,
     n:int=9, # How many at most
 ): # As from `table`, the largest loss first
