@@ -126,9 +126,10 @@ def best_temperature(
     bounds = np.log([COLDEST, HOTTEST])
     cost = lambda log_t: mean_nll(probs, targs, np.exp(log_t))
     found = minimize_scalar(cost, bounds=bounds, method='bounded', options=dict(xatol=1e-3))
-    if np.abs(bounds - found.x).min() > .01: return float(np.exp(found.x))
-    print("No temperature can be fitted: " + ("nearly all pictures are right, and the more sure the better."
-          if found.x < 0 else "the guesses are no better than chance.") + " It stays at 1; fit it on more pictures.")
+    at_ends = np.array([cost(o) for o in bounds])
+    if (at_ends > found.fun + 1e-6).all(): return float(np.exp(found.x))
+    why = ("no picture tells that it should be less sure", "the guesses are no better than chance")[at_ends.argmin()]
+    print(f"No temperature can be fitted: {why}. It stays at 1; fit it on other pictures, or more.")
     return 1.
 
 def _check_softmax(probs): # of some pictures

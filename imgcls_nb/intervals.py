@@ -33,12 +33,20 @@ def draw_counts(
 ) -> np.ndarray: # int64, `(n, K)`
     "How many pictures of each kind are in a new draw of as many"
     counts = np.asarray(counts, np.int64)
-    if strata is None: return rng.multinomial(counts.sum(), counts/max(1, counts.sum()), size=n)
+    total = counts.sum()
+    if strata is None and 0 < total < 30*len(counts): return _draw_pictures(counts, n, rng)
+    if strata is None: return rng.multinomial(total, counts/max(1, total), size=n)
     out = np.zeros((n, len(counts)), np.int64)
     order = np.argsort(strata, kind='stable')
     for idxs in np.split(order, np.flatnonzero(np.diff(np.asarray(strata)[order])) + 1):
         out[:, idxs] = draw_counts(counts[idxs], n, rng)
     return out
+
+def _draw_pictures(counts, n, rng):
+    k = len(counts)
+    picks = np.repeat(np.arange(k), counts)[rng.integers(0, counts.sum(), (n, counts.sum()))]
+    picks += np.arange(n)[:, None]*k
+    return np.bincount(picks.ravel(), minlength=n*k).reshape(n, k)
 
 # %% ../nbs/53_intervals.ipynb #6a629b1c
 def bootstrap(

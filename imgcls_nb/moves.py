@@ -87,7 +87,8 @@ def plan_moves(
 def _target(root, name, changes, sides, classes):
     for o in changes: # a slip of the keyboard must not make a class
         if o.field == 'label' and o.new not in classes:
-            raise InputError(f"'{name}': there is no class folder '{o.new}'.{did_you_mean(o.new, classes)} If it is right, make it.")
+            raise InputError(f"'{name}': there is no class folder '{o.new}'. Make it, if it is right."
+                             f"{did_you_mean(o.new, classes)}")
     if (root/name).is_symlink(): raise InputError(f"'{name}' is a link, which could point elsewhere after a move.")
     if not (root/name).is_file(): raise InputError(f"'{name}' is gone.")
     return new_name(name, changes, sides)
