@@ -37,13 +37,12 @@ def _pictures_at(path, vocab):
     from imgcls_nb.lists import read_list_file
     from imgcls_nb.pictures import check_known
     from imgcls_nb.plan import DataPlan
-    from imgcls_nb.sources import class_folders, find_pictures, folder_named, read_class_folders, VALID_FOLDERS
+    from imgcls_nb.sources import class_folders, name_sides, read_class_folders, read_sides
     if not path.exists(): raise InputError(f"There is no '{path}'. Give a folder of class folders, a list file, or a table.")
     if path.suffix.lower() in ('.csv', '.tsv'): return _pictures_in_table(path, vocab)
     if path.is_file(): return read_list_file(path, path.parent, vocab=vocab)
-    held = folder_named(VALID_FOLDERS, path)
-    if held and held not in vocab: path = path/held
-    elif (path/'train_list.txt').is_file(): return find_pictures(DataPlan(str(path)))[1]
+    plan = name_sides(DataPlan(str(path)))
+    if isinstance(plan.valid, str): return read_sides(plan)[1]
     check_known([o.name for o in class_folders(path)], vocab, path)
     return read_class_folders(path, vocab)
 

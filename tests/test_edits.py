@@ -19,6 +19,7 @@ from imgcls_nb.plan import DataPlan, ModelPlan, Plan, plan_to_yaml
 from imgcls_nb.revise import apply_edits, lists_of
 from imgcls_nb.sources import find_pictures, read_class_folders
 
+
 @pytest.fixture
 def pictures(shapes, tmp_path): return shutil.copytree(shapes, tmp_path/'shapes')
 
@@ -32,12 +33,14 @@ def test_a_life(tmp_path):
     edits.relabel('x.png', 'cat', 'dog', 'barks')
     edits.ignore('y.png')
     edits.move('z.png', 'valid', 'train')
-    assert net(edits) == [('x.png', 'label', 'cat', 'dog'), ('y.png', 'ignore', False, True), ('z.png', 'split', 'valid', 'train')]
+    assert net(edits) == [('x.png', 'label', 'cat', 'dog'), ('y.png', 'ignore', False, True),
+                          ('z.png', 'split', 'valid', 'train')]
     edits.relabel('x.png', 'dog', 'fox')
     assert net(edits)[0] == ('x.png', 'label', 'cat', 'fox') and len(edits.changes()[0].edits) == 2
     edits.relabel('x.png', 'fox', 'cat')
     assert ('x.png', 'label') not in {o[:2] for o in net(edits)}, "there and back is no change"
-    assert edits.table().who.tolist() == ['ann']*5 and edits.table().why[0] == 'barks' and repr(edits) == 'Edits(edits.jsonl: 5 stand)'
+    assert edits.table().who.tolist() == ['ann']*5 and edits.table().why[0] == 'barks'
+    assert repr(edits) == 'Edits(edits.jsonl: 5 stand)'
     assert all(abs(o['time'] - time.time()) < 60 and o['session'] == edits.session for o in edits.events())
 
 def test_undo_goes_back_to_the_start_and_stops(tmp_path):
@@ -56,7 +59,8 @@ def test_undo_of_a_named_edit(tmp_path):
     edits = Edits(tmp_path)
     first, second, other = edits.relabel('x', 'a', 'b'), edits.relabel('x', 'b', 'c'), edits.relabel('y', 'a', 'b')
     with pytest.raises(EditConflict, match=f"edited again after that.*{second['edit']}"): edits.undo(first['edit'])
-    assert edits.undo(second['edit'])['new'] == 'c' and edits.undo(first['edit']) == first and net(edits) == [('y', 'label', 'a', 'b')]
+    assert edits.undo(second['edit'])['new'] == 'c' and edits.undo(first['edit']) == first
+    assert net(edits) == [('y', 'label', 'a', 'b')]
     with pytest.raises(InputError, match=f"no edit '{first['edit']}' that stands"): edits.undo(first['edit'])
     assert edits.standing() == [other]
 
@@ -121,7 +125,8 @@ def test_two_kernels_at_once(tmp_path):
     assert len(chain) == 121 - sum(int(o[0]) for o in said)
 
 def test_killed_while_writing(tmp_path):
-    code = "import sys; from imgcls_nb.edits import Edits\ne = Edits(sys.argv[1])\nfor i in range(10**6): e.relabel(str(i), 'a', 'b'); print(i, flush=True)"
+    code = ("import sys; from imgcls_nb.edits import Edits; edits = Edits(sys.argv[1])\n"
+            "for i in range(10**6): edits.relabel(str(i), 'a', 'b'); print(i, flush=True)")
     kernel = subprocess.Popen([sys.executable, '-c', code, tmp_path], stdout=subprocess.PIPE, text=True)
     for _ in range(25): last = int(kernel.stdout.readline())
     kernel.kill()
@@ -161,8 +166,10 @@ def test_folders_become_a_list(pictures, tmp_path):
     edits.relabel('triangle/000.png', 'circle', 'square')
     done = apply_edits(pictures, edits, tmp_path/'new.txt')
     assert done.diff == ['- all circle/000.png circle', '+ all circle/000.png square', '- all square/001.png square']
-    assert done.missing == ['square/999.png'] and len(done.conflicts) == 1 and "'triangle/000.png' is 'triangle' in the list" in done.conflicts[0]
-    assert done.before['all'] == dict(circle=20, square=20, triangle=20) and done.after['all'] == dict(circle=19, square=20, triangle=20)
+    assert done.missing == ['square/999.png'] and len(done.conflicts) == 1
+    assert "'triangle/000.png' is 'triangle' in the list" in done.conflicts[0]
+    assert done.before['all'] == dict(circle=20, square=20, triangle=20)
+    assert done.after['all'] == dict(circle=19, square=20, triangle=20)
     text = str(done)
     assert 'new.txt: 59 pictures, 60 before (circle -1)' in text and 'Left out' in text and 'In no list: square/999.png' in text
     pics = read_list_file(tmp_path/'new.txt', pictures, vocab=('circle', 'square', 'triangle'))
@@ -250,6 +257,9 @@ def test_pictures_without_files_have_no_list(tmp_path):
 
 # Moved files
 
+@pytest.fixture
+def few(tmp_path): return make_shapes(tmp_path/'few', n=3)
+
 def prepared(pictures):
     edits = Edits(pictures)
     edits.relabel('circle/000.png', 'circle', 'square')
@@ -262,7 +272,8 @@ def test_moved_and_back(pictures):
     before, edits = contents(pictures), prepared(pictures)
     moves = dict(plan_moves(edits))
     assert contents(pictures) == before and moves['square/002.png'] == f'{IGNORED}/square/002.png'
-    assert moves['circle/000.png'] == 'square/000-1.png' and moves['square/000.png'] == 'circle/000-1.png', "no name is taken twice"
+    both = [moves[f'{o}/000.png'] for o in ('circle', 'square')]
+    assert both == ['square/000-1.png', 'circle/000-1.png'], "no name is taken twice"
     journal = move_pictures(edits)
     assert contents(pictures) == {moves.get(k, k): v for k, v in before.items()}
     assert read_class_folders(pictures).counts() == dict(circle=19, square=19, triangle=21)
@@ -290,9 +301,9 @@ def test_sides_are_folders(pictures, tmp_path):
 class Killed(BaseException): pass
 
 @pytest.mark.parametrize('way', ['finish', 'revert'])
-def test_killed_at_every_moment(pictures, way, tmp_path, monkeypatch):
+def test_killed_at_every_moment(few, way, tmp_path, monkeypatch):
     for n in range(60):
-        root = shutil.copytree(pictures, tmp_path/str(n))
+        root = shutil.copytree(few, tmp_path/str(n))
         before, edits, calls = contents(root), prepared(root), iter(range(10**6))
         wanted = {dict(plan_moves(edits)).get(k, k): v for k, v in before.items()}
         with monkeypatch.context() as m:
@@ -341,7 +352,7 @@ def test_nothing_is_written_over(pictures):
     edits = prepared(pictures)
     journal = move_pictures(edits)
     (pictures/'circle/001.png').write_bytes(b'a new picture')
-    with pytest.raises(InputError, match=r"1 of 4 pictures are not back:\n.*circle/001.png' is there already"): revert_moves(journal)
+    with pytest.raises(InputError, match="1 of 4 pictures are not back:\n.*001.png' is there already"): revert_moves(journal)
     assert (pictures/'circle/001.png').read_bytes() == b'a new picture' and (pictures/'circle/000.png').exists()
     (pictures/'circle/001.png').unlink()
     revert_moves(journal)

@@ -15,6 +15,7 @@ from imgcls_nb.confusion import Confusion, class_scores, count_pairs, mean_score
 from imgcls_nb.core import InputError
 from imgcls_nb.evaluation import MANIFEST, Evaluation, judge, saved_in
 
+
 def softmax(z):
     e = np.exp(z - z.max(1, keepdims=True))
     return (e/e.sum(1, keepdims=True)).astype(np.float32)
@@ -39,7 +40,8 @@ def test_by_hand():
     assert ev.report().pictures.tolist() == [2, 2, 1, 5] and ev.report().index[-1] == 'mean of classes'
     assert ev.most_confused().values.tolist() == [['a', 'c', 1, .5], ['b', 'a', 1, .5]]
     assert ev.top_losses(2).index.tolist() == [4, 2] and ev.top_losses(1).loss.item() == pytest.approx(-np.log(.3))
-    assert ev.where('b', 'a').tolist() == [2] and ev.where(truth='a').tolist() == [0, 4] and ev.where(predicted=2).tolist() == [3, 4]
+    assert ev.where('b', 'a').tolist() == [2] and ev.where(truth='a').tolist() == [0, 4]
+    assert ev.where(predicted=2).tolist() == [3, 4]
     assert ev.guesses(3, 2) == [('c', pytest.approx(.7)), ('b', pytest.approx(.2))]
 
 def test_of_equal_probabilities_the_smaller_number_is_ahead():
@@ -58,7 +60,8 @@ def test_ranks_are_those_of_a_stable_sort(n, c):
 
 # scikit-learn says the same
 
-@pytest.mark.parametrize('how', [dict(), dict(c=2), dict(n=3000, c=100), dict(absent=(2, 5)), dict(n=5, c=30), dict(skill=9)], ids=str)
+@pytest.mark.parametrize('how', [
+    dict(), dict(c=2), dict(n=3000, c=100), dict(absent=(2, 5)), dict(n=5, c=30), dict(skill=9)], ids=str)
 def test_scores_are_scikit_learns(how):
     ev = made(**how)
     there = sorted({*ev.targs, *ev.preds})
@@ -157,7 +160,8 @@ def test_confused_classes_stand_together():
     assert sorted(order) == list(range(60)) and all(np.ptp(at[g]) == 2 for g in groups)
 
 def test_order_of_two_and_of_none():
-    assert Confusion([[3, 1], [0, 2]], 'ab').order.tolist() == [0, 1] and Confusion(np.eye(4, dtype=int), 'abcd').order.tolist() == [0, 1, 2, 3]
+    assert Confusion([[3, 1], [0, 2]], 'ab').order.tolist() == [0, 1]
+    assert Confusion(np.eye(4, dtype=int), 'abcd').order.tolist() == [0, 1, 2, 3]
     assert Confusion([[1, 0, 0, 2], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], 'abcd').order.tolist() == [0, 3, 1, 2]
 
 def test_a_part_keeps_its_shares():
@@ -273,7 +277,8 @@ def test_what_there_is_is_named(tmp_path):
 def test_opening_needs_no_torch(tmp_path):
     made().save(tmp_path)
     code = ("import sys; from imgcls_nb.evaluation import Evaluation; from imgcls_nb.compare import compare\n"
-            f"ev = Evaluation.load({str(tmp_path)!r}); ev.report(); ev.calibrated(2.); compare(ev, ev); ev.save({str(tmp_path/'x')!r})\n"
+            f"ev = Evaluation.load({str(tmp_path)!r}); ev.report(); ev.calibrated(2.); compare(ev, ev)\n"
+            f"ev.save({str(tmp_path/'x')!r})\n"
             "print([o for o in ('torch', 'fastai', 'timm', 'IPython') if o in sys.modules])")
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.stdout.strip() == '[]', done.stdout + done.stderr
@@ -335,7 +340,8 @@ def test_a_name_that_comes_twice_is_matched_in_order(capsys):
     assert len(compare(a, b).lost) == 1 and '3 pictures' in capsys.readouterr().out
 
 @pytest.mark.parametrize('b, says', [
-    (told('bab', 'aaa'), "1 pictures have two different labels: '0' is 'a' in one"), (told('aab', 'aaa', 'abd'), "class 'c' is in one"),
+    (told('bab', 'aaa'), "1 pictures have two different labels: '0' is 'a' in one"),
+    (told('aab', 'aaa', 'abd'), "class 'c' is in one"),
     (told('aab', 'aaa', names=['u', 'v', 'w']), 'No picture is in both'),
     (Evaluation([[.9, .1, 0]], [0], 'abc'), 'no names to match them by')])
 def test_what_cannot_be_compared(b, says):

@@ -18,6 +18,7 @@ from imgcls_nb.core import InputError
 from imgcls_nb.evaluation import Evaluation
 from imgcls_nb.intervals import Interval, bootstrap, draw_counts, share_interval
 
+
 def softmax(z):
     e = np.exp(z - z.max(1, keepdims=True))
     return (e/e.sum(1, keepdims=True)).astype(np.float32)
@@ -47,7 +48,8 @@ def test_bins_are_scikit_learns(bins, equal, strategy):
     right = rng.random(3000) < sure**2
     cal = calibration_of(sure, right, bins, equal)
     accuracy, confidence = calibration_curve(right, sure, n_bins=bins, strategy=strategy)
-    assert np.allclose(cal.accuracy[cal.counts > 0], accuracy, atol=2e-3) and np.allclose(cal.confidence[cal.counts > 0], confidence, atol=2e-3)
+    assert np.allclose(cal.accuracy[cal.counts > 0], accuracy, atol=2e-3)
+    assert np.allclose(cal.confidence[cal.counts > 0], confidence, atol=2e-3)
     assert cal.counts.sum() == 3000 and (equal == 'width' or np.ptp(cal.counts) < 30)
 
 def test_the_error_of_an_honest_network_is_small_and_of_a_sure_one_large():
@@ -80,12 +82,14 @@ def test_applied_to_probabilities_as_to_logits():
     z, y = honest(500)
     for t in (.3, 1., 4.):
         assert np.allclose(with_temperature(softmax(z), t), softmax(z/t), atol=2e-6)
-        assert mean_nll(softmax(z), y, t) == pytest.approx(-np.log(softmax(z/t)[np.arange(500), y].astype(float)).mean(), rel=1e-5)
+        true = softmax(z/t)[np.arange(500), y].astype(float)
+        assert mean_nll(softmax(z), y, t) == pytest.approx(-np.log(true).mean(), rel=1e-5)
 
 def test_nothing_is_lost_at_the_edge_of_float():
     probs = np.array([[1, 0, 0], [.5, .5, 0]], np.float32)
     out = with_temperature(probs, 2.)
-    assert np.isfinite(out).all() and np.allclose(out.sum(1), 1) and out[0].argmax() == 0 and np.isfinite(mean_nll(probs, np.array([2, 2])))
+    assert np.isfinite(out).all() and np.allclose(out.sum(1), 1) and out[0].argmax() == 0
+    assert np.isfinite(mean_nll(probs, np.array([2, 2])))
 
 def test_blocks_are_all_rows_once():
     for shape in ((0, 5), (1, 5), (10, 10**7), (10**5, 1000), (3, 0)):
@@ -96,7 +100,8 @@ def test_in_blocks_or_at_once(monkeypatch):
     z, y = honest(1000)
     before = mean_nll(softmax(z), y, 1.7), with_temperature(softmax(z), 1.7)
     monkeypatch.setattr('imgcls_nb.calibration.row_blocks', lambda shape: row_blocks(shape, 100))
-    assert mean_nll(softmax(z), y, 1.7) == pytest.approx(before[0], rel=1e-6) and np.array_equal(with_temperature(softmax(z), 1.7), before[1])
+    assert mean_nll(softmax(z), y, 1.7) == pytest.approx(before[0], rel=1e-6)
+    assert np.array_equal(with_temperature(softmax(z), 1.7), before[1])
 
 @pytest.mark.parametrize('probs, targs, says', [
     (np.eye(3)*.8 + .0667, [0, 1, 2], 'no picture tells that it should be less sure'),
@@ -115,7 +120,8 @@ def test_an_evaluation_remembers_its_temperature():
     z, y = honest(3000)
     ev = Evaluation(softmax(z*2.5), y, 'abcdef')
     better = ev.calibrated()
-    assert better.temperature == pytest.approx(2.5, rel=.1) and better.nll < ev.nll and better.calibration().ece < ev.calibration().ece
+    assert better.temperature == pytest.approx(2.5, rel=.1) and better.nll < ev.nll
+    assert better.calibration().ece < ev.calibration().ece
     assert np.array_equal(better.preds, ev.preds) and better.fit_temperature() == pytest.approx(better.temperature, rel=.01)
     assert np.allclose(better.calibrated(1.).probs, ev.probs, atol=1e-5)
     assert COLDEST < better.temperature < HOTTEST
@@ -138,7 +144,8 @@ def test_a_threshold_does_what_the_curve_says(seed):
     for t in (*curve.threshold, *curve.confidence, 0, .123, .5, 1, 1.5):
         keep = sure >= t
         share, accuracy = curve.at(t)
-        assert share == pytest.approx(keep.mean()) and (accuracy == pytest.approx(right[keep].mean()) if keep.any() else np.isnan(accuracy))
+        assert share == pytest.approx(keep.mean())
+        assert accuracy == pytest.approx(right[keep].mean()) if keep.any() else np.isnan(accuracy)
 
 def test_the_threshold_is_what_a_model_file_takes():
     z, y = honest(2000)
