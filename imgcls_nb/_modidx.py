@@ -1179,6 +1179,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'imgcls_nb.files.write_atomic': ('files.html#write_atomic', 'imgcls_nb/files.py')},
             'imgcls_nb.intervals': { 'imgcls_nb.intervals.Interval': ('intervals.html#interval', 'imgcls_nb/intervals.py'),
                                      'imgcls_nb.intervals.Interval.__str__': ('intervals.html#interval.__str__', 'imgcls_nb/intervals.py'),
+                                     'imgcls_nb.intervals._by_picture': ('intervals.html#_by_picture', 'imgcls_nb/intervals.py'),
                                      'imgcls_nb.intervals._draw_pictures': ('intervals.html#_draw_pictures', 'imgcls_nb/intervals.py'),
                                      'imgcls_nb.intervals.bootstrap': ('intervals.html#bootstrap', 'imgcls_nb/intervals.py'),
                                      'imgcls_nb.intervals.draw_counts': ('intervals.html#draw_counts', 'imgcls_nb/intervals.py'),

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -291,6 +292,13 @@ def test_many_classes_and_pictures(): # the bar itself is in benchmarks/evaluati
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert cm.sum() == 4000 and peak < 60e6
+
+def test_the_benchmark_asks(tmp_path):
+    made(n=50, c=9).save(tmp_path)
+    script = Path(__file__).parents[1]/'benchmarks/evaluation.py'
+    done = subprocess.run([sys.executable, script, '--ask', 'interval of F1', tmp_path], capture_output=True, text=True)
+    seconds, megabytes = json.loads(done.stdout)
+    assert 0 < seconds < 30 and 0 < megabytes < 300, done.stderr
 
 # Two of them
 
