@@ -35,6 +35,7 @@ class Calibration:
 
     def __repr__(self): return f'Calibration(ece {self.ece:.4f} in {len(self.counts)} bins, {self.counts.sum()} predictions)'
 
+# %% ../nbs/52_calibration.ipynb #802063b6
 def calibration_of(
     confidence, # Probability of each guess, `(N,)`
     correct, # Whether it was right, `(N,)`
@@ -83,6 +84,7 @@ def row_blocks(
     n, step = shape[0], max(1, numbers//max(1, shape[1]))
     return (slice(i, min(i + step, n)) for i in range(0, n, step))
 
+# %% ../nbs/52_calibration.ipynb #aa2ec6e1
 def with_temperature(
     probs, # From a softmax, `(N, C)`
     temperature:float, # Above 1: more modest
@@ -113,6 +115,7 @@ def mean_nll(
         total += np.log(np.exp(z, out=z).sum(1)).sum(dtype=np.float64) - true
     return float(total/len(targs))
 
+# %% ../nbs/52_calibration.ipynb #19b7f645
 COLDEST, HOTTEST = .05, 20.
 
 def best_temperature(
@@ -174,6 +177,7 @@ class Coverage:
     @property
     def _all(self): return self.accuracy[-1] if len(self.accuracy) else np.nan
 
+# %% ../nbs/52_calibration.ipynb #bc2503d8
 def coverage_of(
     confidence, # Probability of each guess, `(N,)`
     correct, # Whether it was right, `(N,)`

@@ -64,6 +64,7 @@ def class_scores(
                   f1=2*right/np.maximum(there + guessed, 1))
     return {k: np.where(there + guessed > 0, v, np.nan) for k, v in scores.items()}
 
+# %% ../nbs/51_confusion.ipynb #f43fe14d
 MEANS = ('precision', 'recall', 'f1', 'balanced_accuracy')
 
 def mean_score(
@@ -153,6 +154,7 @@ def _worst(self:Confusion, n): # both sides of the largest cells, in order
     worst = set(list(found)[:n])
     return [i for i in self.order if i in worst]
 
+# %% ../nbs/51_confusion.ipynb #e75fd16a
 @patch
 def number(self:Confusion,
     label, # A class's name or number
@@ -184,6 +186,7 @@ def plot(self:Confusion,
     if n <= 20: _write_counts(ax, self.counts[np.ix_(order, order)], values/top)
     return ax
 
+# %% ../nbs/51_confusion.ipynb #19f382e5
 def _shrunk(values, size): # the largest of each square of cells
     step = -(-len(values)//size)
     if step < 2: return values

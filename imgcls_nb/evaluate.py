@@ -33,6 +33,7 @@ def labelled_pictures(
     raise InputError(f"data is a {type(data).__name__}, which is nothing to evaluate on. Give a folder, a list file, a table, "
                      "or what image_dls gave.")
 
+# %% ../nbs/55_evaluate.ipynb #bfea7490
 def _pictures_at(path, vocab):
     from imgcls_nb.lists import read_list_file
     from imgcls_nb.pictures import check_known
@@ -87,6 +88,7 @@ def _by_learner(learn, data, tta):
     return Evaluation(probs.float().numpy(), places[targs.numpy()], vocab, [o for o in names if o not in lost], pics.root,
                       facts=facts).attach(pics)
 
+# %% ../nbs/55_evaluate.ipynb #cfdde1da
 def _looks(learn, dl, tta):
     with learn.no_bar():
         if not tta: return learn.get_preds(dl=dl, reorder=False) # they come in order
@@ -136,6 +138,7 @@ def evaluate(
     if where := _run_of(source) if run is None else run: ev.save(Path(where)/FOLDER/name)
     return ev
 
+# %% ../nbs/55_evaluate.ipynb #54205f0b
 def _tta_args(tta):
     if isinstance(tta, dict):
         if tta.get('beta', 0) is None: raise InputError("beta=None keeps the looks apart. Give the weight of the plain one.")
@@ -153,6 +156,7 @@ def _run_of(source): # only a run that this learner has begun, for the folder ma
     writer = getattr(source, 'run_writer', None)
     return writer.run_folder.path if writer is not None and writer.started else None
 
+# %% ../nbs/55_evaluate.ipynb #9dcd4399
 def _evaluate_predictor(predictor, data, tta):
     if not hasattr(predictor, 'logits'):
         raise InputError(f"A {type(predictor).__name__} cannot be evaluated. Give an image_learner, a Predictor, a run folder "
@@ -180,6 +184,7 @@ def _evaluate_path(path, data, tta, run, name):
     from imgcls_nb.trained import TorchPredictor, load_trained
     return evaluate(TorchPredictor(load_trained(path)), data, tta, save, name)
 
+# %% ../nbs/55_evaluate.ipynb #0408f940
 def _say_if_older(run, name, ev): # than the checkpoints
     files = [o for o in (run/'best_model.json', run/'latest.json') if o.is_file()]
     steps = [json.loads(o.read_text('utf-8')).get('step') for o in files]

@@ -84,6 +84,7 @@ def plan_moves(
     raise InputError(f"{len(wrong)} pictures cannot be moved, so none is. Take these edits back, or write new lists with "
                      "apply_edits:\n  " + '\n  '.join(wrong[:20]))
 
+# %% ../nbs/59_moves.ipynb #ee1a3803
 def _target(root, name, changes, sides, classes):
     for o in changes: # a slip of the keyboard must not make a class
         if o.field == 'label' and o.new not in classes:
@@ -116,6 +117,7 @@ def move_pictures(
     write_atomic(journal, json.dumps(said).encode() + b'\n')
     return finish_moves(journal)
 
+# %% ../nbs/59_moves.ipynb #a0a2a5f6
 def finish_moves(
     journal, # From `move_pictures`, which was cut short
 ) -> Path: # `journal`
@@ -127,6 +129,7 @@ def finish_moves(
     if state != 'done': _close(journal, said, 'done')
     return Path(journal)
 
+# %% ../nbs/59_moves.ipynb #85abd3e0
 def _close(journal, said, state): # the log first: to say it twice does no harm
     _say(said['log'], {state: said['edits']})
     _say(journal, dict(state=state))
