@@ -169,7 +169,7 @@ class Coverage:
         if threshold is None: return ax
         x, y = self.at(threshold)
         ax.plot(x, y, 'o', color='tab:red')
-        ax.annotate(f'from {threshold:.3f}: {y:.1%} of {x:.0%}', (x, y), xytext=(-8, -14), textcoords='offset points', ha='right')
+        ax.set_title(f'from {threshold:.3f}: {x:.0%} get an answer, {y:.1%} of these are right', fontsize=9)
         return ax
 
     def __repr__(self): return f'Coverage({len(self.threshold)} thresholds, accuracy {self._all:.4f} without one)'
