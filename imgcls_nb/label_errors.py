@@ -6,7 +6,7 @@
 __all__ = ['QUALITY', 'label_quality', 'confident_classes', 'find_label_errors', 'out_of_fold', 'picture_features',
            'outlier_scores']
 
-# %% ../nbs/59_label_errors.ipynb #5a0ac6dc
+# %% ../nbs/59_label_errors.ipynb #bf87c678
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from .core import InputError, did_you_mean
 from .evaluate import Evaluation, evaluate
 from .learner import learner_from_plan, run_schedule
 
-# %% ../nbs/59_label_errors.ipynb #a3035278
+# %% ../nbs/59_label_errors.ipynb #6aee8c5f
 QUALITY = dict(self_confidence=lambda own, rival: own, margin=lambda own, rival: (own - rival + 1)/2)
 
 def label_quality(
@@ -46,7 +46,7 @@ def _blocks(probs, labels, size=4096): # so that the whole table never lies in m
         raise InputError(f"Labels from {labels.min()} to {labels.max()} do not fit probabilities of {probs.shape[1]} classes.")
     for start in range(0, len(labels), size): yield probs[start:start + size], labels[start:start + size]
 
-# %% ../nbs/59_label_errors.ipynb #b2619817
+# %% ../nbs/59_label_errors.ipynb #794d77be
 def confident_classes(
     probs, # As for `label_quality`
     labels, # Class numbers, `(N,)`
@@ -70,7 +70,7 @@ def find_label_errors(
     suspects = np.flatnonzero((fits >= 0) & (fits != labels))
     return suspects[np.argsort(quality[suspects], kind='stable')]
 
-# %% ../nbs/59_label_errors.ipynb #ca8d76dc
+# %% ../nbs/59_label_errors.ipynb #c6cfa3f0
 def out_of_fold(
     plan, # A `Plan`, such as `learn.plan`; what it trains on is judged
     k:int=5, # How many folds, and trainings
@@ -93,7 +93,7 @@ def _joined(evs):
     probs, targs = (np.concatenate([getattr(o, name) for o in evs]) for name in ('probs', 'targs'))
     return Evaluation(probs, targs, evs[0].vocab, [name for o in evs for name in o.paths])
 
-# %% ../nbs/59_label_errors.ipynb #04afaada
+# %% ../nbs/59_label_errors.ipynb #0c104b0d
 def picture_features(
     learn, # An `image_learner`
     pics, # A `PictureList`
