@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['DESK_JS', 'DESK_CSS', 'Desk']
 
-# %% ../../nbs/73_widgets.desk.ipynb #3ad3c6b4
+# %% ../../nbs/73_widgets.desk.ipynb #4a1b00fc
 from concurrent.futures import ThreadPoolExecutor
 
 import anywidget
 import traitlets
 
+from ..core import BadPictureError, InputError
 from .gallery import HELP, Gallery
 from .looks import Note, Thumbs
 
-# %% ../../nbs/73_widgets.desk.ipynb #658a58f7
+# %% ../../nbs/73_widgets.desk.ipynb #4c03dad7
 DESK_JS = r"""
 const el = (tag, props = {}, ...kids) => {
   const o = Object.assign(document.createElement(tag), props)
@@ -49,7 +50,7 @@ function render({ model, el: root }) {
   const help = el("p", { className: "icd-help" })
   const desk = el("div", { className: "icd", attrs: { "data-lm-suppress-shortcuts": "true" } },
     el("div", { className: "icd-main" }, el("div", { className: "icd-top" }, status, back, next), list, empty), side, help)
-  let cards = []
+  let cards = [], floor = 0
 
   const columns = () => {
     const tops = cards.map(o => o.offsetTop)
@@ -58,7 +59,7 @@ function render({ model, el: root }) {
   const drawPage = () => {
     const page = model.get("page")
     cards = page.cards.map((o, i) => el("div", { className: "icd-card", id: uid + i, attrs: { role: "option" },
-      onclick: e => { list.focus({ preventScroll: true }); send("point", { at: i, more: e.shiftKey || e.ctrlKey || e.metaKey }) } },
+      onclick: e => { list.focus({ preventScroll: true }); send("point", { at: i, more: e.ctrlKey || e.metaKey, extend: e.shiftKey }) } },
       el("img", { src: o.src, alt: "", className: o.tiny ? "ic-tiny" : "", draggable: false }),
       el("span", { className: "icd-tag" }), el("span", { className: "icd-lines" })))
     list.replaceChildren(...cards)
@@ -66,9 +67,10 @@ function render({ model, el: root }) {
     empty.hidden = cards.length > 0
     empty.textContent = page.empty
     list.style.setProperty("--icd-size", page.size + "px")
-    list.style.minHeight = cards.length ? page.height + "px" : ""
-    empty.style.minHeight = page.height + "px"
+    floor = Math.max(floor, page.height)
+    list.style.minHeight = empty.style.minHeight = floor + "px"
     drawMarks()
+    floor = Math.max(floor, list.offsetHeight)
   }
   const drawMarks = () => {
     const m = model.get("marks")
@@ -129,7 +131,7 @@ function render({ model, el: root }) {
 export default { render }
 """
 
-# %% ../../nbs/73_widgets.desk.ipynb #49ab9a3b
+# %% ../../nbs/73_widgets.desk.ipynb #f4b54b3b
 DESK_CSS = """
 .icd { display: grid; grid-template-columns: minmax(0, 1fr) 236px; gap: 8px 14px; }
 .icd [hidden] { display: none !important; }
@@ -181,7 +183,11 @@ DESK_CSS = """
 @media (max-width: 640px) { .icd { grid-template-columns: minmax(0, 1fr); } }
 """
 
-# %% ../../nbs/73_widgets.desk.ipynb #41ddb42c
+# %% ../../nbs/73_widgets.desk.ipynb #4e8d398f
+class _Gone: # a picture of which nobody knows where it is
+    def __init__(self, why): self.why = why
+    def read_bytes(self): raise BadPictureError(self.why)
+
 class Desk(anywidget.AnyWidget):
     "A `Gallery` that can be seen, clicked and typed at"
     _esm, _css = DESK_JS, DESK_CSS
@@ -208,7 +214,7 @@ class Desk(anywidget.AnyWidget):
         "Do what was asked for"
         g, what = self.gallery, message['what']
         acts = dict(key=lambda: g.press(message['key'], message['columns'], message['shift']), turn=lambda: g.turn(message['by']),
-                    point=lambda: g.point(message['at'], message['more']), choose=lambda: g.relabel(message['label']),
+                    point=lambda: g.point(message['at'], message['more'], message['extend']), choose=lambda: g.relabel(message['label']),
                     ignore=g.ignore, move=g.move_split, undo=g.undo)
         g.says = ''
         with self.note.telling(): acts[what]()
@@ -223,7 +229,8 @@ class Desk(anywidget.AnyWidget):
             self.draw_marks()
 
     def _thumb(self, i, large=False):
-        source = self.gallery.pics.source(i)
+        try: source = self.gallery.pics.source(i)
+        except InputError as e: source = _Gone(str(e))
         return (self.large if large else self.thumbs)(source, key=(self.gallery.pics.names[i], i))
 
     def draw_marks(self):
