@@ -6,7 +6,7 @@
 __all__ = ['CELLS', 'NAMED', 'WINDOW', 'COLOURS', 'SHADES', 'ConfusionMap', 'Grid', 'Navigator', 'confusion_figure',
            'ConfusionViewer']
 
-# %% ../../nbs/74_widgets.confusion.ipynb #7a0bb2ea
+# %% ../../nbs/74_widgets.confusion.ipynb #36ea44aa
 import numpy as np
 from fastcore.basics import patch
 
@@ -15,7 +15,7 @@ from .desk import Desk
 from .gallery import Gallery, edits_of, judged_of
 from .looks import Act, Viewer, column, head_html, html, paper, row, watch
 
-# %% ../../nbs/74_widgets.confusion.ipynb #2b7f7af5
+# %% ../../nbs/74_widgets.confusion.ipynb #7178491f
 CELLS, NAMED, WINDOW = 200, 40, 30 # cells a side that are sent; classes a side whose names are written; classes to zoom to
 
 class ConfusionMap:
@@ -51,7 +51,7 @@ class ConfusionMap:
         idxs = np.flatnonzero(wrong)
         return idxs[np.argsort(-self.ev.confidence[idxs], kind='stable')]
 
-# %% ../../nbs/74_widgets.confusion.ipynb #c6c390ea
+# %% ../../nbs/74_widgets.confusion.ipynb #819e7c0e
 COLOURS = {'share': "share of the row", 'count': "count", 'errors': "mistakes, share of the row", 'error_count': "mistakes, count"}
 
 def _binned(values, steps): # the largest of each rectangle of cells
@@ -82,7 +82,7 @@ class Grid:
     @property
     def named(self) -> bool: return max(map(len, (self.rows, self.cols))) <= NAMED # Whether all names fit beside it
 
-# %% ../../nbs/74_widgets.confusion.ipynb #9497afaf
+# %% ../../nbs/74_widgets.confusion.ipynb #96663c5a
 class Navigator(ConfusionMap):
     "A map that is walked through by clicks and names"
     def click(self,
@@ -136,7 +136,7 @@ class Navigator(ConfusionMap):
         return [(f'{t} → {p}   {k} ({share:.0%})', (number[t], number[p]))
                 for t, p, k, share in zip(table['truth'], table['predicted'], table['pictures'], table['share'])]
 
-# %% ../../nbs/74_widgets.confusion.ipynb #8707608e
+# %% ../../nbs/74_widgets.confusion.ipynb #77f0f74a
 SHADES = [[0, 'rgba(47,127,214,0)'], [1e-9, 'rgba(47,127,214,.07)'], [.35, 'rgba(47,127,214,.45)'], [1, 'rgba(47,127,214,.85)']]
 
 def _short(name): return name if len(name) <= 18 else name[:17] + '…'
@@ -156,7 +156,7 @@ def confusion_figure(
                       xaxis=axis | dict(title='predicted', tickangle=-45), yaxis=axis | dict(title='truth', autorange='reversed'))
     return fig
 
-# %% ../../nbs/74_widgets.confusion.ipynb #bab93c52
+# %% ../../nbs/74_widgets.confusion.ipynb #12c2ffee
 class ConfusionViewer(Viewer):
     "The confusion matrix of an evaluation, and the pictures behind it"
     title = 'Confusion'
@@ -167,7 +167,7 @@ class ConfusionViewer(Viewer):
     ):
         super().__init__()
         self.ev, self.map = ev, Navigator(ev)
-        self.gallery = Gallery(judged_of(ev), edits_of(ev, edits), 'confusion', per_page=per_page, empty=self._why_empty())
+        self.gallery = Gallery(judged_of(ev), edits_of(edits, ev), 'confusion', per_page=per_page, empty=self._why_empty())
 
     def _why_empty(self):
         if not len(self.ev): return "This evaluation holds no pictures. Evaluate a loader that has some: evaluate(learn, dl)."
@@ -221,7 +221,7 @@ class ConfusionViewer(Viewer):
         self.map.colour = by
         self._draw()
 
-# %% ../../nbs/74_widgets.confusion.ipynb #a43e6b62
+# %% ../../nbs/74_widgets.confusion.ipynb #e67b88e0
 @patch
 def build(self:ConfusionViewer) -> list:
     "The matrix, the list of pairs beside it, and the pictures below"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DESK_JS', 'DESK_CSS', 'Desk']
 
-# %% ../../nbs/73_widgets.desk.ipynb #4a1b00fc
+# %% ../../nbs/73_widgets.desk.ipynb #7748a094
 from concurrent.futures import ThreadPoolExecutor
 
 import anywidget
@@ -15,7 +15,7 @@ from ..core import BadPictureError, InputError
 from .gallery import HELP, Gallery
 from .looks import Note, Thumbs
 
-# %% ../../nbs/73_widgets.desk.ipynb #4c03dad7
+# %% ../../nbs/73_widgets.desk.ipynb #df0ef7d0
 DESK_JS = r"""
 const el = (tag, props = {}, ...kids) => {
   const o = Object.assign(document.createElement(tag), props)
@@ -131,7 +131,7 @@ function render({ model, el: root }) {
 export default { render }
 """
 
-# %% ../../nbs/73_widgets.desk.ipynb #f4b54b3b
+# %% ../../nbs/73_widgets.desk.ipynb #c7dd03d0
 DESK_CSS = """
 .icd { display: grid; grid-template-columns: minmax(0, 1fr) 236px; gap: 8px 14px; }
 .icd [hidden] { display: none !important; }
@@ -183,7 +183,7 @@ DESK_CSS = """
 @media (max-width: 640px) { .icd { grid-template-columns: minmax(0, 1fr); } }
 """
 
-# %% ../../nbs/73_widgets.desk.ipynb #4e8d398f
+# %% ../../nbs/73_widgets.desk.ipynb #c55a296f
 class _Gone: # a picture of which nobody knows where it is
     def __init__(self, why): self.why = why
     def read_bytes(self): raise BadPictureError(self.why)
@@ -201,7 +201,7 @@ class Desk(anywidget.AnyWidget):
         size:int=112, # Pixels of a thumbnail, at least
     ):
         self.gallery, self.note, self.thumbs, self.large = gallery, note, Thumbs(size*3//2), Thumbs(480, keep=64)
-        super().__init__(vocab=[] if gallery.edits is None else list(gallery.pics.vocab))
+        super().__init__(vocab=[] if gallery.decisions is None else list(gallery.pics.vocab))
         self.size = size
         gallery.changed.append(self.draw_page)
         gallery.marked.append(self.draw_marks)
@@ -237,7 +237,7 @@ class Desk(anywidget.AnyWidget):
         "Send everything but the pictures"
         g = self.gallery
         marks = dict(cards=[self._card(k, i) for k, i in enumerate(g.on_page.tolist())], at=-1, status=self._status(), help='',
-                     first=g.page == 0, last=g.page == g.n_pages - 1, editable=g.edits is not None)
+                     first=g.page == 0, last=g.page == g.n_pages - 1, editable=g.decisions is not None)
         self.marks = marks if g.current is None else marks | self._side(g.current)
         if g.says: self.note.say(g.says, 'done')
 
@@ -259,9 +259,9 @@ class Desk(anywidget.AnyWidget):
 
     def _side(self, i):
         g, big, now = self.gallery, self._thumb(i, large=True), self.gallery.standing(i)
-        facts = [('file', g.pics.names[i]), ('label', now.label or 'none'), *([('now', now.tag)] if now.tag else []),
+        facts = [('file', g.pics.names[i]), ('label', now.label or 'none'),
                  *([('problem', big.why)] if big.why else [])]
         choices = [dict(key=d, label=o, share='' if p is None else f'{p:.0%}', width=f'{100*(p or 0):.0f}%', now=o == now.label)
                    for d, o, p in g.choices()]
         return dict(at=g.at - g.page*g.per_page, big=big.url, alt=f'{g.pics.names[i]}, large', tiny=big.tiny, facts=facts,
-                    choices=choices, help=HELP if g.edits is not None else HELP.partition(' · x')[0].partition(' · ')[2])
+                    choices=choices, help=HELP if g.decisions is not None else HELP.partition(' · x')[0].partition(' · ')[2])
