@@ -157,7 +157,7 @@ def _evaluate_predictor(predictor, data, tta):
         raise InputError(f"A {type(predictor).__name__} cannot be evaluated. Give an image_learner, a Predictor, a run folder "
                          "or a model file.")
     if data is None: raise InputError(f"{predictor} does not know its pictures. Give some: evaluate(predictor, 'photos/valid').")
-    if tta: raise InputError("Test-time augmentation needs the learner: evaluate(learn, tta=True), or the run folder without data.")
+    if tta: raise InputError("tta needs what only training has: give the learner, or the run folder without data.")
     return _by_predictor(predictor, data)
 
 # %% ../nbs/55_evaluate.ipynb #efb77eeb

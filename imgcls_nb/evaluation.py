@@ -10,13 +10,13 @@ import json
 import os
 import re
 from contextlib import suppress
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from fastcore.basics import patch
 
-from .calibration import Calibration, Coverage, calibration, coverage, fit_temperature, mean_nll, row_blocks, with_temperature
+from .calibration import (
+    Calibration, Coverage, best_temperature, calibration_of, coverage_of, mean_nll, row_blocks, with_temperature)
 from .confusion import MEANS, Confusion, count_pairs, mean_score
 from .core import InputError, did_you_mean
 from .files import appending, sha256, sync_folder, write_atomic
@@ -62,6 +62,7 @@ class Evaluation:
         self.probs, self.targs = np.asarray(probs, np.float32), np.asarray(targs, np.int64)
         self.vocab, self.paths = tuple(map(str, vocab)), [str(o) for o in paths]
         self.root, self.temperature, self.facts = None if root is None else os.fspath(root), float(temperature), dict(facts or {})
+        self._judged = {}
         self._check()
 
     def _check(self):
@@ -69,26 +70,29 @@ class Evaluation:
         if self.targs.ndim != 1 or self.probs.shape != (n, c) or not c:
             raise InputError(f"Probabilities of shape {self.probs.shape} do not fit targets of shape {self.targs.shape} "
                              f"and {c} classes.")
-        if self.paths and len(self.paths) != n: raise InputError(f"There are {len(self.paths)} names for {n} pictures. Give one each.")
+        if self.paths and len(self.paths) != n:
+            raise InputError(f"There are {len(self.paths)} names for {n} pictures. Give one each.")
         if len(odd := self.targs[(self.targs < 0) | (self.targs >= c)]):
             raise InputError(f"A picture has class number {odd[0]}, but there are {c} classes, from 0 to {c - 1}. "
                              "Evaluate pictures with a right label only.")
-        if not isinstance(self.probs.base, np.memmap): self.judged # what is mapped from a file was looked at before it was written
+        if not isinstance(self.probs.base, np.memmap): self.judge() # a mapped file was looked at before it was written
 
-    @cached_property
-    def judged(self) -> dict: return judge(self.probs, self.targs) # From one pass over the probabilities
-
-    @property
-    def preds(self) -> np.ndarray: return self.judged['preds'] # Class numbers, (N,)
-
-    @property
-    def confidence(self) -> np.ndarray: return self.judged['confidence'] # Probability of the guess, (N,)
+    def judge(self) -> dict: # Of arrays (N,), as from `judge`
+        "Look at all probabilities once, and refuse what are none"
+        if not self._judged: self._judged.update(judge(self.probs, self.targs))
+        return self._judged
 
     @property
-    def truth_probs(self) -> np.ndarray: return self.judged['truth_probs'] # Probability of the truth, (N,)
+    def preds(self) -> np.ndarray: return self.judge()['preds'] # Class numbers, (N,)
 
     @property
-    def ranks(self) -> np.ndarray: return self.judged['ranks'] # How many classes are ahead of the truth, (N,)
+    def confidence(self) -> np.ndarray: return self.judge()['confidence'] # Probability of the guess, (N,)
+
+    @property
+    def truth_probs(self) -> np.ndarray: return self.judge()['truth_probs'] # Probability of the truth, (N,)
+
+    @property
+    def ranks(self) -> np.ndarray: return self.judge()['ranks'] # How many classes are ahead of the truth, (N,)
 
     @property
     def correct(self) -> np.ndarray: return self.ranks == 0 # Whether the guess is right, (N,)
@@ -119,7 +123,8 @@ for _k in (1, 5): setattr(Evaluation, f'top{_k}', property(lambda self, k=_k: se
 @patch(as_prop=True)
 def confusion(self:Evaluation): # A `Confusion`: counts, order, most confused, figure
     "How often each class was taken for each other"
-    if '_confusion' not in vars(self): self._confusion = Confusion(count_pairs(self.targs, self.preds, len(self.vocab)), self.vocab)
+    if '_confusion' not in vars(self):
+        self._confusion = Confusion(count_pairs(self.targs, self.preds, len(self.vocab)), self.vocab)
     return self._confusion
 
 for _name in MEANS: setattr(Evaluation, _name, property(lambda self, name=_name: self.confusion.mean(name)))
@@ -208,7 +213,7 @@ def calibration(self:Evaluation,
     equal:str='width', # Bins of equal 'width', or with an equal 'count' of predictions
 ) -> Calibration:
     "How confidence and accuracy go together"
-    return calibration(self.confidence, self.correct, bins, equal)
+    return calibration_of(self.confidence, self.correct, bins, equal)
 
 @patch(as_prop=True)
 def nll(self:Evaluation) -> float: # Mean over pictures
@@ -216,9 +221,9 @@ def nll(self:Evaluation) -> float: # Mean over pictures
     return mean_nll(self.probs, self.targs)
 
 @patch
-def fit_temperature(self:Evaluation) -> float: # That the logits are to be divided by, what these probabilities were made with included
+def fit_temperature(self:Evaluation) -> float: # To divide the network's logits by
     "The temperature that makes the truth most likely"
-    return self.temperature*fit_temperature(self.probs, self.targs)
+    return self.temperature*best_temperature(self.probs, self.targs)
 
 @patch
 def calibrated(self:Evaluation,
@@ -246,7 +251,7 @@ def take(self:Evaluation,
 @patch(as_prop=True)
 def coverage(self:Evaluation) -> Coverage: # Choose a threshold from it, and draw it
     "How accuracy rises when answers that are not sure are left out"
-    return coverage(self.confidence, self.correct)
+    return coverage_of(self.confidence, self.correct)
 
 # %% ../nbs/54_evaluation.ipynb #accd40df
 @patch
@@ -265,7 +270,9 @@ def interval(self:Evaluation,
         kinds, counts = np.unique(self.targs*2 + hits, return_counts=True)
         kinds, right = np.divmod(kinds, 2)
         statistic = lambda draws: draws @ right/np.maximum(1, draws.sum(1))
-    else: raise InputError(f"metric={metric!r} is unknown. Use top1, another top-k, or {', '.join(MEANS)}.{did_you_mean(metric, MEANS)}")
+    else:
+        raise InputError(f"metric={metric!r} is unknown. Use top1, another top-k, or {', '.join(MEANS)}."
+                         f"{did_you_mean(metric, MEANS)}")
     return bootstrap(counts, statistic, n, level, seed, kinds if stratified else None)
 
 def _mean_kinds(counts, metric): # a kind for each cell that is not empty
@@ -291,7 +298,7 @@ def save(self:Evaluation,
     folder, # Where to; made if it is not there
 ) -> Path: # `folder`
     "Keep the table, to look at later without the network"
-    self.judged # refuses what cannot be kept
+    self.judge() # refuses what cannot be kept
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with appending(folder/'.lock'): # two savers take turns
