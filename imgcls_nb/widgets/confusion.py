@@ -6,7 +6,7 @@
 __all__ = ['CELLS', 'NAMED', 'WINDOW', 'COLOURS', 'SHADES', 'ConfusionMap', 'Grid', 'Navigator', 'confusion_figure',
            'ConfusionViewer']
 
-# %% ../../nbs/74_widgets.confusion.ipynb #36ea44aa
+# %% ../../nbs/74_widgets.confusion.ipynb #c00d7fc1
 import numpy as np
 from fastcore.basics import patch
 
@@ -15,7 +15,7 @@ from .desk import Desk
 from .gallery import Gallery, edits_of, judged_of
 from .looks import Act, Viewer, column, head_html, html, paper, row, watch
 
-# %% ../../nbs/74_widgets.confusion.ipynb #7178491f
+# %% ../../nbs/74_widgets.confusion.ipynb #5bd6b7d6
 CELLS, NAMED, WINDOW = 200, 40, 30 # cells a side that are sent; classes a side whose names are written; classes to zoom to
 
 class ConfusionMap:
@@ -51,7 +51,7 @@ class ConfusionMap:
         idxs = np.flatnonzero(wrong)
         return idxs[np.argsort(-self.ev.confidence[idxs], kind='stable')]
 
-# %% ../../nbs/74_widgets.confusion.ipynb #819e7c0e
+# %% ../../nbs/74_widgets.confusion.ipynb #b594c2b6
 COLOURS = {'share': "share of the row", 'count': "count", 'errors': "mistakes, share of the row", 'error_count': "mistakes, count"}
 
 def _binned(values, steps): # the largest of each rectangle of cells
@@ -82,7 +82,7 @@ class Grid:
     @property
     def named(self) -> bool: return max(map(len, (self.rows, self.cols))) <= NAMED # Whether all names fit beside it
 
-# %% ../../nbs/74_widgets.confusion.ipynb #96663c5a
+# %% ../../nbs/74_widgets.confusion.ipynb #650b0fa5
 class Navigator(ConfusionMap):
     "A map that is walked through by clicks and names"
     def click(self,
@@ -136,7 +136,7 @@ class Navigator(ConfusionMap):
         return [(f'{t} → {p}   {k} ({share:.0%})', (number[t], number[p]))
                 for t, p, k, share in zip(table['truth'], table['predicted'], table['pictures'], table['share'])]
 
-# %% ../../nbs/74_widgets.confusion.ipynb #77f0f74a
+# %% ../../nbs/74_widgets.confusion.ipynb #01ac4e0d
 SHADES = [[0, 'rgba(47,127,214,0)'], [1e-9, 'rgba(47,127,214,.07)'], [.35, 'rgba(47,127,214,.45)'], [1, 'rgba(47,127,214,.85)']]
 
 def _short(name): return name if len(name) <= 18 else name[:17] + '…'
@@ -156,7 +156,7 @@ def confusion_figure(
                       xaxis=axis | dict(title='predicted', tickangle=-45), yaxis=axis | dict(title='truth', autorange='reversed'))
     return fig
 
-# %% ../../nbs/74_widgets.confusion.ipynb #12c2ffee
+# %% ../../nbs/74_widgets.confusion.ipynb #6f15eef2
 class ConfusionViewer(Viewer):
     "The confusion matrix of an evaluation, and the pictures behind it"
     title = 'Confusion'
@@ -221,7 +221,7 @@ class ConfusionViewer(Viewer):
         self.map.colour = by
         self._draw()
 
-# %% ../../nbs/74_widgets.confusion.ipynb #e67b88e0
+# %% ../../nbs/74_widgets.confusion.ipynb #e476fa5e
 @patch
 def build(self:ConfusionViewer) -> list:
     "The matrix, the list of pairs beside it, and the pictures below"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DESK_JS', 'DESK_CSS', 'Desk']
 
-# %% ../../nbs/73_widgets.desk.ipynb #7748a094
+# %% ../../nbs/73_widgets.desk.ipynb #5d10503a
 from concurrent.futures import ThreadPoolExecutor
 
 import anywidget
@@ -15,7 +15,7 @@ from ..core import BadPictureError, InputError
 from .gallery import HELP, Gallery
 from .looks import Note, Thumbs
 
-# %% ../../nbs/73_widgets.desk.ipynb #df0ef7d0
+# %% ../../nbs/73_widgets.desk.ipynb #55442fb1
 DESK_JS = r"""
 const el = (tag, props = {}, ...kids) => {
   const o = Object.assign(document.createElement(tag), props)
@@ -89,7 +89,8 @@ function render({ model, el: root }) {
     status.textContent = m.status
     back.disabled = m.first
     next.disabled = m.last
-    side.hidden = m.at < 0
+    side.hidden = m.at < 0 || !m.side
+    desk.classList.toggle("icd-wide", !m.side)
     big.src = m.big ?? ""
     big.alt = m.alt ?? ""
     big.className = "icd-big" + (m.tiny ? " ic-tiny" : "")
@@ -121,6 +122,21 @@ function render({ model, el: root }) {
     if (e.key === "/") find.focus()
     else send("key", { key: e.key, shift: e.shiftKey, columns: columns() })
   })
+  desk.addEventListener("dragover", e => {
+    if (!model.get("marks").drops || !e.dataTransfer.types.includes("Files")) return
+    e.preventDefault()
+    e.stopPropagation()
+    desk.classList.add("icd-over")
+  })
+  desk.addEventListener("dragleave", () => desk.classList.remove("icd-over"))
+  desk.addEventListener("drop", async e => {
+    desk.classList.remove("icd-over")
+    if (!model.get("marks").drops) return
+    e.preventDefault()
+    e.stopPropagation()
+    for (const file of [...e.dataTransfer.files])
+      model.send({ what: "drop", name: file.name }, undefined, [await file.arrayBuffer()])
+  })
   model.on("change:page", drawPage)
   model.on("change:marks", drawMarks)
   model.on("change:vocab", drawNames)
@@ -131,9 +147,11 @@ function render({ model, el: root }) {
 export default { render }
 """
 
-# %% ../../nbs/73_widgets.desk.ipynb #c7dd03d0
+# %% ../../nbs/73_widgets.desk.ipynb #0c53c51e
 DESK_CSS = """
 .icd { display: grid; grid-template-columns: minmax(0, 1fr) 236px; gap: 8px 14px; }
+.icd-wide { grid-template-columns: minmax(0, 1fr); }
+.icd-over .icd-grid, .icd-over .icd-empty { outline: 2px dashed var(--ic-accent); }
 .icd [hidden] { display: none !important; }
 .icd-top { display: flex; gap: 6px; align-items: center; margin-bottom: 8px; }
 .icd-status { flex: 1; color: var(--ic-dim); min-height: 20px; }
@@ -181,9 +199,20 @@ DESK_CSS = """
 .icd-help { grid-column: 1 / -1; margin: 0; font-size: 12px; color: var(--ic-dim); }
 .icd-main { min-width: 0; }
 @media (max-width: 640px) { .icd { grid-template-columns: minmax(0, 1fr); } }
+.ic-matrix .modebar { display: none; }
+.ict { display: flex; flex-wrap: wrap; gap: 16px 28px; min-height: 216px; }
+.ict section { display: grid; grid-template-columns: auto minmax(180px, 300px); gap: 2px 16px; align-content: start; }
+.ict h3 { grid-column: 1 / -1; margin: 0; font-size: 13px; font-weight: 600; overflow-wrap: anywhere; }
+.ict img { height: 192px; max-width: 288px; object-fit: contain; border-radius: 6px; grid-row: span 2; }
+.ict ol { margin: 0; padding: 0; list-style: none; display: grid; gap: 9px; align-content: start; }
+.ict li { display: grid; grid-template-columns: 1fr auto; gap: 1px 8px; }
+.ict li span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.ict li b { font-weight: 400; font-variant-numeric: tabular-nums; grid-row: 1; grid-column: 2; }
+.ict li .ic-bar { grid-column: 1 / -1; grid-row: 2; }
+.ict p { margin: 4px 0 0; color: var(--ic-dim); }
 """
 
-# %% ../../nbs/73_widgets.desk.ipynb #c55a296f
+# %% ../../nbs/73_widgets.desk.ipynb #8f7832c8
 class _Gone: # a picture of which nobody knows where it is
     def __init__(self, why): self.why = why
     def read_bytes(self): raise BadPictureError(self.why)
@@ -199,22 +228,25 @@ class Desk(anywidget.AnyWidget):
         gallery:Gallery, # What is shown
         note:Note, # Where errors are said
         size:int=112, # Pixels of a thumbnail, at least
+        side:bool=True, # Show the picture under the cursor in large beside them
+        on_drop=None, # Called with `(name, bytes)` pairs of files that somebody drops; None: they cannot
     ):
         self.gallery, self.note, self.thumbs, self.large = gallery, note, Thumbs(size*3//2), Thumbs(480, keep=64)
         super().__init__(vocab=[] if gallery.decisions is None else list(gallery.pics.vocab))
-        self.size = size
+        self.size, self.side, self.on_drop = size, side, on_drop
         gallery.changed.append(self.draw_page)
         gallery.marked.append(self.draw_marks)
-        self.on_msg(lambda _, content, buffers: self.receive(content))
+        self.on_msg(lambda _, content, buffers: self.receive(content, buffers))
         self.draw_page()
 
     def receive(self,
         message:dict, # 'what' a person did, and more about it
+        buffers=(), # Bytes that came with it
     ):
         "Do what was asked for"
         g, what = self.gallery, message['what']
         acts = dict(key=lambda: g.press(message['key'], message['columns'], message['shift']), turn=lambda: g.turn(message['by']),
-                    point=lambda: g.point(message['at'], message['more'], message['extend']), choose=lambda: g.relabel(message['label']),
+                    point=lambda: g.point(message['at'], message['more'], message['extend']), choose=lambda: g.relabel(message['label']), drop=lambda: self.on_drop([(message['name'], buffers[0])]),
                     ignore=g.ignore, move=g.move_split, undo=g.undo)
         g.says = ''
         with self.note.telling(): acts[what]()
@@ -237,7 +269,7 @@ class Desk(anywidget.AnyWidget):
         "Send everything but the pictures"
         g = self.gallery
         marks = dict(cards=[self._card(k, i) for k, i in enumerate(g.on_page.tolist())], at=-1, status=self._status(), help='',
-                     first=g.page == 0, last=g.page == g.n_pages - 1, editable=g.decisions is not None)
+                     first=g.page == 0, last=g.page == g.n_pages - 1, editable=g.decisions is not None, side=self.side, drops=self.on_drop is not None)
         self.marks = marks if g.current is None else marks | self._side(g.current)
         if g.says: self.note.say(g.says, 'done')
 
@@ -258,10 +290,13 @@ class Desk(anywidget.AnyWidget):
         return ' · '.join(o for o in (g.what, where) if o) + chosen
 
     def _side(self, i):
-        g, big, now = self.gallery, self._thumb(i, large=True), self.gallery.standing(i)
+        g, now, at = self.gallery, self.gallery.standing(i), self.gallery.at % self.gallery.per_page
+        help = HELP if g.decisions else HELP.partition(' · ')[2].partition(' · x')[0]
+        if not self.side: return dict(at=at, help=help)
+        big = self._thumb(i, large=True)
         facts = [('file', g.pics.names[i]), ('label', now.label or 'none'),
                  *([('problem', big.why)] if big.why else [])]
         choices = [dict(key=d, label=o, share='' if p is None else f'{p:.0%}', width=f'{100*(p or 0):.0f}%', now=o == now.label)
                    for d, o, p in g.choices()]
-        return dict(at=g.at - g.page*g.per_page, big=big.url, alt=f'{g.pics.names[i]}, large', tiny=big.tiny, facts=facts,
-                    choices=choices, help=HELP if g.decisions is not None else HELP.partition(' · x')[0].partition(' · ')[2])
+        return dict(at=at, big=big.url, alt=f'{g.pics.names[i]}, large', tiny=big.tiny, facts=facts,
+                    choices=choices, help=help)

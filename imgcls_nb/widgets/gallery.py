@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DIGITS', 'HELP', 'Judged', 'judged_of', 'Pages', 'Standing', 'Decisions', 'Gallery', 'edits_of']
 
-# %% ../../nbs/72_widgets.gallery.ipynb #9942b7ee
+# %% ../../nbs/72_widgets.gallery.ipynb #68d90f12
 import os
 import stat
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ import numpy as np
 from ..core import InputError, did_you_mean
 from ..edits import Edits
 
-# %% ../../nbs/72_widgets.gallery.ipynb #e0d00a9f
+# %% ../../nbs/72_widgets.gallery.ipynb #82dc8fa3
 @dataclass
 class Judged:
     "Pictures as a gallery sees them"
@@ -43,7 +43,7 @@ class Judged:
         best = np.argpartition(-row, k - 1)[:k]
         return [(int(c), float(row[c])) for c in best[np.lexsort((best, -row[best]))]]
 
-# %% ../../nbs/72_widgets.gallery.ipynb #eae64c0c
+# %% ../../nbs/72_widgets.gallery.ipynb #d5986dc7
 def judged_of(
     ev, # An `Evaluation`
     split:str='valid', # Where its pictures are
@@ -51,7 +51,7 @@ def judged_of(
     "The pictures of an evaluation"
     return Judged([ev.name(i) for i in range(len(ev))], ev.source, ev.targs, ev.vocab, ev.probs, split)
 
-# %% ../../nbs/72_widgets.gallery.ipynb #b72c9aec
+# %% ../../nbs/72_widgets.gallery.ipynb #cee6b2f0
 class Pages:
     "Pictures in pages, a cursor and a selection"
     def __init__(self,
@@ -145,7 +145,7 @@ class Pages:
         if self.selected: return [o for o in self.order.tolist() if o in self.selected]
         return [] if self.current is None else [self.current]
 
-# %% ../../nbs/72_widgets.gallery.ipynb #d6bfeb1d
+# %% ../../nbs/72_widgets.gallery.ipynb #479dbec5
 @dataclass(frozen=True)
 class Standing:
     "What was decided about a picture"
@@ -171,7 +171,7 @@ class Decisions:
         "What edits call a picture"
         try: source = self.pics.source(i)
         except InputError: return self.pics.names[i] # nobody knows where it is, but it has a name
-        return self.edits.name_of(os.path.abspath(source)) if isinstance(source, (str, os.PathLike)) else self.pics.names[i]
+        return self.edits.names_of([os.path.abspath(source)])[0] if isinstance(source, (str, os.PathLike)) else self.pics.names[i]
 
     def standing(self,
         i:int, # Which picture
@@ -198,21 +198,22 @@ class Decisions:
         "Note one action, whatever number of pictures it concerns"
         made = []
         try:
-            for i, field, old, new in changes: made.append(self.edits.add(self.key(i), field, old, new, why)['edit'])
+            for i, field, old, new in changes: made.append((i, self.edits.add(self.key(i), field, old, new, why)['edit']))
         finally:
             if made: self.actions.append(made)
 
-    def undo(self) -> list: # Names of the pictures
+    def undo(self) -> tuple: # Names of the pictures, and the position of the first, where it is known
         "Take the last action back; of an earlier session, the last edit"
-        if not self.actions: return [self.edits.undo()['picture']]
-        taken, ids = [], self.actions[-1]
-        while ids: # an edit that cannot be taken back stays for another try
-            taken.append(self.edits.undo(ids[-1])['picture'])
-            ids.pop()
+        if not self.actions: return [self.edits.undo()['picture']], None
+        taken, action = [], self.actions[-1]
+        while action: # an edit that cannot be taken back stays for another try
+            at, edit = action[-1]
+            taken.append(self.edits.undo(edit)['picture'])
+            action.pop()
         self.actions.pop()
-        return taken
+        return list(dict.fromkeys(reversed(taken))), at
 
-# %% ../../nbs/72_widgets.gallery.ipynb #94f85422
+# %% ../../nbs/72_widgets.gallery.ipynb #2030c6d0
 DIGITS = '1234567890'
 
 class Gallery(Pages):
@@ -291,11 +292,10 @@ class Gallery(Pages):
     def undo(self):
         "Take the last action back, and go where it was"
         if not self.decisions: raise InputError(_LOOK_ONLY)
-        taken = self.decisions.undo()
+        taken, first = self.decisions.undo()
         self.says = f'Taken back: {_some(taken)}.'
-        keys = set(taken)
-        at = next((k for k, o in enumerate(self.order.tolist()) if self.decisions.key(o) in keys), self.at)
-        self.move(at - self.at)
+        at = np.flatnonzero(self.order == first) if first is not None else []
+        self.move(int(at[0]) - self.at if len(at) else 0)
 
     def press(self,
         key:str, # As browsers name it, such as 'ArrowLeft'
@@ -319,10 +319,10 @@ _LOOK_ONLY = "These pictures can only be looked at: the viewer was made without 
 
 def _some(names): return ', '.join(names[:3]) + (f' and {len(names) - 3:,} more' if len(names) > 3 else '')
 
-# %% ../../nbs/72_widgets.gallery.ipynb #86adacc0
+# %% ../../nbs/72_widgets.gallery.ipynb #aeca7dae
 HELP = "Digits: class · arrows: move · space, shift: choose · a: the page · x: ignore · m: other split · u: undo · /: by name"
 
-# %% ../../nbs/72_widgets.gallery.ipynb #5a13e70d
+# %% ../../nbs/72_widgets.gallery.ipynb #ab5115e7
 def edits_of(
     edits, # `Edits`, a run folder or whatever else `Edits` takes; None: of `ev`; False: none
     ev=None, # An `Evaluation`
