@@ -79,7 +79,8 @@ def _layout(shape, pixels, layer):
     fits = lambda h, w: h*w > 1 and h < pixels[2] and abs(w - h*wide) < 1
     if len(shape) == 4: return 'first' if fits(*shape[2:]) else 'last' if fits(*shape[1:3]) else None
     if len(shape) != 3 or 'Norm' not in type(layer).__name__: return None
-    return next((n for n in range(6) if (side := (max(0, shape[1] - n)/wide)**.5) > 1 and side == int(side) and fits(side, side*wide)), None)
+    sides = ((n, (max(0, shape[1] - n)/wide)**.5) for n in range(6))
+    return next((n for n, side in sides if side > 1 and side == int(side) and fits(side, side*wide)), None)
 
 # %% ../nbs/61_saliency.ipynb #93745a8f
 def activation_map(

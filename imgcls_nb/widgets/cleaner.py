@@ -6,16 +6,13 @@
 __all__ = ['QUEUES', 'Union', 'Cleaner', 'DatasetCleaner']
 
 # %% ../../nbs/74_widgets.cleaner.ipynb #1ad988fe
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from fastcore.basics import patch
 
 from ..core import InputError, did_you_mean
 from ..edits import Edits
 from ..label_errors import confident_classes, find_label_errors, label_quality, outlier_scores, picture_features
-from ..pictures import PictureList
 from ..plan import DataPlan
 from ..scan import list_groups, near_groups, scan_pictures
 from ..sources import find_pictures
@@ -84,10 +81,7 @@ class Cleaner:
         raise InputError(f"None of the {len(ev)} pictures of the evaluation are among the {len(self.union)} here: it speaks of "
                          f"'{ev.name(0)}', and here is '{self.union.names[0]}'. Evaluate the same data.")
 
-    def probs(self,
-        i:int, # Which picture
-    ): # `(C,)`, or None
-        "What was said about a picture"
+    def __getitem__(self, i): # `(C,)`, or None: what was said about a picture
         return None if self.ev is None or self.rows[i] < 0 else self.ev.probs[self.rows[i]]
 
     def queue(self,
@@ -101,7 +95,7 @@ class Cleaner:
 
     def _labels(self):
         if self.ev is None:
-            return [], {}, "Nobody has judged the labels yet. Train networks that have not seen them: ev = out_of_fold(learn.plan)."
+            return [], {}, "Nobody has judged the labels. Give ev=out_of_fold(learn.plan), of networks that have not seen them."
         known = np.flatnonzero((self.rows >= 0) & (self.union.labels >= 0))
         probs, labels = self.ev.probs[self.rows[known]], self.union.labels[known]
         found, fits = find_label_errors(probs, labels, self.method), confident_classes(probs, labels) if len(known) else []
@@ -121,7 +115,7 @@ class Cleaner:
         return np.concatenate([*groups, np.zeros(0, int)]), notes, "No picture is a copy of another."
 
     def _strangers(self, most=200):
-        if self.learn is None: return [], {}, "What pictures have in common only a network can say: DatasetCleaner(data, learn=learn)."
+        if self.learn is None: return [], {}, "What pictures have in common only a network can say. Give a learner as learn=."
         parts = [picture_features(self.learn, o) for o in self.union.sides.values() if len(o)]
         scores = outlier_scores(np.concatenate(parts))
         order = np.argsort(-scores, kind='stable')[:most]
@@ -145,8 +139,7 @@ class DatasetCleaner(Viewer):
         super().__init__()
         self.cleaner = Cleaner(data, ev, learn)
         union = self.cleaner.union
-        pics = _Sorted(union.names, union.source, union.labels, union.vocab, None, union.split)
-        pics.cleaner = self.cleaner
+        pics = Judged(union.names, union.source, union.labels, union.vocab, self.cleaner, union.split)
         edits = Edits(union.root) if edits is None and union.root.is_dir() else edits_of(edits, union)
         self.gallery = Gallery(pics, edits, 'cleaner', per_page=per_page)
         self.show('labels' if ev is not None else 'copies')
@@ -170,8 +163,3 @@ class DatasetCleaner(Viewer):
         return [row(html('<span>Look at</span>'), self.choice), self.desk]
 
     def plot(self): return plot_pictures(self.gallery, 8) # A figure; None without pictures
-
-class _Sorted(Judged): # the judgements of an evaluation, whatever its order
-    def guesses(self, i, k=3):
-        row = self.cleaner.probs(i)
-        return [] if row is None else [(int(c), float(row[c])) for c in np.argsort(-np.asarray(row), kind='stable')[:k]]

@@ -52,7 +52,7 @@ class ConfusionMap:
         return idxs[np.argsort(-self.ev.confidence[idxs], kind='stable')]
 
 # %% ../../nbs/74_widgets.confusion.ipynb #b594c2b6
-COLOURS = {'share': "share of the row", 'count': "count", 'errors': "mistakes, share of the row", 'error_count': "mistakes, count"}
+COLOURS = dict(share="share of the row", count="count", errors="mistakes, share of the row", error_count="mistakes, count")
 
 def _binned(values, steps): # the largest of each rectangle of cells
     for axis, step in enumerate(steps):
@@ -121,8 +121,8 @@ class Navigator(ConfusionMap):
         text:str, # A class's name, or a part of it
     ) -> int: # Class number
         "Find a class, and go where it is"
-        text, lower = text.strip(), [o.lower() for o in self.vocab]
-        found = [i for i, o in enumerate(lower) if o == text.lower()] or [i for i, o in enumerate(lower) if text and text.lower() in o]
+        low, names = text.strip().lower(), [o.lower() for o in self.vocab]
+        found = [i for i, o in enumerate(names) if o == low] or [i for i, o in enumerate(names) if low and low in o]
         if not found: raise InputError(f"No class is called '{text}'.{did_you_mean(text, self.vocab)}")
         self.cell = None
         if len(self.vocab) > NAMED: self.see(*[self.place(found[0])]*2)
@@ -142,19 +142,21 @@ SHADES = [[0, 'rgba(47,127,214,0)'], [1e-9, 'rgba(47,127,214,.07)'], [.35, 'rgba
 def _short(name): return name if len(name) <= 18 else name[:17] + '…'
 
 def confusion_figure(
-    width:int=560, # Pixels
-    height:int=500, # Pixels
+    vocab, # Class names, for which there must be room
+    side:int=400, # Pixels of the matrix
 ): # A plotly `FigureWidget` with a heatmap
     "An empty heatmap"
     import plotly.graph_objects as go
-    hover = '%{customdata}<extra></extra>'
-    trace = go.Heatmap(z=[[0]], colorscale=SHADES, zmin=0, showscale=False, xgap=1, ygap=1, hovertemplate=hover, hoverongaps=False)
+    room = 40 + 6.3*max((len(_short(o)) for o in vocab), default=0)
+    trace = go.Heatmap(z=[[0]], colorscale=SHADES, zmin=0, showscale=False,
+                       hovertemplate='%{y}, taken for %{x}: %{customdata:,}<extra></extra>')
     axis = dict(type='category', showgrid=False, fixedrange=True, ticks='', automargin=False, zeroline=False)
     fig = go.FigureWidget([trace])
-    fig.update_layout(width=width, height=height, margin=dict(l=120, r=10, t=10, b=110), paper_bgcolor='rgba(0,0,0,0)',
-                      plot_bgcolor='rgba(0,0,0,0)', font=dict(size=11), dragmode=False,
-                      xaxis=axis | dict(title='predicted', tickangle=-45), yaxis=axis | dict(title='truth', autorange='reversed'))
-    return fig
+    fig.update_layout(width=side + room + 8, height=side + room + 8, margin=dict(l=room, r=8, t=8, b=room), dragmode=False,
+                      paper_bgcolor='rgba(0,0,0,0)', plot_bgcolor='rgba(0,0,0,0)', font=dict(size=11),
+                      xaxis=axis | dict(title=dict(text='predicted', standoff=4), tickangle=-90 if room > 60 else 0),
+                      yaxis=axis | dict(title=dict(text='truth', standoff=4), autorange='reversed'))
+    return fig.add_class('ic-matrix')
 
 # %% ../../nbs/74_widgets.confusion.ipynb #6f15eef2
 class ConfusionViewer(Viewer):
@@ -174,7 +176,8 @@ class ConfusionViewer(Viewer):
         return "Click a cell, or a pair in the list, to see its pictures."
 
     def subtitle(self):
-        return f"{len(self.ev):,} pictures, {len(self.ev.vocab):,} classes" + (f", top-1 {self.ev.top1:.1%}" if len(self.ev) else "")
+        right = f", top-1 {self.ev.top1:.1%}" if len(self.ev) else ""
+        return f"{len(self.ev):,} pictures, {len(self.ev.vocab):,} classes{right}"
 
     def show_cell(self,
         truth, # Class name or number
@@ -226,7 +229,7 @@ class ConfusionViewer(Viewer):
 def build(self:ConfusionViewer) -> list:
     "The matrix, the list of pairs beside it, and the pictures below"
     import ipywidgets as ipw
-    self.figure, self.desk, pairs = confusion_figure(), Desk(self.gallery, self.note), self.map.pairs()
+    self.figure, self.desk, pairs = confusion_figure(self.ev.vocab), Desk(self.gallery, self.note), self.map.pairs()
     self.pairs = ipw.Select(options=pairs, value=None, rows=20, tooltip='Most confused pairs', layout=dict(width='100%'))
     by = ipw.Dropdown(options=[(v, k) for k, v in COLOURS.items()], value=self.map.colour, tooltip='Colour of the cells',
                       layout=dict(width='230px'))

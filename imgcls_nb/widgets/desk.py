@@ -29,23 +29,26 @@ const OWN = new Set(["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "PageUp"
 function render({ model, el: root }) {
   const uid = "d" + Math.random().toString(36).slice(2)
   const send = (what, more = {}) => model.send({ what, ...more })
-  const button = (label, key, what, more) =>
-    el("button", { type: "button", className: "icd-button", onclick: () => send(what, more), attrs: { "aria-keyshortcuts": key } },
-      label, el("kbd", {}, key))
+  const press = (label, more) => el("button", { type: "button", className: "icd-button", ...more }, label)
+  const act = (label, key, what) => {
+    const o = press(label, { onclick: () => send(what), attrs: { "aria-keyshortcuts": key } })
+    o.append(el("kbd", {}, key))
+    return o
+  }
   const status = el("div", { className: "icd-status", attrs: { role: "status" } })
   const list = el("div", { className: "icd-grid", tabIndex: 0,
     attrs: { role: "listbox", "aria-multiselectable": "true", "aria-label": "Pictures" } })
   const empty = el("div", { className: "ic-empty icd-empty" })
-  const back = el("button", { type: "button", className: "icd-button", onclick: () => send("turn", { by: -1 }) }, "‹ Page")
-  const next = el("button", { type: "button", className: "icd-button", onclick: () => send("turn", { by: 1 }) }, "Page ›")
+  const back = press("‹ Page", { onclick: () => send("turn", { by: -1 }) })
+  const next = press("Page ›", { onclick: () => send("turn", { by: 1 }) })
   const big = el("img", { className: "icd-big", alt: "" })
   const facts = el("div", { className: "icd-facts" })
   const chips = el("div", { className: "icd-chips", attrs: { role: "group", "aria-label": "Classes to choose from" } })
   const find = el("input", { type: "text", className: "icd-find", placeholder: "another class  /",
     attrs: { "aria-label": "Class to choose by name", list: uid + "c" } })
   const names = el("datalist", { id: uid + "c" })
-  const editing = el("div", { className: "icd-acts" }, button("Ignore", "x", "ignore"), button("Move", "m", "move"),
-    button("Undo", "u", "undo"))
+  const editing = el("div", { className: "icd-acts" }, act("Ignore", "x", "ignore"), act("Move", "m", "move"),
+    act("Undo", "u", "undo"))
   const side = el("div", { className: "icd-side" }, big, facts, chips, find, names, editing)
   const help = el("p", { className: "icd-help" })
   const desk = el("div", { className: "icd", attrs: { "data-lm-suppress-shortcuts": "true" } },
@@ -58,8 +61,12 @@ function render({ model, el: root }) {
   }
   const drawPage = () => {
     const page = model.get("page")
-    cards = page.cards.map((o, i) => el("div", { className: "icd-card", id: uid + i, attrs: { role: "option" },
-      onclick: e => { list.focus({ preventScroll: true }); send("point", { at: i, more: e.ctrlKey || e.metaKey, extend: e.shiftKey }) } },
+    const point = (e, i) => {
+      list.focus({ preventScroll: true })
+      send("point", { at: i, more: e.ctrlKey || e.metaKey, extend: e.shiftKey })
+    }
+    cards = page.cards.map((o, i) => el("div",
+      { className: "icd-card", id: uid + i, attrs: { role: "option" }, onclick: e => point(e, i) },
       el("img", { src: o.src, alt: "", className: o.tiny ? "ic-tiny" : "", draggable: false }),
       el("span", { className: "icd-tag" }), el("span", { className: "icd-lines" })))
     list.replaceChildren(...cards)
@@ -161,7 +168,8 @@ DESK_CSS = """
 .icd-grid:focus { outline-offset: 0; }
 .icd-card { position: relative; border: 2px solid transparent; border-radius: 8px; padding: 3px; cursor: default;
   display: flex; flex-direction: column; min-width: 0; user-select: none; }
-.icd-card img { width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--ic-soft); border-radius: 6px; display: block; }
+.icd-card img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--ic-soft);
+  border-radius: 6px; }
 .icd .ic-tiny { image-rendering: pixelated; }
 .icd-card.icd-at { border-color: var(--ic-accent); }
 .icd-card[aria-selected=true] { background: color-mix(in srgb, var(--ic-accent) 22%, var(--ic-back)); }
@@ -169,7 +177,7 @@ DESK_CSS = """
 .icd-lines span { display: block; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .icd-lines span + span { color: var(--ic-dim); }
 .icd-card[aria-selected=true] .icd-lines span { color: var(--ic-text); }
-.icd-tag { position: absolute; left: 7px; top: 7px; right: 7px; font-size: 11px; line-height: 1.5; padding: 0 6px; border-radius: 4px;
+.icd-tag { position: absolute; left: 7px; top: 7px; font-size: 11px; line-height: 1.5; padding: 0 6px; border-radius: 4px;
   color: #fff; background: #1d6b4e; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; width: fit-content;
   max-width: calc(100% - 26px); }
 .icd-tag:empty { display: none; }
@@ -188,12 +196,13 @@ DESK_CSS = """
   var(--share, 0), var(--ic-soft) var(--share, 0)); }
 .icd-chip[aria-pressed=true] { border-color: var(--ic-accent); box-shadow: inset 0 0 0 1px var(--ic-accent); }
 .icd-button:hover:enabled, .icd-chip:hover { border-color: var(--ic-dim); }
-.icd-button:focus-visible, .icd-chip:focus-visible, .icd-find:focus-visible { outline: 2px solid var(--ic-accent); outline-offset: 1px; }
+.icd-button:focus-visible, .icd-chip:focus-visible, .icd-find:focus-visible { outline: 2px solid var(--ic-accent);
+  outline-offset: 1px; }
 .icd-button:disabled { color: var(--ic-dim); opacity: .55; cursor: default; }
 .icd-name { flex: 1; text-align: left; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .icd-share { font-variant-numeric: tabular-nums; color: var(--ic-text); }
-.icd kbd { font: 11px/1.5 var(--jp-code-font-family, monospace); border: 1px solid var(--ic-line); border-radius: 3px; padding: 0 4px;
-  color: var(--ic-text); background: var(--ic-back); box-shadow: none; }
+.icd kbd { font: 11px/1.5 var(--jp-code-font-family, monospace); border: 1px solid var(--ic-line); border-radius: 3px;
+  padding: 0 4px; color: var(--ic-text); background: var(--ic-back); box-shadow: none; }
 .icd-find { font: inherit; padding: 4px 8px; border: 1px solid var(--ic-line); border-radius: 6px; min-width: 0; }
 .icd-acts { display: flex; gap: 5px; flex-wrap: wrap; }
 .icd-help { grid-column: 1 / -1; margin: 0; font-size: 12px; color: var(--ic-dim); }
@@ -245,9 +254,10 @@ class Desk(anywidget.AnyWidget):
     ):
         "Do what was asked for"
         g, what = self.gallery, message['what']
-        acts = dict(key=lambda: g.press(message['key'], message['columns'], message['shift']), turn=lambda: g.turn(message['by']),
-                    point=lambda: g.point(message['at'], message['more'], message['extend']), choose=lambda: g.relabel(message['label']), drop=lambda: self.on_drop([(message['name'], buffers[0])]),
-                    ignore=g.ignore, move=g.move_split, undo=g.undo)
+        acts = dict(ignore=g.ignore, move=g.move_split, undo=g.undo, turn=lambda: g.turn(message['by']),
+                    key=lambda: g.press(message['key'], message['columns'], message['shift']),
+                    point=lambda: g.point(message['at'], message['more'], message['extend']),
+                    choose=lambda: g.relabel(message['label']), drop=lambda: self.on_drop([(message['name'], buffers[0])]))
         g.says = ''
         with self.note.telling(): acts[what]()
 
@@ -269,7 +279,8 @@ class Desk(anywidget.AnyWidget):
         "Send everything but the pictures"
         g = self.gallery
         marks = dict(cards=[self._card(k, i) for k, i in enumerate(g.on_page.tolist())], at=-1, status=self._status(), help='',
-                     first=g.page == 0, last=g.page == g.n_pages - 1, editable=g.decisions is not None, side=self.side, drops=self.on_drop is not None)
+                     first=g.page == 0, last=g.page == g.n_pages - 1, editable=g.decisions is not None, side=self.side,
+                     drops=self.on_drop is not None)
         self.marks = marks if g.current is None else marks | self._side(g.current)
         if g.says: self.note.say(g.says, 'done')
 

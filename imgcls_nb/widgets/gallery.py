@@ -23,7 +23,7 @@ class Judged:
     source: object # Called with a position: what `open_image` takes; may raise for a picture that is gone
     labels: np.ndarray # Class numbers; -1 where there is none
     vocab: tuple # Class names
-    probs: np.ndarray|None = None # `(N, C)`, perhaps mapped from a file; None: nobody was asked
+    probs: object = None # `(N, C)`, perhaps mapped from a file, or anything with a row by position; None: nobody was asked
     split: object = 'valid' # The side of the split they are on, or a side for each
 
     def __len__(self): return len(self.labels)
@@ -37,8 +37,8 @@ class Judged:
         k:int=3, # How many
     ) -> list: # `(class number, probability)`, best first
         "What the network said"
-        if self.probs is None: return []
-        row = np.asarray(self.probs[i])
+        row = None if self.probs is None else self.probs[i]
+        if row is None: return []
         k = min(k, len(row))
         best = np.argpartition(-row, k - 1)[:k]
         return [(int(c), float(row[c])) for c in best[np.lexsort((best, -row[best]))]]
@@ -239,8 +239,10 @@ class Gallery(Pages):
     ) -> str: # As it is in the vocabulary
         "The class that is meant"
         text, vocab = text.strip(), self.pics.vocab
-        for same in (lambda o: o == text, lambda o: o.lower() == text.lower(), lambda o: text and o.lower().startswith(text.lower())):
-            if len(found := [o for o in vocab if same(o)]) == 1: return found[0]
+        if text in vocab: return text
+        low = text.lower()
+        for found in ([o for o in vocab if o.lower() == low], [o for o in vocab if low and o.lower().startswith(low)]):
+            if len(found) == 1: return found[0]
         raise InputError(f"There is no class '{text}'.{did_you_mean(text, vocab)}")
 
     def choices(self) -> list: # `(digit, class name, probability or None)`

@@ -42,8 +42,9 @@ class TopLosses(Viewer):
         of = self.ev.preds if predicted else self.ev.targs
         idxs = np.arange(len(self.ev)) if label is None else np.flatnonzero(of == self.ev.vocab.index(label))
         order = idxs[np.argsort(-self.losses[idxs], kind='stable')]
-        what = 'largest loss first' if label is None else f"{'taken for' if predicted else 'labelled'} {label}, largest loss first"
-        self.gallery.show(order, what, lambda i: f'loss {self.losses[i]:.2f}', empty=None if label is None else f"No pictures of {label}.")
+        what = '' if label is None else f"{'taken for' if predicted else 'labelled'} {label}, "
+        empty = None if label is None else f"No picture is {what.removesuffix(', ')}."
+        self.gallery.show(order, f'{what}largest loss first', lambda i: f'loss {self.losses[i]:.2f}', empty)
 
 # %% ../../nbs/74_widgets.losses.ipynb #41831d7c
 @patch

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import BadPictureError, InputError, list_images
+from ..core import InputError, list_images
 from ..predict import Prediction
 from ..saliency import looked_at, overlay, predictor_of
 from .desk import Desk
@@ -166,7 +166,8 @@ class TopKViewer(Viewer):
         bars = ''.join(f'<li><span>{escape(label)}</span>{bar_html(p, label)}<b>{p:.1%}</b></li>' for label, p in said.topk)
         own = self.topk.pics.label(i)
         words = [f'labelled {own}']*bool(own) + ['not sure']*(not said.sure) + ['the models disagree']*(not self.topk.agree(i))
-        return (f'<section>{name}<img src="{image.url}" alt="{escape(alt)}"><ol>{bars}</ol><p>{escape(" · ".join(words))}</p></section>')
+        words = escape(' · '.join(words))
+        return f'<section>{name}<img src="{image.url}" alt="{escape(alt)}"><ol>{bars}</ol><p>{words}</p></section>'
 
     def plot(self): # A figure; None without pictures
         i = self.gallery.current
