@@ -21,8 +21,8 @@ from imgcls_nb.callbacks.clock import Clock, EpochMetrics
 from imgcls_nb.callbacks.guards import DivergenceGuard, EarlyStop, LossWatch, TimeLimit
 from imgcls_nb.callbacks.progress import EpochTable
 from imgcls_nb.callbacks.steps import Accumulate, ClipNorm
+from imgcls_nb.checkpoints import state_from_bytes, state_to_bytes
 from imgcls_nb.core import InputError
-from imgcls_nb.runs import state_from_bytes, state_to_bytes
 
 X = torch.randn(20, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 Y = (X.mean((1, 2, 3)) > 0).long()

@@ -65,13 +65,14 @@ STYLE = """
 .imgcls .ic-note[data-kind=done] { color: var(--ic-text); border-left: 3px solid var(--ic-good); padding-left: 9px; }
 .imgcls .ic-empty { display: grid; place-content: center; text-align: center; color: var(--ic-dim); border: 1px dashed
   var(--ic-line); border-radius: 8px; padding: 8px 16px; box-sizing: border-box; }
-.imgcls .ic-facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); gap: 6px; margin: 0; }
+.imgcls .ic-facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(128px, 1fr)); gap: 6px; margin: 0; }
 .imgcls .ic-facts div { background: var(--ic-soft); border-radius: 6px; padding: 5px 9px; min-width: 0; }
+.imgcls .ic-facts dt, .imgcls .ic-facts dd { float: none; display: block; width: auto; margin: 0; padding: 0; }
 .imgcls .ic-facts dt { font-size: 11px; font-weight: 400; color: var(--ic-dim); white-space: nowrap; overflow: hidden;
   text-overflow: ellipsis; }
-.imgcls .ic-facts dd { margin: 0; font-size: 15px; font-variant-numeric: tabular-nums; white-space: nowrap; overflow: hidden;
+.imgcls .ic-facts dd { font-size: 15px; font-variant-numeric: tabular-nums; white-space: nowrap; overflow: hidden;
   text-overflow: ellipsis; }
-.imgcls .ic-bar { height: 6px; border-radius: 3px; background: var(--ic-grid); overflow: hidden; }
+.imgcls .ic-bar { margin-bottom: 8px; height: 6px; border-radius: 3px; background: var(--ic-grid); overflow: hidden; }
 .imgcls .ic-bar i { display: block; height: 100%; background: var(--ic-accent); }
 .imgcls .ic-gallery { display: flex; flex-wrap: wrap; gap: 8px; margin: 0; padding: 0; list-style: none; }
 .imgcls .ic-gallery figure { margin: 0; }
@@ -85,6 +86,8 @@ STYLE = """
   position: sticky; top: 0; }
 .imgcls .ic-table th, .imgcls .ic-table td { padding: 3px 10px 3px 0; border-bottom: 1px solid var(--ic-grid); }
 .imgcls .ic-table .ic-num { text-align: right; }
+.imgcls summary { cursor: pointer; color: var(--ic-dim); }
+.imgcls pre { max-height: 160px; overflow: auto; color: var(--ic-text); background: var(--ic-soft); padding: 8px; }
 .imgcls code { color: var(--ic-text); background: var(--ic-soft); padding: 1px 4px; border-radius: 4px; user-select: all;
   overflow-wrap: anywhere; }
 .imgcls .js-plotly-plot .main-svg { background: transparent !important; }
