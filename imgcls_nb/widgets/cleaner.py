@@ -100,8 +100,10 @@ class Cleaner:
         probs, labels = self.ev.probs[self.rows[known]], self.union.labels[known]
         found, fits = find_label_errors(probs, labels, self.method), confident_classes(probs, labels) if len(known) else []
         quality = label_quality(probs, labels, self.method)
-        notes = {int(known[i]): f'perhaps {self.union.vocab[fits[i]]} ({quality[i]:.2f})' for i in found}
-        return known[found], notes, "No label is doubtful: every picture looks like its class."
+        rest = np.setdiff1d(np.argsort(quality, kind='stable'), found, assume_unique=True) # keeps the order
+        notes = {int(known[i]): f'fits {quality[i]:.2f}' for i in rest}
+        notes |= {int(known[i]): f'perhaps {self.union.vocab[fits[i]]}, fits {quality[i]:.2f}' for i in found}
+        return known[np.concatenate([found, rest])], notes, "There are no pictures with labels."
 
     def _copies(self):
         scans = [scan_pictures(o) for o in self.union.sides.values()]
