@@ -58,9 +58,9 @@ def test_every_picture_is_on_one_page(n, per_page, pages):
     assert seen == list(range(n))[::-1]
 
 @pytest.mark.parametrize('keys, at', [
-    (['ArrowRight'], 1), (['ArrowLeft'], 0), (['ArrowDown'], 4), (['ArrowDown', 'ArrowUp'], 0), (['End'], 49), (['End', 'ArrowRight'], 49),
-    (['End', 'Home'], 0), (['PageDown'], 8), (['PageDown', 'ArrowRight', 'PageUp'], 0), (['PageUp'], 0), (['End', 'PageDown'], 49),
-    (['End', 'PageUp'], 40), (['ArrowDown']*20, 49)])
+    (['ArrowRight'], 1), (['ArrowLeft'], 0), (['ArrowDown'], 4), (['ArrowDown', 'ArrowUp'], 0), (['End'], 49),
+    (['End', 'ArrowRight'], 49), (['End', 'Home'], 0), (['PageDown'], 8), (['PageDown', 'ArrowRight', 'PageUp'], 0),
+    (['PageUp'], 0), (['End', 'PageDown'], 49), (['End', 'PageUp'], 40), (['ArrowDown']*20, 49)])
 def test_keys_move_the_cursor(gallery, keys, at):
     for key in keys: gallery.press(key, columns=4)
     assert gallery.at == at and gallery.current == at
@@ -101,9 +101,9 @@ def test_digits_of_few_classes_are_always_the_same(gallery):
         assert [(d, o) for d, o, _ in gallery.choices()] == [*zip('123', KINDS)]
         gallery.press('ArrowRight')
 
-@pytest.mark.parametrize('vocab, digits', [(tuple('0123456789'), '0123456789'), (tuple('3579'), '3579'), (tuple('abcdefghij'), DIGITS)])
+@pytest.mark.parametrize('vocab, digits', [('0123456789', '0123456789'), ('3579', '3579'), ('abcdefghij', DIGITS)])
 def test_classes_called_by_a_digit_have_that_digit(vocab, digits):
-    o = Gallery(Judged(['a'], lambda i: png(0), np.array([0]), vocab))
+    o = Gallery(Judged(['a'], lambda i: png(0), np.array([0]), tuple(vocab)))
     o.show([0])
     assert [d for d, _, _ in o.choices()] == list(digits) and [label for _, label, _ in o.choices()] == list(vocab)
 

@@ -18,7 +18,7 @@ from ..scan import list_groups, near_groups, scan_pictures
 from ..sources import find_pictures
 from .desk import Desk
 from .gallery import Gallery, Judged, edits_of
-from .looks import Viewer, html, row, watch
+from .looks import Viewer, row, watch
 from .losses import plot_pictures
 
 # %% ../../nbs/74_widgets.cleaner.ipynb #08d7c835
@@ -159,9 +159,10 @@ class DatasetCleaner(Viewer):
 
     def build(self) -> list:
         import ipywidgets as ipw
-        self.choice = ipw.Dropdown(options=[(v, k) for k, v in QUEUES.items()], value=self.queue, tooltip='What to look at')
+        self.choice = ipw.Dropdown(options=[(v, k) for k, v in QUEUES.items()], value=self.queue, description='Look at',
+                                   style=dict(description_width='auto'))
         watch(self.choice, self.show, self.note)
         self.desk = Desk(self.gallery, self.note)
-        return [row(html('<span>Look at</span>'), self.choice), self.desk]
+        return [row(self.choice), self.desk]
 
     def plot(self): return plot_pictures(self.gallery, 8) # A figure; None without pictures

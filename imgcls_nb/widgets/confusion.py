@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from ..core import InputError, did_you_mean
 from .desk import Desk
 from .gallery import Gallery, edits_of, judged_of
-from .looks import Act, Viewer, column, head_html, html, paper, row, watch
+from .looks import Act, Viewer, column, paper, row, watch
 
 # %% ../../nbs/74_widgets.confusion.ipynb #5bd6b7d6
 CELLS, NAMED, WINDOW = 200, 40, 30 # cells a side that are sent; classes a side whose names are written; classes to zoom to
@@ -230,19 +230,19 @@ def build(self:ConfusionViewer) -> list:
     "The matrix, the list of pairs beside it, and the pictures below"
     import ipywidgets as ipw
     self.figure, self.desk, pairs = confusion_figure(self.ev.vocab), Desk(self.gallery, self.note), self.map.pairs()
-    self.pairs = ipw.Select(options=pairs, value=None, rows=20, tooltip='Most confused pairs', layout=dict(width='100%'))
-    by = ipw.Dropdown(options=[(v, k) for k, v in COLOURS.items()], value=self.map.colour, tooltip='Colour of the cells',
-                      layout=dict(width='230px'))
-    search = ipw.Text(placeholder='find a class', continuous_update=False, tooltip='Find a class', layout=dict(width='170px'))
+    self.pairs = ipw.Select(options=pairs, value=None, rows=20, description='Most confused pairs', layout=dict(width='100%'))
+    self.pairs.add_class('ic-above')
+    by = ipw.Dropdown(options=[(v, k) for k, v in COLOURS.items()], value=self.map.colour, description='Colour',
+                      style=dict(description_width='auto'), layout=dict(width='280px'))
+    search = ipw.Text(placeholder='class, then Enter', continuous_update=False, description='Find',
+                      style=dict(description_width='auto'), layout=dict(width='210px'))
     watch(self.pairs, lambda pair: pair and self.show_cell(*pair), self.note)
     watch(by, self.colour, self.note)
     watch(search, lambda text: text.strip() and self.find(text), self.note)
     self.figure.data[0].on_click(self._clicked)
     self._draw()
-    tools = row(html('<span>Colour</span>'), by, search, Act('Whole matrix', self.whole, self.note))
-    head = html(head_html('Most confused pairs' if pairs else 'Nothing is confused with anything'))
-    return [tools, row(self.figure, column(head, self.pairs, flex='1 1 240px', min_width='220px'), align_items='flex-start'),
-            self.desk]
+    tools = row(by, search, Act('Whole matrix', self.whole, self.note))
+    return [tools, row(self.figure, column(self.pairs, flex='1 1 240px', min_width='220px'), align_items='flex-start'), self.desk]
 
 @patch
 def _clicked(self:ConfusionViewer, trace, points, state):

@@ -35,6 +35,9 @@ function render({ model, el: root }) {
     o.append(el("kbd", {}, key))
     return o
   }
+  const files = el("input", { type: "file", multiple: true, accept: "image/*", hidden: true,
+    onchange: () => take(files) })
+  const open = press("Choose files", { onclick: () => files.click() })
   const status = el("div", { className: "icd-status", attrs: { role: "status" } })
   const list = el("div", { className: "icd-grid", tabIndex: 0,
     attrs: { role: "listbox", "aria-multiselectable": "true", "aria-label": "Pictures" } })
@@ -52,9 +55,14 @@ function render({ model, el: root }) {
   const side = el("div", { className: "icd-side" }, big, facts, chips, find, names, editing)
   const help = el("p", { className: "icd-help" })
   const desk = el("div", { className: "icd", attrs: { "data-lm-suppress-shortcuts": "true" } },
-    el("div", { className: "icd-main" }, el("div", { className: "icd-top" }, status, back, next), list, empty), side, help)
+    el("div", { className: "icd-main" }, el("div", { className: "icd-top" }, status, open, files, back, next), list, empty), side, help)
   let cards = [], floor = 0
 
+  const take = async from => { // files that were chosen or dropped, one message each
+    for (const file of [...from.files])
+      model.send({ what: "drop", name: file.name }, undefined, [await file.arrayBuffer()])
+    if (from === files) files.value = ""
+  }
   const columns = () => {
     const tops = cards.map(o => o.offsetTop)
     return Math.max(1, tops.filter(o => o === tops[0]).length)
@@ -96,6 +104,7 @@ function render({ model, el: root }) {
     status.textContent = m.status
     back.disabled = m.first
     next.disabled = m.last
+    open.hidden = !m.drops
     side.hidden = m.at < 0 || !m.side
     desk.classList.toggle("icd-wide", !m.side)
     big.src = m.big ?? ""
@@ -136,13 +145,12 @@ function render({ model, el: root }) {
     desk.classList.add("icd-over")
   })
   desk.addEventListener("dragleave", () => desk.classList.remove("icd-over"))
-  desk.addEventListener("drop", async e => {
+  desk.addEventListener("drop", e => {
     desk.classList.remove("icd-over")
     if (!model.get("marks").drops) return
     e.preventDefault()
     e.stopPropagation()
-    for (const file of [...e.dataTransfer.files])
-      model.send({ what: "drop", name: file.name }, undefined, [await file.arrayBuffer()])
+    take(e.dataTransfer)
   })
   model.on("change:page", drawPage)
   model.on("change:marks", drawMarks)
@@ -190,10 +198,11 @@ DESK_CSS = """
 .icd-facts { min-height: 54px; }
 .icd-facts b { font-weight: 400; color: var(--ic-dim); flex: 0 0 58px; }
 .icd-chips { display: grid; gap: 4px; }
-.icd-button, .icd-chip { font: inherit; color: var(--ic-text); background: var(--ic-soft); border: 1px solid var(--ic-line);
+.icd .icd-button, .icd .icd-chip { font: inherit; color: var(--ic-text); background: var(--ic-soft); border: 1px solid var(--ic-line);
   border-radius: 6px; padding: 3px 9px; cursor: pointer; display: flex; align-items: center; gap: 7px; }
-.icd-chip { padding: 2px 8px; background: linear-gradient(to right, color-mix(in srgb, var(--ic-accent) 22%, var(--ic-back))
-  var(--share, 0), var(--ic-soft) var(--share, 0)); }
+.icd .icd-chip { --fill: color-mix(in srgb, var(--ic-accent) 30%, var(--ic-back)); padding: 2px 8px;
+  background: linear-gradient(to right, var(--fill) var(--share, 0), var(--ic-back) var(--share, 0)); }
+.icd .icd-acts .icd-button { padding: 3px 5px 3px 7px; gap: 4px; }
 .icd-chip[aria-pressed=true] { border-color: var(--ic-accent); box-shadow: inset 0 0 0 1px var(--ic-accent); }
 .icd-button:hover:enabled, .icd-chip:hover { border-color: var(--ic-dim); }
 .icd-button:focus-visible, .icd-chip:focus-visible, .icd-find:focus-visible { outline: 2px solid var(--ic-accent);
@@ -208,6 +217,9 @@ DESK_CSS = """
 .icd-help { grid-column: 1 / -1; margin: 0; font-size: 12px; color: var(--ic-dim); }
 .icd-main { min-width: 0; }
 @media (max-width: 640px) { .icd { grid-template-columns: minmax(0, 1fr); } }
+.imgcls .ic-above { flex-direction: column; align-items: stretch; height: auto; }
+.imgcls .ic-above select { flex: none; height: 400px; max-height: none; }
+.imgcls .ic-above .widget-label { text-align: left; width: auto; font-size: 12px; font-weight: 600; color: var(--ic-dim); }
 .ic-matrix .modebar { display: none; }
 .ict { display: flex; flex-wrap: wrap; gap: 16px 28px; min-height: 216px; }
 .ict section { display: grid; grid-template-columns: auto minmax(180px, 300px); gap: 2px 16px; align-content: start; }
@@ -288,7 +300,7 @@ class Desk(anywidget.AnyWidget):
         g, now = self.gallery, self.gallery.standing(i)
         said = 'cannot be shown' if self.whys[k] else self._said(i)
         return dict(name=g.pics.names[i], selected=i in g.selected, edit=now.kind, tag=now.tag,
-                    lines=[now.label or 'no label', *([g.note(i)] if g.note else []), *([said] if said else [])])
+                    lines=[now.label or g.pics.names[i].rpartition('/')[2], *filter(None, [g.note and g.note(i), said])])
 
     def _said(self, i): # the first guess
         guesses = self.gallery.pics.guesses(i, 1)
@@ -302,7 +314,7 @@ class Desk(anywidget.AnyWidget):
 
     def _side(self, i):
         g, now, at = self.gallery, self.gallery.standing(i), self.gallery.at % self.gallery.per_page
-        help = HELP if g.decisions else HELP.partition(' · ')[2].partition(' · x')[0]
+        help = HELP if g.decisions else "Arrows, page up and page down: move"
         if not self.side: return dict(at=at, help=help)
         big = self._thumb(i, large=True)
         facts = [('file', g.pics.names[i]), ('label', now.label or 'none'),

@@ -171,7 +171,10 @@ class Decisions:
         "What edits call a picture"
         try: source = self.pics.source(i)
         except InputError: return self.pics.names[i] # nobody knows where it is, but it has a name
-        return self.edits.names_of([os.path.abspath(source)])[0] if isinstance(source, (str, os.PathLike)) else self.pics.names[i]
+        if not isinstance(source, (str, os.PathLike)): return self.pics.names[i]
+        path, root = os.path.abspath(source), os.path.join(os.path.abspath(self.edits.root), '')
+        if path.startswith(root): return path[len(root):].replace(os.sep, '/') # the usual case, which needs no look at the disk
+        return self.edits.names_of([path])[0]
 
     def standing(self,
         i:int, # Which picture

@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from ..core import InputError, did_you_mean
 from .desk import Desk
 from .gallery import Gallery, edits_of, judged_of
-from .looks import Thumbs, Viewer, html, paper, row, watch
+from .looks import Thumbs, Viewer, paper, row, watch
 
 # %% ../../nbs/74_widgets.losses.ipynb #6565a621
 class TopLosses(Viewer):
@@ -51,10 +51,11 @@ class TopLosses(Viewer):
 def build(self:TopLosses) -> list:
     "A choice of classes, and the gallery"
     import ipywidgets as ipw
-    self.label = ipw.Dropdown(options=[('all classes', None), *((o, o) for o in self.ev.vocab)], value=None, tooltip='Class')
+    self.label = ipw.Dropdown(options=[('all classes', None), *((o, o) for o in self.ev.vocab)], value=None,
+                              description='Labelled', style=dict(description_width='auto'))
     watch(self.label, self.show, self.note)
     self.desk = Desk(self.gallery, self.note)
-    return [row(html('<span>Labelled</span>'), self.label), self.desk]
+    return [row(self.label), self.desk]
 
 @patch
 def plot(self:TopLosses): # A figure; None without pictures

@@ -142,14 +142,13 @@ class TopKViewer(Viewer):
         import ipywidgets as ipw
         self.desk = Desk(self.gallery, self.note, size=88, side=False, on_drop=self.add)
         self.answer = html('')
-        upload = ipw.FileUpload(accept='image/*', multiple=True, description='Choose files', tooltip='Choose files')
-        folder = ipw.Text(placeholder='folder, then Enter', continuous_update=False, tooltip='Folder of pictures')
+        folder = ipw.Text(description='Folder', placeholder='path, then Enter', continuous_update=False,
+                          style=dict(description_width='auto'))
         look = ipw.Checkbox(value=self.looked, description='what it looked at', indent=False, layout=dict(width='auto'))
-        watch(upload, lambda files: files and self.add([(o['name'], o['content']) for o in files]), self.note)
         watch(folder, lambda text: text.strip() and self.take(text.strip()), self.note)
         watch(look, self.look, self.note)
         self._answer()
-        return [row(upload, folder, look, Act('Clear', lambda: self.take(None), self.note, tip='Take all pictures away')),
+        return [row(folder, look, Act('Clear', lambda: self.take(None), self.note, tip='Take all pictures away')),
                 self.answer, self.desk]
 
     def _answer(self):
