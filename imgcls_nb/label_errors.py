@@ -80,18 +80,21 @@ def out_of_fold(
     schedule = plan.schedule if epochs is None else ()
     if epochs is None and not schedule:
         raise InputError("This plan has no training in it yet. Train the learner first, or give epochs=, such as epochs=3.")
-    judged = []
+    judged, pics = [], []
     for i in range(k):
         learn = learner_from_plan(replace(plan, data=replace(plan.data, valid=None, fold=(i, k)), run=None, schedule=()))
         with learn.no_bar():
             run_schedule(learn, schedule)
             if epochs: learn.fit_one_cycle(epochs)
         judged.append(evaluate(learn))
-    return _joined(judged)
+        pics.append(learn.dls.valid_ds)
+    return _joined(judged, pics)
 
-def _joined(evs):
+def _joined(evs, pics):
     probs, targs = (np.concatenate([getattr(o, name) for o in evs]) for name in ('probs', 'targs'))
-    return Evaluation(probs, targs, evs[0].vocab, [name for o in evs for name in o.paths])
+    ev = Evaluation(probs, targs, evs[0].vocab, [name for o in evs for name in o.paths], evs[0].root)
+    labels, idxs = (np.concatenate([getattr(o, name) for o in pics]) for name in ('labels', 'idxs'))
+    return ev.attach(pics[0].replace(labels=labels, idxs=idxs, groups=None)) # all folds are parts of one list
 
 # %% ../nbs/59_label_errors.ipynb #0c104b0d
 def picture_features(
