@@ -36,7 +36,8 @@ def wait_for(condition, seconds, what=''):
 def jupyter(folder, app='lab'): # 'lab', or 'notebook' for Notebook 7
     port = free_port()
     url = f'http://127.0.0.1:{port}'
-    options = ['--no-browser', '--ip=127.0.0.1', f'--port={port}', '--allow-root', '--IdentityProvider.token=', '--expose-app-in-browser']
+    options = ['--no-browser', '--ip=127.0.0.1', f'--port={port}', '--allow-root', '--IdentityProvider.token=',
+               '--expose-app-in-browser'] # for `set_theme`
     env = {k: v for k, v in os.environ.items() if k != 'MPLBACKEND'} # figures belong on the page
     env['JUPYTER_CONFIG_DIR'] = _own_settings(folder)
     server = subprocess.Popen([sys.executable, '-m', 'jupyter', app, *options, f'--ServerApp.root_dir={folder}'], env=env,
@@ -72,11 +73,20 @@ def open_notebook(page, url, name, app='lab', reset=True):
     page.goto(f'{url}/{way}', timeout=60_000)
     page.wait_for_selector('.jp-Notebook:visible .jp-Cell', timeout=60_000)
 
-def run_all_cells(page):
-    page.click('.jp-Notebook:visible .jp-Cell')
-    page.keyboard.press('Escape')
-    page.click('.lm-MenuBar-itemLabel:text-is("Run")')
-    page.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
+def run_all_cells(page): # a busy machine may drop what is asked before the kernel is there
+    wait_for(lambda: page.evaluate(_KERNEL) == 'idle', 60, 'a kernel')
+    for _ in range(5):
+        page.click('.jp-Notebook:visible .jp-Cell')
+        page.keyboard.press('Escape')
+        page.click('.lm-MenuBar-itemLabel:text-is("Run")')
+        page.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
+        time.sleep(1)
+        if page.locator(_BEGUN).count(): return
+        time.sleep(2)
+    raise AssertionError('the cells did not run')
+
+_KERNEL = "fetch('/api/sessions').then(r => r.json()).then(o => o.length ? o[0].kernel.execution_state : '')"
+_BEGUN = '.jp-Notebook:visible .jp-InputPrompt:text-matches("[0-9*]")'
 
 def set_theme(page, name): # 'JupyterLab Light' or 'JupyterLab Dark'
     page.evaluate("name => window.jupyterapp.commands.execute('apputils:change-theme', {theme: name})", name)

@@ -120,9 +120,9 @@ def facts(self:DashboardState) -> dict: # Name to text
     now = lambda curve: curve.points()[1][-1] if curve.points()[1] else None
     return {'epochs done': f'{n} of {total}' if total else f'{n}', 'steps': f'{run.step:,}',
             'training loss': _number(now(run.loss)), 'validation loss': _number(last.get('valid_loss')),
-            metric: _number(last.get(metric)), f'best {metric}{when}': _number(best), 'learning rate': _number(now(run.lr), '.2e'),
-            'pictures/s': _number(speed.get('images_per_s'), '.0f'), 'waiting for data': _share(speed.get('data_wait')),
-            'time left': _duration(run.seconds_left())}
+            metric: _number(last.get(metric)), f'best {metric}{when}': _number(best),
+            'learning rate': _number(now(run.lr), '.2e'), 'pictures/s': _number(speed.get('images_per_s'), '.0f'),
+            'waiting for data': _share(speed.get('data_wait')), 'time left': _duration(run.seconds_left())}
 
 @patch
 def metric(self:DashboardState) -> str:
@@ -339,18 +339,17 @@ def _show_worst(self:TrainingDashboard):
     event = self.state.run.worst
     if self.gallery.value and event is self.shown: return
     self.shown = event
-    if not event: body = empty_html('After the first epoch: the validation pictures that it got most wrong.', 214)
+    if not event: body = empty_html('After the first epoch: the validation pictures that it got most wrong.', 226)
     else: body = _SCROLL.format(gallery_html(map(self._card, self.state.worst()), 72))
     self.gallery.value = head_html('Most wrong' + (f' after epoch {event["epoch"]}' if event else '')) + body
 
 @patch
 def _card(self:TrainingDashboard, o):
     source, name, truth, guess, loss, prob = o
-    wrong = f'taken for {guess}' if guess != truth else 'right, barely' if (prob or 0) < .5 else 'right'
-    told = f'{name}: {truth}, {wrong}, loss {_number(loss, ".3g")}'
-    return self.thumbs(source, name), [truth, f'{wrong}, {_share(prob)}'], told
+    told = f'{name}: {truth}, taken for {guess}, {_share(prob)}, loss {_number(loss, ".3g")}'
+    return self.thumbs(source, name), [truth, f'{"right" if guess == truth else f"→ {guess}"}, {_share(prob)}'], told
 
-_SCROLL = '<div class="ic-scroll" style="height:214px" tabindex="0">{}</div>'
+_SCROLL = '<div class="ic-scroll" style="height:226px" tabindex="0">{}</div>'
 
 def _table_html(rows):
     head, *body = ([escape(o) for o in cells] for cells in rows)
@@ -373,7 +372,8 @@ def plot(self:TrainingDashboard): # A figure; None: nothing was trained yet
     fig, axes = paper(9.6, 2.7, 1, 3)
     for ax, panel in zip(axes.flat, PANELS):
         for _, name, color, of_steps, x, y in (o for o in lines if o[0] == panel):
-            ax.plot(x, y, label=name if y else None, color=color, **dict(lw=.9, alpha=.8) if of_steps else dict(lw=1.8, marker='.'))
+            look = dict(lw=.9, alpha=.8) if of_steps else dict(lw=1.8, marker='.')
+            ax.plot(x, y, label=name if y else None, color=color, **look)
         ax.set_title(panel, fontsize=10)
         ax.set_xlabel('steps')
         if panel != 'learning rate' and ax.lines: ax.legend(fontsize=7, frameon=False)
