@@ -35,6 +35,7 @@ class Calibration:
 
     def __repr__(self): return f'Calibration(ece {self.ece:.4f} in {len(self.counts)} bins, {self.counts.sum()} predictions)'
 
+# %% ../nbs/52_calibration.ipynb #802063b6
 def calibration_of(
     confidence, # Probability of each guess, `(N,)`
     correct, # Whether it was right, `(N,)`
@@ -83,12 +84,13 @@ def row_blocks(
     n, step = shape[0], max(1, numbers//max(1, shape[1]))
     return (slice(i, min(i + step, n)) for i in range(0, n, step))
 
+# %% ../nbs/52_calibration.ipynb #aa2ec6e1
 def with_temperature(
     probs, # From a softmax, `(N, C)`
     temperature:float, # Above 1: more modest
 ) -> np.ndarray: # float32, `(N, C)`
     "What the probabilities would be with the logits divided by a temperature"
-    if not (isinstance(temperature, (int, float)) and 0 < temperature < np.inf):
+    if not (isinstance(temperature, (int, float, np.floating)) and 0 < temperature < np.inf):
         raise InputError(f"temperature={temperature!r} is no positive number. 1 changes nothing, 2 makes modest.")
     out = np.empty(probs.shape, np.float32)
     for rows in row_blocks(probs.shape):
@@ -113,6 +115,7 @@ def mean_nll(
         total += np.log(np.exp(z, out=z).sum(1)).sum(dtype=np.float64) - true
     return float(total/len(targs))
 
+# %% ../nbs/52_calibration.ipynb #19b7f645
 COLDEST, HOTTEST = .05, 20.
 
 def best_temperature(
@@ -126,9 +129,10 @@ def best_temperature(
     bounds = np.log([COLDEST, HOTTEST])
     cost = lambda log_t: mean_nll(probs, targs, np.exp(log_t))
     found = minimize_scalar(cost, bounds=bounds, method='bounded', options=dict(xatol=1e-3))
-    if np.abs(bounds - found.x).min() > .01: return float(np.exp(found.x))
-    print("No temperature can be fitted: " + ("nearly all pictures are right, and the more sure the better."
-          if found.x < 0 else "the guesses are no better than chance.") + " It stays at 1; fit it on more pictures.")
+    at_ends = np.array([cost(o) for o in bounds])
+    if (at_ends > found.fun + 1e-6).all(): return float(np.exp(found.x))
+    why = ("no picture tells that it should be less sure", "the guesses are no better than chance")[at_ends.argmin()]
+    print(f"No temperature can be fitted: {why}. It stays at 1; fit it on other pictures, or more.")
     return 1.
 
 def _check_softmax(probs): # of some pictures
@@ -142,14 +146,15 @@ def _check_softmax(probs): # of some pictures
 class Coverage:
     "How many answers to accept, and how good these are; from the strictest threshold to none"
     threshold: np.ndarray # Probability from which an answer is accepted
-    coverage: np.ndarray # Share of the pictures that get one
+    confidence: np.ndarray # The smallest that is accepted then
+    coverage: np.ndarray # Share of the pictures that get an answer
     accuracy: np.ndarray # Share of these that is right
 
     def at(self,
         threshold:float, # Probability from which an answer is accepted
     ) -> tuple: # Coverage and accuracy; accuracy is NaN where nothing is accepted
         "What a threshold does"
-        i = np.searchsorted(-self.threshold, -threshold, side='right') - 1
+        i = np.searchsorted(-self.confidence, -threshold, side='right') - 1
         return (float(self.coverage[i]), float(self.accuracy[i])) if i >= 0 else (0., float('nan'))
 
     def plot(self,
@@ -172,6 +177,7 @@ class Coverage:
     @property
     def _all(self): return self.accuracy[-1] if len(self.accuracy) else np.nan
 
+# %% ../nbs/52_calibration.ipynb #bc2503d8
 def coverage_of(
     confidence, # Probability of each guess, `(N,)`
     correct, # Whether it was right, `(N,)`
@@ -182,7 +188,7 @@ def coverage_of(
     last = np.flatnonzero(np.append(sorted_[1:] != sorted_[:-1], True)) if len(order) else np.zeros(0, np.int64)
     steps = sorted_[last]
     threshold = np.append((steps[:-1] + steps[1:])/2, 0.)[:len(steps)] # the last accepts everything
-    return Coverage(threshold, (last + 1)/max(1, len(order)), right[last]/(last + 1))
+    return Coverage(threshold, steps, (last + 1)/max(1, len(order)), right[last]/(last + 1))
 
 # %% ../nbs/52_calibration.ipynb #bc62ae1f
 @patch

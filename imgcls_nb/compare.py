@@ -42,6 +42,7 @@ def _numbered(names):
         seen[o] = seen.get(o, -1) + 1
         yield o, seen[o]
 
+# %% ../nbs/56_compare.ipynb #9fc4ca9c
 def _places(a, b): # of b's classes among a's
     if set(a.vocab) != set(b.vocab):
         odd, both = sorted(set(a.vocab) ^ set(b.vocab)), set(a.vocab) & set(b.vocab)
@@ -86,12 +87,14 @@ class Comparison:
 
     def __len__(self): return len(self.of_a)
 
+# %% ../nbs/56_compare.ipynb #9abfcc94
 def compare(
     a:Evaluation, # One, usually the older
     b:Evaluation, # The other
     names:tuple=('a', 'b'), # What to call them
 ) -> Comparison:
     "Compare two networks picture by picture"
+    if len(set(names)) != 2: raise InputError(f"names={names!r} does not tell two networks apart. Give two names.")
     places, (of_a, of_b) = _places(a, b), common_pictures(a, b)
     odd = np.flatnonzero(a.targs[of_a] != places[b.targs[of_b]])
     if len(odd):
@@ -112,6 +115,7 @@ def difference(self:Comparison,
     counts = [len(self.gained), len(self.lost), len(self) - len(self.gained) - len(self.lost)]
     return bootstrap(counts, lambda draws: (draws[:, 0] - draws[:, 1])/np.maximum(1, draws.sum(1)), n, level, seed)
 
+# %% ../nbs/56_compare.ipynb #ecdaada4
 @patch
 def __str__(self:Comparison):
     (a, b), diff = self.names, self.difference()
@@ -142,6 +146,7 @@ def flips(self:Comparison,
         'truth': called[self.targs[rows]], a: called[guess_a[rows]], b: called[guess_b[rows]],
         f'{a} sure': self.a.confidence[idxs], f'{b} sure': self.b.confidence[self.of_b[rows]]}, index=idxs)
 
+# %% ../nbs/56_compare.ipynb #58ca1f03
 @patch
 def per_class(self:Comparison): # A pandas `DataFrame`, the largest loss first
     "What each class won and lost; classes without a picture are left out"

@@ -20,7 +20,7 @@ def count_pairs(
     n_classes:int, # How many there are
 ) -> np.ndarray: # int64, `(C, C)`: rows are the truth, columns the guess
     "How often each class was taken for each other"
-    cells = np.asarray(truth, np.int64)*n_classes + guess
+    cells = np.asarray(truth, np.int64)*n_classes + np.asarray(guess, np.int64)
     return np.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 # %% ../nbs/51_confusion.ipynb #4b7c3ad6
@@ -64,6 +64,7 @@ def class_scores(
                   f1=2*right/np.maximum(there + guessed, 1))
     return {k: np.where(there + guessed > 0, v, np.nan) for k, v in scores.items()}
 
+# %% ../nbs/51_confusion.ipynb #f43fe14d
 MEANS = ('precision', 'recall', 'f1', 'balanced_accuracy')
 
 def mean_score(
@@ -84,11 +85,10 @@ def report(self:Confusion):
     "A table of each class's precision, recall and F1, and their means"
     import pandas as pd
     scores = class_scores(self.right, self.there, self.guessed)
-    table = pd.DataFrame(scores | dict(pictures=self.there), index=list(self.vocab))
     absent = len(self.absent)
     name = f'mean of {len(self.vocab) - absent} classes ({absent} absent)' if absent else 'mean of classes'
-    table.loc[name] = [*(self.mean(k) for k in scores), self.there.sum()]
-    return table.astype(dict(pictures=int))
+    means = {k: [*v, self.mean(k)] for k, v in scores.items()}
+    return pd.DataFrame(means | dict(pictures=[*self.there, self.there.sum()]), index=[*self.vocab, name])
 
 @patch
 def mean(self:Confusion,
@@ -135,18 +135,26 @@ def _by_confusion(shares):
 # %% ../nbs/51_confusion.ipynb #66f95cd1
 @patch
 def among(self:Confusion,
-    classes, # Names or numbers; or how many, the most confused ones then
+    classes, # Names or numbers; or how many at most, those of the largest confusions then
 ) -> 'Confusion':
     "The matrix of some of the classes"
-    if isinstance(classes, (int, np.integer)):
-        errors = self.there + self.guessed - 2*self.right
-        worst = np.argsort(-errors, kind='stable')[:classes]
-        classes = [i for i in self.order if i in set(worst.tolist())]
+    if isinstance(classes, (int, np.integer)): classes = self._worst(classes)
     idxs = [self.number(o) for o in classes]
     part = Confusion(self.counts[np.ix_(idxs, idxs)], [self.vocab[i] for i in idxs])
     part.there, part.guessed = self.there[idxs], self.guessed[idxs]
     return part
 
+@patch
+def _worst(self:Confusion, n): # both sides of the largest cells, in order
+    off = self.counts - np.diag(self.right)
+    off = np.triu(off + off.T)
+    cells = np.flatnonzero(off)
+    cells = cells[np.argsort(-off.ravel()[cells], kind='stable')]
+    found = dict.fromkeys(np.stack(np.divmod(cells, len(off)), 1).ravel().tolist())
+    worst = set(list(found)[:n])
+    return [i for i in self.order if i in worst]
+
+# %% ../nbs/51_confusion.ipynb #e75fd16a
 @patch
 def number(self:Confusion,
     label, # A class's name or number
@@ -166,16 +174,19 @@ def plot(self:Confusion,
     "Draw the matrix"
     import matplotlib.pyplot as plt
     n = len(self.vocab)
-    order = self.order if (n > 40 if sort is None else sort) else np.arange(n)
-    if ax is None: _, ax = plt.subplots(figsize=[max(3., min(9., 1.5 + .42*n))]*2)
+    many = n > 40
+    order = self.order if (many if sort is None else sort) else np.arange(n)
+    if ax is None: _, ax = plt.subplots(figsize=[max(3., min(9., 1.5 + .42*n))]*2, layout='constrained')
     values = (self.shares if normalize else self.counts)[np.ix_(order, order)]
-    ax.imshow(_shrunk(values, 300), cmap='Blues', vmin=0, vmax=1 if normalize else None, extent=(-.5, n - .5, n - .5, -.5),
-              interpolation='nearest')
-    ax.set(xlabel='predicted', ylabel='truth')
+    if many: values = values*(1 - np.eye(n))
+    top = max(1e-9, values.max()) if many or not normalize else 1
+    ax.imshow(_shrunk(values, 300), cmap='Blues', vmin=0, vmax=top, extent=(-.5, n - .5, n - .5, -.5), interpolation='nearest')
+    ax.set(xlabel='predicted', ylabel='truth', title='errors; the diagonal is left out' if many else '')
     _name_axes(ax, [self.vocab[i] for i in order])
-    if n <= 20: _write_counts(ax, self.counts[np.ix_(order, order)], values/max(1, values.max()))
+    if n <= 20: _write_counts(ax, self.counts[np.ix_(order, order)], values/top)
     return ax
 
+# %% ../nbs/51_confusion.ipynb #19f382e5
 def _shrunk(values, size): # the largest of each square of cells
     step = -(-len(values)//size)
     if step < 2: return values

@@ -39,14 +39,17 @@ class Edits:
     ) -> list: # With `/`
         "What pictures are called in the log"
         names, start = [os.fspath(o) for o in pictures], os.path.join(self.root, '')
-        paths = [i for i, o in enumerate(names) if os.path.isabs(o) or o.startswith(start)]
+        paths = [i for i, o in enumerate(names) if os.path.isabs(o) or o.startswith(start) or self._is_path(o)]
         if paths:
             from imgcls_nb.pictures import names_below
             for i, o in zip(paths, names_below(self.root, [names[i] for i in paths])): names[i] = o
         return [o.replace(os.sep, '/') for o in names]
 
+    def _is_path(self, name): return os.path.isfile(name) and not (self.root/name).is_file()
+
     def __repr__(self): return f'Edits({self.file.name}: {len(self.standing())} stand)'
 
+# %% ../nbs/57_edits.ipynb #f3df50a7
 def _place(path): # of the log, and of the data
     if path.suffix == '.jsonl': return path, path.parent
     if path.is_file(): return path.parent/'edits.jsonl', path.parent
@@ -79,7 +82,7 @@ def _event(line):
     if not isinstance(o, dict): return None
     return o if {'edit', 'picture', 'field', 'old', 'new'} <= o.keys() or o.keys() & {'undo', 'done', 'undone'} else None
 
-# %% ../nbs/57_edits.ipynb #8bfc6da6
+# %% ../nbs/57_edits.ipynb #ee946294
 @patch
 def standing(self:Edits) -> list: # dicts: edit, picture, field, old, new, why, time, who, session
     "The edits that were not taken back, in order"
@@ -89,6 +92,7 @@ def _standing(events):
     undone = {o['undo'] for o in events if 'undo' in o}
     return [o for o in events if 'edit' in o and o['edit'] not in undone]
 
+# %% ../nbs/57_edits.ipynb #8bfc6da6
 @dataclass(frozen=True)
 class Change:
     "What all edits of one picture come to"
@@ -104,6 +108,7 @@ def _changes(standing):
     for o in standing: chains.setdefault((o['picture'], o['field']), []).append(o)
     return [Change(*k, v[0]['old'], v[-1]['new'], v[-1].get('why', ''), tuple(o['edit'] for o in v)) for k, v in chains.items()]
 
+# %% ../nbs/57_edits.ipynb #304af458
 @patch
 def changes(self:Edits) -> list: # `Change`s, in the order in which pictures were first edited
     "What is different in the end, and not carried out on files yet"
@@ -137,6 +142,7 @@ def add(self:Edits,
         event = dict(edit=uuid4().hex[:12], picture=name, field=field, old=old, new=new, why=why)
         return _append(f, event | self._signature())
 
+# %% ../nbs/57_edits.ipynb #e2d1afe5
 _CONFLICT = ("The {field} of '{name}' is {new!r} by now, and not {old!r}: it was changed at {when}{by}. "
              "Look at it again, or take that edit back first: undo('{edit}').")
 
@@ -154,6 +160,7 @@ def _check_values(name, field, old, new):
         raise InputError(f"split={odd.pop()!r} of '{name}' is neither 'train' nor 'valid'.")
     if old == new: raise InputError(f"The {field} of '{name}' is {old!r} already.")
 
+# %% ../nbs/57_edits.ipynb #b8fe1fcc
 @patch
 def _signature(self:Edits): return dict(time=round(time.time(), 3), who=self.who, session=self.session)
 
@@ -176,6 +183,7 @@ def relabel(self:Edits,
     "Give a picture another class"
     return self.add(picture, 'label', old, new, why)
 
+# %% ../nbs/57_edits.ipynb #97cde9ed
 @patch
 def ignore(self:Edits,
     picture, # A path, or a name below `root`

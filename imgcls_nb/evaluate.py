@@ -33,17 +33,17 @@ def labelled_pictures(
     raise InputError(f"data is a {type(data).__name__}, which is nothing to evaluate on. Give a folder, a list file, a table, "
                      "or what image_dls gave.")
 
+# %% ../nbs/55_evaluate.ipynb #bfea7490
 def _pictures_at(path, vocab):
     from imgcls_nb.lists import read_list_file
     from imgcls_nb.pictures import check_known
     from imgcls_nb.plan import DataPlan
-    from imgcls_nb.sources import class_folders, find_pictures, folder_named, read_class_folders, VALID_FOLDERS
+    from imgcls_nb.sources import class_folders, name_sides, read_class_folders, read_sides
     if not path.exists(): raise InputError(f"There is no '{path}'. Give a folder of class folders, a list file, or a table.")
     if path.suffix.lower() in ('.csv', '.tsv'): return _pictures_in_table(path, vocab)
     if path.is_file(): return read_list_file(path, path.parent, vocab=vocab)
-    held = folder_named(VALID_FOLDERS, path)
-    if held and held not in vocab: path = path/held
-    elif (path/'train_list.txt').is_file(): return find_pictures(DataPlan(str(path)))[1]
+    plan = name_sides(DataPlan(str(path)))
+    if isinstance(plan.valid, str): return read_sides(plan)[1]
     check_known([o.name for o in class_folders(path)], vocab, path)
     return read_class_folders(path, vocab)
 
@@ -88,6 +88,7 @@ def _by_learner(learn, data, tta):
     return Evaluation(probs.float().numpy(), places[targs.numpy()], vocab, [o for o in names if o not in lost], pics.root,
                       facts=facts).attach(pics)
 
+# %% ../nbs/55_evaluate.ipynb #cfdde1da
 def _looks(learn, dl, tta):
     with learn.no_bar():
         if not tta: return learn.get_preds(dl=dl, reorder=False) # they come in order
@@ -137,21 +138,25 @@ def evaluate(
     if where := _run_of(source) if run is None else run: ev.save(Path(where)/FOLDER/name)
     return ev
 
+# %% ../nbs/55_evaluate.ipynb #54205f0b
 def _tta_args(tta):
-    if isinstance(tta, dict): return tta
+    if isinstance(tta, dict):
+        if tta.get('beta', 0) is None: raise InputError("beta=None keeps the looks apart. Give the weight of the plain one.")
+        return tta
     if tta is None or isinstance(tta, bool): return dict(n=4) if tta else None
     if isinstance(tta, int) and tta >= 0: return dict(n=tta) if tta else None
     raise InputError(f"tta={tta!r} is no number of looks. Give one, True for 4, or a dict such as dict(n=8, beta=.5).")
 
 def _usual_name(data, tta):
-    if isinstance(data, (str, os.PathLike)): base = Path(data).stem or 'data'
-    else: base = 'valid' if data is None else 'data'
+    base = 'valid' if data is None else 'data'
+    if isinstance(data, (str, os.PathLike)): base = '-'.join(o for o in (Path(data).absolute().parent.name, Path(data).stem) if o)
     return base + '-tta'*bool(tta)
 
 def _run_of(source): # only a run that this learner has begun, for the folder may hold an earlier one
     writer = getattr(source, 'run_writer', None)
     return writer.run_folder.path if writer is not None and writer.started else None
 
+# %% ../nbs/55_evaluate.ipynb #9dcd4399
 def _evaluate_predictor(predictor, data, tta):
     if not hasattr(predictor, 'logits'):
         raise InputError(f"A {type(predictor).__name__} cannot be evaluated. Give an image_learner, a Predictor, a run folder "
@@ -179,12 +184,13 @@ def _evaluate_path(path, data, tta, run, name):
     from imgcls_nb.trained import TorchPredictor, load_trained
     return evaluate(TorchPredictor(load_trained(path)), data, tta, save, name)
 
-def _say_if_older(run, name, ev): # than the newest checkpoint
-    file = run/'latest.json'
-    step = json.loads(file.read_text('utf-8')).get('step') if file.is_file() else None
-    if step is None or ev.facts.get('step') in (None, step): return
-    print(f"'{name}' was evaluated at step {ev.facts['step']}, and the run is at step {step} now. "
-          "Load the learner and evaluate it to have it anew.")
+# %% ../nbs/55_evaluate.ipynb #0408f940
+def _say_if_older(run, name, ev): # than the checkpoints
+    files = [o for o in (run/'best_model.json', run/'latest.json') if o.is_file()]
+    steps = [json.loads(o.read_text('utf-8')).get('step') for o in files]
+    if not steps or ev.facts.get('step') in (None, *steps): return
+    print(f"'{name}' was evaluated at step {ev.facts['step']}, and the run has come to step {steps[-1]}. "
+          "Evaluate the learner to have it anew.")
 
 def _by_run(run, tta, save, name):
     from imgcls_nb.trained import checkpoint_of

@@ -26,6 +26,7 @@ def write_atomic(
     os.replace(part, path)
     sync_folder(path.parent)
 
+# %% ../nbs/04_files.ipynb #2a2215b7
 def sync_folder(
     folder, # Whose names changed
 ):

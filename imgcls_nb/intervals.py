@@ -33,12 +33,21 @@ def draw_counts(
 ) -> np.ndarray: # int64, `(n, K)`
     "How many pictures of each kind are in a new draw of as many"
     counts = np.asarray(counts, np.int64)
+    if strata is None and _by_picture(counts): return _draw_pictures(counts, n, rng)
     if strata is None: return rng.multinomial(counts.sum(), counts/max(1, counts.sum()), size=n)
     out = np.zeros((n, len(counts)), np.int64)
     order = np.argsort(strata, kind='stable')
     for idxs in np.split(order, np.flatnonzero(np.diff(np.asarray(strata)[order])) + 1):
         out[:, idxs] = draw_counts(counts[idxs], n, rng)
     return out
+
+def _by_picture(counts): return 0 < counts.sum() < 30*len(counts) # nearly as many kinds as pictures
+
+def _draw_pictures(counts, n, rng):
+    k = len(counts)
+    picks = np.repeat(np.arange(k), counts)[rng.integers(0, counts.sum(), (n, counts.sum()))]
+    picks += np.arange(n)[:, None]*k
+    return np.bincount(picks.ravel(), minlength=n*k).reshape(n, k)
 
 # %% ../nbs/53_intervals.ipynb #6a629b1c
 def bootstrap(
@@ -55,7 +64,7 @@ def bootstrap(
     counts, rng = np.asarray(counts, np.int64), np.random.default_rng(seed)
     value = float(statistic(counts[None])[0])
     if not counts.sum(): return Interval(value, np.nan, np.nan, level)
-    portion = max(1, 2**21//len(counts))
+    portion = max(1, 2**21//(counts.sum() if _by_picture(counts) else len(counts)))
     scores = np.concatenate([statistic(draw_counts(counts, min(portion, n - i), rng, strata)) for i in range(0, n, portion)])
     low, high = np.nanquantile(scores, [(1 - level)/2, (1 + level)/2])
     return Interval(value, float(low), float(high), level)

@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from .core import InputError
+from .core import InputError, did_you_mean
 from .edits import Edits
 from .files import append_line, appending, write_atomic
 
@@ -53,37 +53,46 @@ def new_name(
 
 def _side_folder(parts, change, sides):
     if change.new in sides and parts[0] == sides.get(change.old): return sides[change.new]
-    raise InputError(f"'{change.picture}' cannot change sides by moving, since the folder has no train and valid folders. "
-                     "Write new lists instead: apply_edits.")
+    raise InputError(f"'{change.picture}' cannot change sides by moving: it is in no folder for '{change.old}' with one for "
+                     f"'{change.new}' beside it.")
 
 def _class_part(parts, change, sides):
     i = 1 if parts[0] in sides.values() else 0
     if len(parts) > i + 1 and parts[i] == change.old: return i
-    raise InputError(f"'{change.picture}' does not lie in a folder '{change.old}', so its class cannot be changed by moving. "
-                     "Write a new list instead: apply_edits.")
+    raise InputError(f"'{change.picture}' does not lie in a folder '{change.old}', so its class is no matter of folders.")
 
 # %% ../nbs/59_moves.ipynb #d52b3dc3
 def plan_moves(
     edits:Edits, # The log
 ) -> list: # Pairs of names below the root: from, to
     "Which files would move; nothing is touched"
-    from imgcls_nb.sources import VALID_FOLDERS, folder_named
+    from imgcls_nb.sources import VALID_FOLDERS, class_folders, folder_named
     sides = dict(train=folder_named(('train', 'training'), edits.root), valid=folder_named(VALID_FOLDERS, edits.root))
     sides = {k: v for k, v in sides.items() if v} if all(sides.values()) else {}
     of = {}
     for o in edits.changes(): of.setdefault(o.picture, []).append(o)
-    moves, taken = [], set()
+    moves, taken, wrong = [], set(), []
+    classes = {o.name for side in sides.values() or [''] for o in class_folders(edits.root/side)}
     for name, changes in of.items():
-        to = new_name(name, changes, sides)
-        if to == name: continue
-        _check_source(edits.root/name)
-        moves.append((name, _free_name(edits.root, to, taken)))
-        taken.add(moves[-1][1].lower())
-    return moves
+        try: to = _target(edits.root, name, changes, sides, classes)
+        except InputError as e: wrong.append(str(e))
+        else:
+            if to == name: continue
+            moves.append((name, _free_name(edits.root, to, taken)))
+            taken.add(moves[-1][1].lower())
+    if not wrong: return moves
+    raise InputError(f"{len(wrong)} pictures cannot be moved, so none is. Take these edits back, or write new lists with "
+                     "apply_edits:\n  " + '\n  '.join(wrong[:20]))
 
-def _check_source(file):
-    if file.is_symlink(): raise InputError(f"'{file}' is a link, which could point elsewhere after a move. Write a new list instead: apply_edits.")
-    if not file.is_file(): raise InputError(f"'{file}' is gone. Take its edit back, or write a new list: apply_edits.")
+# %% ../nbs/59_moves.ipynb #ee1a3803
+def _target(root, name, changes, sides, classes):
+    for o in changes: # a slip of the keyboard must not make a class
+        if o.field == 'label' and o.new not in classes:
+            raise InputError(f"'{name}': there is no class folder '{o.new}'. Make it, if it is right."
+                             f"{did_you_mean(o.new, classes)}")
+    if (root/name).is_symlink(): raise InputError(f"'{name}' is a link, which could point elsewhere after a move.")
+    if not (root/name).is_file(): raise InputError(f"'{name}' is gone.")
+    return new_name(name, changes, sides)
 
 def _free_name(root, name, taken):
     stem, dot, suffix = name.rpartition('.')
@@ -96,8 +105,8 @@ def move_pictures(
 ) -> Path|None: # The journal, by which `revert_moves` puts everything back; None: there was nothing to move
     "Carry out edits on class folders by moving files"
     for o in sorted(edits.file.parent.glob('moves-*.jsonl')):
-        if not _read_journal(o)[1]:
-            raise InputError(f"'{o}' was begun and not finished. Finish it first, with finish_moves, or take it back: revert_moves.")
+        if _read_journal(o)[1] not in ('done', 'undone'):
+            raise InputError(f"'{o}' was begun and not finished. Finish it with finish_moves, or take it back with revert_moves.")
     moves = plan_moves(edits)
     if not moves: return None
     names = (edits.file.with_name(f'moves-{n}.jsonl') for n in range(1, 10**6))
@@ -108,6 +117,7 @@ def move_pictures(
     write_atomic(journal, json.dumps(said).encode() + b'\n')
     return finish_moves(journal)
 
+# %% ../nbs/59_moves.ipynb #a0a2a5f6
 def finish_moves(
     journal, # From `move_pictures`, which was cut short
 ) -> Path: # `journal`
@@ -119,19 +129,23 @@ def finish_moves(
     if state != 'done': _close(journal, said, 'done')
     return Path(journal)
 
+# %% ../nbs/59_moves.ipynb #85abd3e0
 def _close(journal, said, state): # the log first: to say it twice does no harm
-    with appending(said['log']) as f: append_line(f, json.dumps({state: said['edits'], 'time': round(time.time(), 3)}).encode())
-    with appending(journal) as f: append_line(f, json.dumps(dict(state=state, time=round(time.time(), 3))).encode())
+    _say(said['log'], {state: said['edits']})
+    _say(journal, dict(state=state))
 
-def _read_journal(file): # what it says, and how far it came: '', 'done' or 'undone'
+def _say(file, event):
+    with appending(file) as f: append_line(f, json.dumps(event | dict(time=round(time.time(), 3))).encode())
+
+def _read_journal(file): # what it says, and how far it came: 'begun', 'done', 'reverting' or 'undone'
     try:
         first, *rest = Path(file).read_bytes().split(b'\n')
         said = json.loads(first)
-        said['root'], said['moves'], said['made'], said['edits'], said['log'] # noqa: B018
-    except (OSError, ValueError, KeyError, TypeError) as e:
+        if lost := {'root', 'moves', 'made', 'edits', 'log'} - said.keys(): raise KeyError(*lost)
+    except (OSError, ValueError, KeyError, AttributeError) as e:
         raise InputError(f"'{file}' is no journal of moves ({e}). Give a moves-….jsonl that move_pictures wrote.") from e
     states = [o for line in rest if line.strip() for o in [_state(line)] if o]
-    return said, states[-1] if states else ''
+    return said, states[-1] if states else 'begun'
 
 def _state(line):
     try: return json.loads(line).get('state')
@@ -144,6 +158,7 @@ def revert_moves(
     "Put all files back to where they were"
     said, state = _read_journal(journal)
     root, wrong = Path(said['root']), []
+    if state == 'done': _say(journal, dict(state='reverting'))
     for src, dst in reversed(said['moves']):
         try: move_file(root/dst, root/src)
         except InputError as e: wrong.append(str(e))

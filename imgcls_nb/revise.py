@@ -63,6 +63,7 @@ def _lines(side, pics, edits):
     labels = [pics.vocab[o] for o in pics.labels]
     return [Line(name, path, side, label, side, label) for name, path, label in zip(names, paths, labels)]
 
+# %% ../nbs/58_revise.ipynb #7c3ee2a8
 def _change(line, change): # what is wrong, if anything is
     if change.field == 'ignore': line.now_in = None if change.new else line.now_in
     elif change.field == 'split': line.now_in = line.now_in and change.new
@@ -110,6 +111,7 @@ def apply_edits(
     before, after = (_counts(lists, lines, *o) for o in (('side', 'label'), ('now_in', 'now')))
     return Revision(files, before, after, [o for line in lines for o in line.diff], conflicts, missing, plan)
 
+# %% ../nbs/58_revise.ipynb #b867a30e
 def _apply(lines, changes):
     by_name, wrong, missing = {}, [], []
     for o in lines: by_name.setdefault(o.name, []).append(o)
@@ -122,6 +124,7 @@ def _counts(lists, lines, side, label): # before or after, by the names of a lin
     found = Counter((getattr(o, side), getattr(o, label)) for o in lines)
     return {k: {c: found[k, c] for c in pics.vocab} for k, pics in lists.items()}
 
+# %% ../nbs/58_revise.ipynb #51a24be5
 def _listed(lists, lines, side): # those that were there, then those that came
     lines = sorted((o for o in lines if o.now_in == side), key=lambda o: o.side != side)
     if odd := [o.name for o in lines if o.path is None]:

@@ -1,0 +1,402 @@
+"A log of edits loses nothing, whoever writes it and whatever kills it; lists and folders become what it says, and go back"
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from imgcls_nb.core import InputError
+from imgcls_nb.datasets import make_shapes
+from imgcls_nb.edits import EditConflict, Edits
+from imgcls_nb.files import append_line, appending, write_atomic
+from imgcls_nb.lists import read_list_file, write_split
+from imgcls_nb.moves import IGNORED, finish_moves, move_file, move_pictures, plan_moves, revert_moves
+from imgcls_nb.plan import DataPlan, ModelPlan, Plan, plan_to_yaml
+from imgcls_nb.revise import apply_edits, lists_of
+from imgcls_nb.sources import find_pictures, read_class_folders
+
+
+@pytest.fixture
+def pictures(shapes, tmp_path): return shutil.copytree(shapes, tmp_path/'shapes')
+
+def net(edits): return [(o.picture, o.field, o.old, o.new) for o in edits.changes()]
+def contents(folder): return {o.relative_to(folder).as_posix(): o.read_bytes() for o in sorted(folder.rglob('*.png'))}
+
+# The log
+
+def test_a_life(tmp_path):
+    edits = Edits(tmp_path, who='ann')
+    edits.relabel('x.png', 'cat', 'dog', 'barks')
+    edits.ignore('y.png')
+    edits.move('z.png', 'valid', 'train')
+    assert net(edits) == [('x.png', 'label', 'cat', 'dog'), ('y.png', 'ignore', False, True),
+                          ('z.png', 'split', 'valid', 'train')]
+    edits.relabel('x.png', 'dog', 'fox')
+    assert net(edits)[0] == ('x.png', 'label', 'cat', 'fox') and len(edits.changes()[0].edits) == 2
+    edits.relabel('x.png', 'fox', 'cat')
+    assert ('x.png', 'label') not in {o[:2] for o in net(edits)}, "there and back is no change"
+    assert edits.table().who.tolist() == ['ann']*5 and edits.table().why[0] == 'barks'
+    assert repr(edits) == 'Edits(edits.jsonl: 5 stand)'
+    assert all(abs(o['time'] - time.time()) < 60 and o['session'] == edits.session for o in edits.events())
+
+def test_undo_goes_back_to_the_start_and_stops(tmp_path):
+    edits = Edits(tmp_path)
+    for old, new in (('a', 'b'), ('b', 'c'), ('c', 'd')): edits.relabel('x', old, new)
+    seen = [net(edits)]
+    for _ in range(3):
+        Edits(tmp_path).undo() # another kernel each time
+        seen.append(net(edits))
+    assert [o[0][3] if o else None for o in seen] == ['d', 'c', 'b', None] and len(edits.events()) == 6
+    with pytest.raises(InputError, match='no edit to take back'): edits.undo()
+    edits.relabel('x', 'a', 'z')
+    assert net(edits) == [('x', 'label', 'a', 'z')]
+
+def test_undo_of_a_named_edit(tmp_path):
+    edits = Edits(tmp_path)
+    first, second, other = edits.relabel('x', 'a', 'b'), edits.relabel('x', 'b', 'c'), edits.relabel('y', 'a', 'b')
+    with pytest.raises(EditConflict, match=f"edited again after that.*{second['edit']}"): edits.undo(first['edit'])
+    assert edits.undo(second['edit'])['new'] == 'c' and edits.undo(first['edit']) == first
+    assert net(edits) == [('y', 'label', 'a', 'b')]
+    with pytest.raises(InputError, match=f"no edit '{first['edit']}' that stands"): edits.undo(first['edit'])
+    assert edits.standing() == [other]
+
+def test_two_people_and_one_picture(tmp_path):
+    ann, bob = Edits(tmp_path, who='ann'), Edits(tmp_path, who='bob')
+    done = ann.relabel('x', 'cat', 'dog')
+    with pytest.raises(EditConflict, match=f"'dog' by now, and not 'cat'.*by ann.*{done['edit']}"): bob.relabel('x', 'cat', 'fox')
+    bob.ignore('x')
+    bob.relabel('x', 'dog', 'fox')
+    assert net(ann) == [('x', 'label', 'cat', 'fox'), ('x', 'ignore', False, True)]
+
+@pytest.mark.parametrize('args, says', [
+    (('x', 'lable', 'a', 'b'), "field='lable' is unknown.*Did you mean 'label'"), (('x', 'label', 'a', 'a'), "is 'a' already"),
+    (('x', 'label', 'a', 3), 'label=3 .*not a text'), (('x', 'ignore', False, 'yes'), "ignore='yes' .*not True or False"),
+    (('x', 'split', 'valid', 'tset'), "split='tset'.*neither"), (('x', 'split', 'train', 'train'), 'already')])
+def test_what_is_no_edit(tmp_path, args, says):
+    with pytest.raises(InputError, match=says): Edits(tmp_path).add(*args)
+    assert not (tmp_path/'edits.jsonl').exists()
+
+def test_a_cut_last_line_costs_only_itself(tmp_path):
+    edits = Edits(tmp_path)
+    for i in range(3): edits.relabel(f'{i}', 'a', 'b')
+    data = edits.file.read_bytes()
+    last = data.rstrip(b'\n').rfind(b'\n') + 1
+    for cut in range(last, len(data)):
+        edits.file.write_bytes(data[:cut])
+        whole = cut == len(data) - 1 # only the line break is missing
+        assert len(net(edits)) == 2 + whole and edits.damaged == (last < cut < len(data) - 1)
+        Edits(tmp_path).relabel('new', 'a', 'b')
+        assert [o[0] for o in net(edits)] == ['0', '1'] + ['2']*whole + ['new']
+
+@pytest.mark.parametrize('junk', [b'\x00\xff\xfe', b'[]', b'3', b'{}', b'{"edit": 1}', b'null', b'"undo"'])
+def test_foreign_lines_are_passed_over(tmp_path, junk):
+    edits = Edits(tmp_path)
+    edits.relabel('0', 'a', 'b')
+    with open(edits.file, 'ab') as f: f.write(junk + b'\n\n')
+    edits.relabel('1', 'a', 'b')
+    assert len(net(edits)) == 2 and edits.damaged == 1
+
+WRITER = """
+import sys
+from imgcls_nb.edits import EditConflict, Edits
+edits, lost = Edits(sys.argv[1]), 0
+for i in range(60):
+    edits.relabel(f'{sys.argv[2]}/{i}', 'a', 'b')
+    try: edits.relabel('shared', *('ab' if i % 2 else 'ba'))
+    except EditConflict: lost += 1
+    if i % 3 == 0: edits.undo(edits.relabel(f'{sys.argv[2]}/x{i}', 'a', 'b')['edit'])
+print(lost, sorted(o for o in ('torch', 'fastai', 'ipywidgets', 'pandas') if o in sys.modules))
+"""
+
+def test_two_kernels_at_once(tmp_path):
+    Edits(tmp_path).relabel('shared', 'a', 'b')
+    kernels = [subprocess.Popen([sys.executable, '-c', WRITER, tmp_path, k], stdout=subprocess.PIPE, text=True) for k in 'pq']
+    said = [o.communicate(timeout=60)[0].split(maxsplit=1) for o in kernels]
+    edits = Edits(tmp_path)
+    assert [o[1].strip() for o in said] == ['[]', '[]'] and edits.damaged == 0, "and neither needs torch"
+    mine = [o for o in net(edits) if o[0] != 'shared']
+    assert sorted(o[0] for o in mine) == sorted(f'{k}/{i}' for k in 'pq' for i in range(60))
+    chain = [o for o in edits.standing() if o['picture'] == 'shared']
+    assert all(a['new'] == b['old'] for a, b in zip(chain, chain[1:])), "no edit slipped between look and write"
+    assert len(chain) == 121 - sum(int(o[0]) for o in said)
+
+def test_killed_while_writing(tmp_path):
+    code = ("import sys; from imgcls_nb.edits import Edits; edits = Edits(sys.argv[1])\n"
+            "for i in range(10**6): edits.relabel(str(i), 'a', 'b'); print(i, flush=True)")
+    kernel = subprocess.Popen([sys.executable, '-c', code, tmp_path], stdout=subprocess.PIPE, text=True)
+    for _ in range(25): last = int(kernel.stdout.readline())
+    kernel.kill()
+    last = max([last, *(int(o) for o in kernel.stdout.read().split('\n')[:-1] if o)])
+    kernel.wait()
+    assert [o[0] for o in net(Edits(tmp_path))][:last + 1] == [str(i) for i in range(last + 1)], "what was answered is there"
+    Edits(tmp_path).relabel('after', 'a', 'b') # the lock died with its holder
+
+# Where it lies, and what pictures are called
+
+def test_beside_a_list_in_a_run_or_by_name(tmp_path, pictures):
+    run = tmp_path/'run'
+    run.mkdir()
+    (run/'config.yaml').write_text(plan_to_yaml(Plan(DataPlan(str(pictures)), ModelPlan('resnet18'))))
+    (pictures/'train_list.txt').write_text('circle/000.png 0\n')
+    for where, file, root in ((run, run/'edits.jsonl', pictures), (pictures, pictures/'edits.jsonl', pictures),
+                              (pictures/'train_list.txt', pictures/'edits.jsonl', pictures),
+                              (tmp_path/'mine.jsonl', tmp_path/'mine.jsonl', tmp_path)):
+        assert (Edits(where).file, Edits(where).root) == (file, root)
+    with pytest.raises(InputError, match="no .*nowhere"): Edits(tmp_path/'nowhere')
+
+def test_a_path_and_a_name_are_one(pictures, monkeypatch):
+    edits = Edits(pictures)
+    monkeypatch.chdir(pictures.parent)
+    (pictures.parent/'link').symlink_to(pictures)
+    names = [pictures/'circle/000.png', 'circle/000.png', str(pictures.parent/'link/circle/000.png')]
+    assert set(edits.names_of(names)) == {'circle/000.png'}
+    assert Edits('shapes').names_of(['shapes/circle/000.png', pictures/'circle/001.png']) == ['circle/000.png', 'circle/001.png']
+
+# New lists
+
+def test_folders_become_a_list(pictures, tmp_path):
+    before, edits = contents(pictures), Edits(pictures)
+    edits.relabel('circle/000.png', 'circle', 'square')
+    edits.ignore(pictures/'square/001.png')
+    edits.ignore('square/999.png')
+    edits.relabel('triangle/000.png', 'circle', 'square')
+    done = apply_edits(pictures, edits, tmp_path/'new.txt')
+    assert done.diff == ['- all circle/000.png circle', '+ all circle/000.png square', '- all square/001.png square']
+    assert done.missing == ['square/999.png'] and len(done.conflicts) == 1
+    assert "'triangle/000.png' is 'triangle' in the list" in done.conflicts[0]
+    assert done.before['all'] == dict(circle=20, square=20, triangle=20)
+    assert done.after['all'] == dict(circle=19, square=20, triangle=20)
+    text = str(done)
+    assert 'new.txt: 59 pictures, 60 before (circle -1)' in text and 'Left out' in text and 'In no list: square/999.png' in text
+    pics = read_list_file(tmp_path/'new.txt', pictures, vocab=('circle', 'square', 'triangle'))
+    shown = {pics.name(i): pics.vocab[pics.labels[i]] for i in range(len(pics))}
+    want = {o: o.split('/')[0] for o in before if o != 'square/001.png'} | {'circle/000.png': 'square'}
+    assert shown == want and contents(pictures) == before
+
+def test_twenty_planted_errors_are_repaired(pictures, tmp_path): # the new list equals the true one
+    true = read_class_folders(pictures)
+    rng, labels = np.random.default_rng(0), true.labels.copy()
+    wrong = rng.choice(len(true), 20, replace=False)
+    labels[wrong] = (labels[wrong] + rng.integers(1, 3, 20)) % 3
+    planted, edits = true.replace(labels=labels), Edits(pictures)
+    for i in wrong: edits.relabel(planted.source(i), true.vocab[labels[i]], true.vocab[true.labels[i]])
+    apply_edits(planted, edits, tmp_path/'new.txt')
+    assert read_list_file(tmp_path/'new.txt', pictures, vocab=true.vocab).list_hash() == true.list_hash()
+
+def test_applied_twice_nothing_more_changes(pictures, tmp_path):
+    edits = Edits(pictures)
+    edits.relabel('circle/000.png', 'circle', 'square')
+    edits.ignore('circle/001.png')
+    apply_edits(pictures, edits, pictures/'new.txt')
+    again = apply_edits(pictures/'new.txt', edits, tmp_path/'again.txt', vocab=('circle', 'square', 'triangle'))
+    assert not again.diff and not again.conflicts and (pictures/'new.txt').read_text() == (tmp_path/'again.txt').read_text()
+
+def test_both_sides_of_a_split(pictures, tmp_path):
+    plan, edits = DataPlan(str(pictures), valid=.2), Edits(pictures)
+    train, valid = find_pictures(plan)
+    a, b, c = valid.name(0), train.name(0), train.name(1)
+    edits.move(a, 'valid', 'train')
+    edits.move(b, 'train', 'valid')
+    edits.relabel(b, b.split('/')[0], 'triangle')
+    edits.ignore(c)
+    done = apply_edits((train, valid), edits, tmp_path/'lists')
+    new_train, new_valid = find_pictures(DataPlan(**done.plan))
+    name_of = lambda pics: [pics.name(i) for i in range(len(pics))]
+    assert name_of(new_train) == [*name_of(train)[2:], a] and name_of(new_valid) == [*name_of(valid)[1:], b]
+    assert new_valid.vocab[new_valid.labels[-1]] == 'triangle' and new_train.vocab == train.vocab
+    assert set(done.files) == {'train', 'valid'} and len(done.diff) == 5
+
+def test_train_and_valid_folders_with_the_same_names(pictures, tmp_path): # are told apart by the folder of their side
+    root = tmp_path/'both'
+    for side in ('train', 'valid'): shutil.copytree(pictures, root/side)
+    edits = Edits(root)
+    edits.relabel(root/'valid/circle/000.png', 'circle', 'square')
+    assert net(edits)[0][0] == 'valid/circle/000.png'
+    done = apply_edits(root, edits, tmp_path/'lists')
+    assert done.after['train'] == done.before['train'] and done.after['valid'] == dict(circle=19, square=21, triangle=20)
+    assert done.diff == ['- valid valid/circle/000.png circle', '+ valid valid/circle/000.png square']
+    train, valid = find_pictures(DataPlan(**done.plan))
+    assert len(train) == len(valid) == 60
+
+def test_lists_with_names_beside_them(pictures, tmp_path):
+    write_split(pictures, *find_pictures(DataPlan(str(pictures), valid=.2)))
+    edits = Edits(pictures)
+    edits.relabel(first := (pictures/'val_list.txt').read_text().split()[0], first.split('/')[0], 'triangle')
+    one = apply_edits(pictures/'val_list.txt', edits, tmp_path/'new.txt')
+    assert len(one.diff) == 2
+    with pytest.raises(InputError, match='exists. Edits go into a new list'): apply_edits(pictures, edits, pictures)
+    assert apply_edits(DataPlan(str(pictures)), edits, tmp_path/'lists').files['train'].endswith('train_list.txt')
+
+def test_a_picture_that_is_listed_twice_is_mended_twice(pictures, tmp_path):
+    (pictures/'l.txt').write_text('circle/000.png 0\nsquare/000.png 1\ncircle/000.png 0\n')
+    edits = Edits(pictures)
+    edits.relabel('circle/000.png', '0', '1')
+    assert len(apply_edits(pictures/'l.txt', edits, tmp_path/'new.txt').diff) == 4
+
+def test_nothing_is_written_when_an_edit_would_be_lost(pictures, tmp_path):
+    edits = Edits(pictures)
+    done = edits.relabel('circle/000.png', 'circle', 'sqare')
+    with pytest.raises(InputError, match=f"'sqare', for 'circle/000.png', is no class.*Did you mean 'square'.*{done['edit']}"):
+        apply_edits(pictures, edits, tmp_path/'new.txt')
+    edits.undo()
+    edits.move('circle/000.png', 'train', 'valid')
+    with pytest.raises(InputError, match='one list only'): apply_edits(pictures, edits, tmp_path/'new.txt')
+    with pytest.raises(InputError, match='is no list of pictures'): lists_of(7)
+    assert not (tmp_path/'new.txt').exists()
+
+def test_pictures_without_files_have_no_list(tmp_path):
+    from imgcls_nb.pictures import Arrays, PictureList
+    pics = PictureList(tmp_path, Arrays(np.zeros((3, 4, 4), np.uint8)), [0, 1, 0], 'ab')
+    edits = Edits(tmp_path)
+    edits.relabel(pics.name(0), 'a', 'b')
+    with pytest.raises(InputError, match='no file of its own'): apply_edits(pics, edits, tmp_path/'new.txt')
+
+# Moved files
+
+@pytest.fixture
+def few(tmp_path): return make_shapes(tmp_path/'few', n=3)
+
+def prepared(pictures):
+    edits = Edits(pictures)
+    edits.relabel('circle/000.png', 'circle', 'square')
+    edits.relabel('circle/001.png', 'circle', 'triangle')
+    edits.ignore('square/002.png')
+    edits.relabel('square/000.png', 'square', 'circle') # to where the first one was
+    return edits
+
+def test_moved_and_back(pictures):
+    before, edits = contents(pictures), prepared(pictures)
+    moves = dict(plan_moves(edits))
+    assert contents(pictures) == before and moves['square/002.png'] == f'{IGNORED}/square/002.png'
+    both = [moves[f'{o}/000.png'] for o in ('circle', 'square')]
+    assert both == ['square/000-1.png', 'circle/000-1.png'], "no name is taken twice"
+    journal = move_pictures(edits)
+    assert contents(pictures) == {moves.get(k, k): v for k, v in before.items()}
+    assert read_class_folders(pictures).counts() == dict(circle=19, square=19, triangle=21)
+    assert edits.changes() == [] and move_pictures(edits) is None, "they are carried out, and not a second time"
+    with pytest.raises(InputError, match='has been moved for this edit'): edits.undo()
+    revert_moves(journal)
+    assert contents(pictures) == before and len(edits.changes()) == 4 and not (pictures/IGNORED).exists()
+    revert_moves(journal) # once more does nothing
+    assert contents(pictures) == before
+    assert move_pictures(edits).name == 'moves-2.jsonl'
+
+def test_sides_are_folders(pictures, tmp_path):
+    root = tmp_path/'both'
+    for side in ('Train', 'val'): shutil.copytree(pictures, root/side)
+    edits = Edits(root)
+    edits.move('val/circle/000.png', 'valid', 'train')
+    edits.relabel('val/circle/000.png', 'circle', 'square')
+    edits.ignore('Train/circle/001.png')
+    before = contents(root)
+    journal = move_pictures(edits)
+    assert {*contents(root)} - {*before} == {'Train/square/000-1.png', f'{IGNORED}/Train/circle/001.png'}
+    revert_moves(journal)
+    assert contents(root) == before
+
+class Killed(BaseException): pass
+
+@pytest.mark.parametrize('way', ['finish', 'revert'])
+def test_killed_at_every_moment(few, way, tmp_path, monkeypatch):
+    for n in range(60):
+        root = shutil.copytree(few, tmp_path/str(n))
+        before, edits, calls = contents(root), prepared(root), iter(range(10**6))
+        wanted = {dict(plan_moves(edits)).get(k, k): v for k, v in before.items()}
+        with monkeypatch.context() as m:
+            def dying(real):
+                def call(*args, **kwargs):
+                    if next(calls) == n: raise Killed # noqa: B023
+                    return real(*args, **kwargs)
+                return call
+            for o in ('link', 'unlink', 'replace', 'fsync', 'mkdir'): m.setattr(os, o, dying(getattr(os, o)))
+            try: move_pictures(edits)
+            except Killed: pass
+            else: break
+        assert set(contents(root).values()) == set(before.values()), "no picture is ever lost"
+        journals = list(root.glob('moves-*.jsonl'))
+        if not journals: assert contents(root) == before
+        elif way == 'finish':
+            finish_moves(journals[0])
+            assert contents(root) == wanted and edits.changes() == []
+        else:
+            revert_moves(journals[0])
+            assert contents(root) == before and len(edits.changes()) == 4
+    assert 12 < n < 60 and contents(root) == wanted
+
+def test_killed_while_reverting(pictures, monkeypatch):
+    before, edits = contents(pictures), prepared(pictures)
+    journal = move_pictures(edits)
+    real, calls = os.link, iter(range(9))
+    def dying(*args, **kwargs):
+        if next(calls) == 2: raise Killed
+        return real(*args, **kwargs)
+    with monkeypatch.context() as m:
+        m.setattr(os, 'link', dying)
+        with pytest.raises(Killed): revert_moves(journal)
+    with pytest.raises(InputError, match='begun and not finished'): move_pictures(edits)
+    revert_moves(journal)
+    assert contents(pictures) == before and len(edits.changes()) == 4
+
+def test_without_hard_links(pictures, monkeypatch):
+    before, edits = contents(pictures), prepared(pictures)
+    def no(*args, **kwargs): raise OSError(1, 'Operation not permitted')
+    monkeypatch.setattr(os, 'link', no)
+    revert_moves(move_pictures(edits))
+    assert contents(pictures) == before
+
+def test_nothing_is_written_over(pictures):
+    edits = prepared(pictures)
+    journal = move_pictures(edits)
+    (pictures/'circle/001.png').write_bytes(b'a new picture')
+    with pytest.raises(InputError, match="1 of 4 pictures are not back:\n.*001.png' is there already"): revert_moves(journal)
+    assert (pictures/'circle/001.png').read_bytes() == b'a new picture' and (pictures/'circle/000.png').exists()
+    (pictures/'circle/001.png').unlink()
+    revert_moves(journal)
+    assert (pictures/'circle/001.png').exists() and len(edits.changes()) == 4
+
+@pytest.mark.parametrize('edit, says', [
+    (('circle/000.png', 'label', 'circle', 'sqare'), "no class folder 'sqare'.*Did you mean 'square'"),
+    (('circle/000.png', 'label', 'circle', '../out'), "no class folder '../out'"),
+    (('circle/000.png', 'label', 'square', 'circle'), "does not lie in a folder 'square'"),
+    (('circle/999.png', 'ignore', False, True), 'is gone'), (('circle/link.png', 'ignore', False, True), 'is a link'),
+    (('circle/000.png', 'split', 'valid', 'train'), 'cannot change sides by moving')])
+def test_what_cannot_be_moved_stops_all(pictures, edit, says):
+    (pictures/'circle/link.png').symlink_to('000.png')
+    before, edits = contents(pictures), Edits(pictures)
+    edits.ignore('square/000.png')
+    edits.add(*edit)
+    with pytest.raises(InputError, match=f'1 pictures cannot be moved, so none is[^$]*{says}'): move_pictures(edits)
+    assert contents(pictures) == before and not list(pictures.glob('moves-*'))
+
+def test_a_file_that_is_no_journal(tmp_path):
+    for text in ('', '{}', '[1]', 'x'):
+        (tmp_path/'moves-1.jsonl').write_text(text)
+        with pytest.raises(InputError, match='is no journal of moves'): revert_moves(tmp_path/'moves-1.jsonl')
+
+def test_move_file_names_what_is_wrong(tmp_path):
+    a, b = tmp_path/'a', tmp_path/'b'
+    with pytest.raises(InputError, match='is gone'): move_file(a, b)
+    a.write_text('a'), b.write_text('b')
+    with pytest.raises(InputError, match='is there already'): move_file(a, b)
+    assert (a.read_text(), b.read_text()) == ('a', 'b')
+
+# Files underneath
+
+def test_write_atomic_leaves_the_old_file_when_it_dies(tmp_path, monkeypatch):
+    write_atomic(tmp_path/'x', b'old')
+    def dying(*args): raise Killed
+    with monkeypatch.context() as m:
+        m.setattr(os, 'replace', dying)
+        with pytest.raises(Killed): write_atomic(tmp_path/'x', b'new')
+    assert (tmp_path/'x').read_bytes() == b'old'
+    write_atomic(tmp_path/'x', b'new')
+    assert [o.name for o in tmp_path.iterdir()] == ['x'] and (tmp_path/'x').read_bytes() == b'new'
+
+def test_a_line_after_a_cut_one(tmp_path):
+    (tmp_path/'log').write_bytes(b'{"a": 1}\n{"b"')
+    with appending(tmp_path/'log') as f: append_line(f, json.dumps(dict(c=3)).encode())
+    assert (tmp_path/'log').read_bytes() == b'{"a": 1}\n{"b"\n{"c": 3}\n'
