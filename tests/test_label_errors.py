@@ -1,0 +1,112 @@
+"Doubtful labels: the scores are those of the formula, planted errors are found, and each picture is judged by those who have not seen it"
+import numpy as np
+import pytest
+import torch
+
+from imgcls_nb.core import InputError
+from imgcls_nb.data import image_dls
+from imgcls_nb.label_errors import (
+    QUALITY,
+    confident_classes,
+    find_label_errors,
+    label_quality,
+    out_of_fold,
+    outlier_scores,
+    picture_features,
+)
+from imgcls_nb.learner import image_learner
+
+def draw(n, classes, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.dirichlet([.5]*classes, n).astype(np.float32), rng.integers(0, classes, n)
+
+@pytest.mark.parametrize('n, classes', [(1, 2), (50, 2), (4096, 3), (4097, 3), (9000, 10)])
+def test_scores_follow_the_formula(n, classes):
+    probs, labels = draw(n, classes)
+    own = probs[np.arange(n), labels]
+    rival = np.array([max(p[k] for k in range(classes) if k != y) for p, y in zip(probs.tolist(), labels.tolist())], np.float32) \
+        if n < 5000 else np.where(np.arange(classes) == labels[:, None], -1, probs).max(1)
+    assert np.allclose(label_quality(probs, labels, 'self_confidence'), own)
+    assert np.allclose(label_quality(probs, labels), (own - rival + 1)/2)
+
+@pytest.mark.parametrize('method', QUALITY)
+def test_scores_are_shares(method):
+    scores = label_quality(*draw(500, 4), method)
+    assert scores.min() >= 0 and scores.max() <= 1 and scores.dtype == np.float32
+
+def test_classes_by_hand():
+    probs = np.array([[.9, .1], [.7, .3], [.2, .8], [.4, .6], [.55, .45]])
+    labels = np.array([0, 0, 1, 1, 1]) # limits: (.9 + .7)/2 = .8 and (.8 + .6 + .45)/3 = .617
+    assert confident_classes(probs, labels).tolist() == [0, -1, 1, -1, -1]
+    assert find_label_errors(probs, labels).tolist() == []
+    labels[0] = 1 # limits: .7 and (.1 + .8 + .6 + .45)/4 = .4875
+    assert confident_classes(probs, labels).tolist() == [0, 0, 1, 1, -1] and find_label_errors(probs, labels).tolist() == [0]
+
+def test_the_worst_comes_first_and_a_class_without_labels_suspects_nothing():
+    probs, labels = draw(2000, 6)
+    labels[labels == 5] = 4
+    found = find_label_errors(probs, labels)
+    assert (np.diff(label_quality(probs, labels)[found]) >= 0).all() and not (confident_classes(probs, labels) == 5).any()
+
+def test_probabilities_mapped_from_a_file_give_the_same(tmp_path):
+    probs, labels = draw(9000, 5)
+    np.save(tmp_path/'p.npy', probs)
+    mapped = np.load(tmp_path/'p.npy', mmap_mode='r')
+    assert np.array_equal(find_label_errors(mapped, labels), find_label_errors(probs, labels))
+
+def test_nothing_to_judge():
+    none, labels = np.zeros((0, 3), np.float32), np.zeros(0, np.int64)
+    assert label_quality(none, labels).shape == find_label_errors(none, labels).shape == (0,)
+
+@pytest.mark.parametrize('probs, labels, says', [
+    (np.ones((3, 2)), [0, 1], 'do not fit 2 labels'), (np.ones((2, 1)), [0, 0], 'two classes'), (np.ones(3), [0]*3, 'do not fit'),
+    (np.ones((2, 2)), [0, 2], 'Labels from 0 to 2'), (np.ones((2, 2)), [-1, 0], 'Labels from -1')])
+def test_what_does_not_fit_is_refused(probs, labels, says):
+    with pytest.raises(InputError, match=says): label_quality(probs, labels)
+
+def test_an_unknown_score_is_refused():
+    with pytest.raises(InputError, match="Did you mean 'margin'"): label_quality(*draw(3, 2), 'margins')
+
+# Training
+
+@pytest.fixture(scope='module')
+def learn(shapes):
+    made = image_learner(image_dls(shapes, size=32, bs=8, aug='none', num_workers=0, device='cpu'), 'test_resnet')
+    with made.no_bar(): made.fit(1)
+    return made
+
+def test_each_picture_is_judged_once_by_who_has_not_seen_it(learn, monkeypatch):
+    from imgcls_nb import label_errors
+    seen = []
+    def spy(learner, **kwargs):
+        names = lambda o: {o.name(i) for i in range(len(o))}
+        seen.append((names(learner.dls.train_ds), names(learner.dls.valid_ds)))
+        return real(learner, **kwargs)
+    real = label_errors.evaluate
+    monkeypatch.setattr(label_errors, 'evaluate', spy)
+    ev = out_of_fold(learn.plan, k=3, epochs=1)
+    assert len(seen) == 3 and all(not train & valid for train, valid in seen)
+    assert sorted(ev.paths) == sorted(n for _, valid in seen for n in valid) and len(set(ev.paths)) == len(ev.paths) == 60
+    by_name = {f'{learn.dls.vocab[t]}': n for t, n in zip(ev.targs, ev.paths)}
+    assert all(n.startswith(kind) for kind, n in by_name.items()) and ev.source(0).endswith(ev.paths[0])
+
+def test_a_plan_without_training_is_refused(shapes):
+    plan = image_learner(image_dls(shapes, size=32, bs=8, num_workers=0, device='cpu'), 'test_resnet').plan
+    with pytest.raises(InputError, match='no training in it yet'): out_of_fold(plan)
+
+def test_features_leave_the_network_as_it_was(learn):
+    learn.model.train()
+    before = {k: v.clone() for k, v in learn.model.state_dict().items()}
+    features = picture_features(learn, learn.dls.valid_ds)
+    assert learn.model.training and all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
+    assert features.shape[0] == len(learn.dls.valid_ds) and np.allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
+
+def test_the_far_one_is_an_outlier():
+    rng = np.random.default_rng(0)
+    features = rng.normal([5, 0, 0], .1, (200, 3))
+    features[77] = 0, 5, 0
+    features[78] = 0, 5, .01 # and has a copy
+    assert set(np.argsort(-outlier_scores(features))[:2]) == {77, 78}
+
+@pytest.mark.parametrize('n', [0, 1, 2, 5])
+def test_few_pictures_have_scores(n): assert outlier_scores(np.eye(max(n, 1))[:n]).shape == (n,)
