@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 
 from .core import InputError, did_you_mean
-from .names import find_name
+from .names import find_name, is_number
 
 # %% ../nbs/32_schedules.ipynb #b1ba1bc1
 def _constant(share, t, s): return 1.
@@ -81,8 +81,6 @@ class Schedule:
         return self.lr_min + (self.lr - self.lr_min)*left if self.name in FADES else max(self.lr*left, self.lr_min)
 
 # %% ../nbs/32_schedules.ipynb #0cc3a14c
-def _is_number(v): return isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
-
 _WORDS = dict(cos='cosine', cosine_annealing='cosine', cosineannealinglr='cosine', cosinedecay='cosine', poly='polynomial',
               polynomialdecay='polynomial', polynomiallr='polynomial', multistep='multi_step', multisteplr='multi_step',
               multistepdecay='multi_step', steplr='step', onecycle='one_cycle', onecyclelr='one_cycle', exp='exponential',
@@ -99,7 +97,7 @@ def _check_schedule(o):
         if (v := getattr(o, k)) is not None and (type(v) is not int or v < least):
             raise InputError(f"{k}={v!r}: give a whole number, at least {least}.")
     for k in ('lr', 'warmup_epochs', 'warmup_lr', 'lr_min'):
-        if not _is_number(v := getattr(o, k)) or v < 0: raise InputError(f"{k}={v!r}: give a number that is not negative.")
+        if not is_number(v := getattr(o, k)) or v < 0: raise InputError(f"{k}={v!r}: give a number that is not negative.")
     if not o.lr > 0: raise InputError(f"lr={o.lr}: a schedule needs a full rate above zero.")
     if o.warmup_epochs and o.warmup_steps is not None:
         raise InputError(f"warmup_epochs={o.warmup_epochs} and warmup_steps={o.warmup_steps} say the same. Give one of them.")
@@ -124,10 +122,10 @@ def _check_args(name, args):
 
 def _check_arg(what, k, v):
     if k in ('milestones', 'decay_epochs', 'values'):
-        if not isinstance(v, tuple) or not v or not all(_is_number(o) and o >= 0 for o in v):
+        if not isinstance(v, tuple) or not v or not all(is_number(o) and o >= 0 for o in v):
             raise InputError(f"{what}: {k}={v!r} is no list of numbers, none of them negative.")
         if k != 'values' and list(v) != sorted(set(v)): raise InputError(f"{what}: {k}={v} must rise from one to the next.")
-    elif not _is_number(v) or v <= 0: raise InputError(f"{what}: {k}={v!r} is no number above zero.")
+    elif not is_number(v) or v <= 0: raise InputError(f"{what}: {k}={v!r} is no number above zero.")
     elif k == 'pct_start' and v >= 1: raise InputError(f"{what}: pct_start={v} is the share of the rise. Give it below 1.")
 
 def _check_values(o, args):
