@@ -10,7 +10,7 @@ __all__ = ['MOBILENETV3', 'TORCHVISION', 'PADDLECLAS_CFG', 'NO_SOURCE', 'paddlec
 # %% ../nbs/24_archs.ipynb #c2ee8090
 import csv
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 
 import timm
@@ -53,6 +53,7 @@ class Arch:
     tag: str = '' # Of the published weights; '': the library's default
     kwargs: dict = field(default_factory=dict) # What turns the base into the network meant
     nearest: str = '' # The most similar one that has weights, for one that has none
+    differs: str = '' # What makes its count of parameters another one than PaddleClas's
 
     @property
     def full_name(self) -> str: # As its library writes it
@@ -64,7 +65,7 @@ def _from_paddleclas(row):
     if not row['library']:
         raise InputError(f"'{name}' is a PaddleClas architecture that neither timm nor torchvision has. "
                          f"The nearest that exists is '{nearest}'.")
-    return Arch(name, row['library'], row['base'], row['tag'], json.loads(row['kwargs'] or '{}'), nearest)
+    return Arch(name, row['library'], row['base'], row['tag'], json.loads(row['kwargs'] or '{}'), nearest, row['differs'])
 
 def _check_tag(base, tag):
     tags = [o.partition('.')[2] for o in timm.list_pretrained(f'{base}.*')]
@@ -82,6 +83,8 @@ def find_arch(
         base, _, tag = name.partition('.')
         _check_tag(base, tag)
         return Arch(name, 'timm', base, tag)
+    if own := next((o for o in paddleclas_table().values() if o['library'] == 'torchvision' and not o['kwargs']
+                    and o['base'] == name), None): return replace(_from_paddleclas(own), name=name) # torchvision's own name
     raise InputError(f"There is no architecture '{name}'.{did_you_mean(name, [*timm.list_models(), *paddleclas_table()])} "
                      "timm.list_models('*part*') lists what there is.")
 

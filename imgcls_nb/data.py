@@ -318,16 +318,27 @@ class ImageDataLoaders(DataLoaders):
         dls.custom = self.custom
         return dls
 
+    def _labels(self, sources): # as the data set has them
+        known = {_key(o): int(y) for ds in (self.train_ds, self.valid_ds) for o, y in zip(ds.items, ds.labels)}
+        missing = [o for o in sources if _key(o) not in known]
+        if not missing: return [known[_key(o)] for o in sources]
+        raise InputError(f"with_labels=True: {len(missing)} of {len(sources)} pictures are not of these data, such as "
+                         f"{str(missing[0])[:80]}, and so have no label here. Leave with_labels out.")
+
     def test_dl(self,
         items, # Paths of pictures, or a folder
-        with_labels=False, # For fastai's signature; test pictures have no labels here
+        with_labels=False, # With the labels that these pictures have in training and validation set
         rm_type_tfms=None, # For fastai's signature
         **kwargs # Handed to the loader
     ) -> ImageDL:
-        "A loader of pictures without labels, prepared as for validation"
+        "A loader of pictures prepared as for validation"
         paths = list_images(items) if isinstance(items, (str, Path)) else list(items)
-        pics = PictureList(self.path, paths, [-1]*len(paths), self.vocab)
+        pics = PictureList(self.path, paths, self._labels(paths) if with_labels else [-1]*len(paths), self.vocab)
         return self.valid.new(pics, shuffle=False, drop_last=False, **kwargs)
+
+def _key(source): # paths are told apart by their text, pixels in memory by where they are
+    if isinstance(source, (str, Path)): return os.path.abspath(source)
+    return source.__array_interface__['data'][0] if isinstance(source, np.ndarray) else source
 
 # %% ../nbs/20_data.ipynb #eca5f724
 def auto_workers(

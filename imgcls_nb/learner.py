@@ -23,23 +23,25 @@ from fastcore.basics import noop, patch
 from fastcore.foundation import L
 
 from .augment import augment_ops
-from .callbacks.averaging import valid_names
 from .callbacks.catalog import callback_ops, make_callbacks
 from .callbacks.clock import Clock, EpochMetrics
 from .callbacks.guards import DivergenceGuard, TimeLimit
 from .callbacks.mixing import MixBatch
-from .callbacks.precision import PRECISIONS, auto_channels_last, auto_precision, describe_hardware, precision_callbacks
+from .callbacks.precision import describe_hardware, precision_callbacks, read_channels_last, read_precision
 from .callbacks.progress import EpochTable
 from .callbacks.recording import Checkpointer, RunWriter
 from .callbacks.resizing import GrowSize
 from .callbacks.steps import BackOff
 from .callbacks.timing import StepTimer
 from .core import InputError, Preprocess, did_you_mean
-from .losses import as_loss, make_loss
-from .metrics import make_metrics
+from .idioms import (FitCheck, Idioms, as_opt_func, check_fit, check_keywords, check_what, describe_data,
+                              keywords_explained, remember)
+from .losses import as_loss, make_loss, weights_by_class
+from .metrics import check_monitor, epoch_names, make_metrics, read_metric
 from .mixing import mix_ops
-from .models import create_model, layer_scales, model_preprocess, split_params
+from .models import check_pretrained, create_model, layer_scales, model_preprocess, split_params
 from .moments import ResumableLearner
+from .names import is_number
 from .optim import make_optimizer, read_optimizer
 from .plan import FitPlan, ModelPlan, ObjectivePlan, Plan
 from .resume import INSIDE, INTERRUPTED, check_call, end_call, take_up
@@ -49,7 +51,7 @@ from .schedules import fit_scheduled
 from .seeds import mix_seed, seeded
 
 # %% ../nbs/45_learner.ipynb #35bd8d04
-class ImageLearner(ResumableLearner):
+class ImageLearner(Idioms, ResumableLearner):
     "A fastai `Learner` with a plan"
     plan, run_folder, planned, _depth = None, None, (), 0
     ahead, cut, resumption = (), False, None # calls that will follow; whether the last one was interrupted; a run that goes on
@@ -90,6 +92,9 @@ class ImageLearner(ResumableLearner):
         self.cut = False
 
     def _note(self, method, args):
+        check_fit(args)
+        self.renew_opt()
+        self._add_custom(*self._built.departures(self))
         self._add_custom(*(f'callback {o.name}' for o in self.cbs if not any(o is p for p in self.planned)),
                          *(f'without {o.name}' for o in self.planned if not any(o is c for c in self.cbs)
                            and not isinstance(o, EpochTable)))
@@ -109,7 +114,10 @@ class ImageLearner(ResumableLearner):
 
     @wraps(Learner.load)
     def load(self, *args, **kwargs):
-        loaded = super().load(*args, **kwargs)
+        try: loaded = super().load(*args, **kwargs)
+        except (RuntimeError, FileNotFoundError) as e:
+            raise InputError(f"'{args[0] if args else kwargs.get('file')}' cannot be loaded into this {self.plan.model.arch}: "
+                             f"{str(e).splitlines()[0]} {next(iter(str(e).splitlines()[1:2]), '').strip()}".strip()) from e
         if self.clock.searching: return loaded # a search puts back what it found
         self._add_custom('loaded weights')
         if hasattr(self, 'ema'): self.ema.forget()
@@ -151,7 +159,8 @@ def _traceless(search):
                 raise
             finally:
                 self.origin = origin
-                with suppress(OSError): (self.path/self.model_dir).rmdir() # fastai makes it, and it is empty now
+                for o in (self.path/self.model_dir, self.path) if self.run_folder else [self.path/self.model_dir]:
+                    with suppress(OSError): o.rmdir() # fastai makes them, and they are empty now
     return wrapper
 
 ImageLearner.lr_find = _traceless(Learner.lr_find)
@@ -166,6 +175,7 @@ def tta(self:ImageLearner,
     use_max:bool=False, # Take the largest in place of the mean
 ): # Probabilities `(N, C)` and targets; with `beta=None` the varied ones, the plain ones and the targets
     "Predict with test-time augmentation"
+    if not is_number(n, whole=True) or n < 1: raise InputError(f"n={n!r} is no number of looks. Give at least 1.")
     plain = (dl or self.dls[ds_idx]).new(shuffle=False, drop_last=False, ops=None)
     varied, looks = plain.new(ops=self.dls.train.how['ops'] or augment_ops('light')), []
     with self.no_bar():
@@ -186,55 +196,42 @@ def _noted(method):
         with self._noting(method.__name__, given, resume, allow), self.added_cbs(limit): return method(self, *args, **kwargs)
     return wrapper
 
-FIT_METHODS = ('fit', 'fit_one_cycle', 'fit_flat_cos', 'fine_tune', 'freeze_to') # freeze and unfreeze come through freeze_to
+FIT_METHODS = ('fit', 'fit_one_cycle', 'fit_flat_cos', 'fit_sgdr', 'fine_tune', 'freeze_to') # the last: (un)freeze use it
 for _name in FIT_METHODS: setattr(ImageLearner, _name, _noted(getattr(ResumableLearner, _name)))
 ImageLearner.fit_scheduled, FIT_METHODS = _noted(fit_scheduled), (*FIT_METHODS, 'fit_scheduled')
 
 # %% ../nbs/45_learner.ipynb #0fcb2570
 def _build(plan, dls, loss_func=None, opt_func=None, metrics=None, cbs=None):
     device, obj = dls.device, plan.objective
-    precision = plan.precision if plan.precision != 'auto' else auto_precision(device)
-    channels_last = plan.channels_last if plan.channels_last != 'auto' else auto_channels_last(device, precision)
+    precision = read_precision(plan.precision, device)
+    channels_last = read_channels_last(plan.channels_last, device, precision)
     precise, named = precision_callbacks(precision, device), make_callbacks(plan.callbacks, plan.run)
-    metrics = make_metrics(metrics or list(plan.metrics) or None, dls.c)
+    metrics = make_metrics(plan.metrics if metrics is None else metrics, dls.c)
     if plan.run: Run(plan.run).check_alone(Path(plan.data.path))
     if not opt_func: read_optimizer(obj.opt, obj.opt_args) # what cannot be is said before a network is built
     model, dls = _build_model(plan, dls, channels_last)
     learn = ImageLearner(dls, model, as_loss(loss_func) if loss_func else _loss(obj, dls), opt_func or _optimizer(obj, model),
                          splitter=_splitter(obj), wd=obj.weight_decay, wd_bn_bias=obj.decay_norm_bias or not opt_func,
                          metrics=metrics, path=plan.run or '.',
-                         cbs=[Clock(plan.data.seed), EpochMetrics(), StepTimer(), EpochTable(), *precise, *_varying(plan),
-                              *_watching(device, named), *named, *L(cbs)])
+                         cbs=[Clock(plan.data.seed), EpochMetrics(), StepTimer(), EpochTable(), FitCheck(), *precise,
+                              *_varying(plan), *_watching(device, named), *named, *L(cbs)])
     learn.remove_cbs(ProgressCallback)
     learn.plan = replace(plan, data=dls.plan, model=replace(plan.model, num_classes=dls.c), mix=mix_ops(plan.mix),
-                         precision=precision, channels_last=channels_last, device=str(device), schedule=(), resume=None,
-                         monitor=plan.monitor or _usual_monitor(learn))
-    _check_values(learn)
+                         precision=precision, channels_last=channels_last, device=str(device), schedule=(), resume=None)
+    check_monitor(plan.monitor, epoch_names(learn))
+    if hasattr(learn, 'early_stop'): check_monitor(learn.early_stop.monitor, epoch_names(learn), 'early_stop: monitor')
     if plan.run: _write_run(learn, Run(plan.run))
-    learn.planned = tuple(learn.cbs)
+    learn.planned, learn._built = tuple(learn.cbs), remember(learn)
     print(describe_hardware(device, precision, channels_last, dls.train.fake_l.num_workers))
     return learn
 
 def _write_run(learn, run):
     plan, learn.run_folder = learn.plan, run
-    learn.add_cbs([RunWriter(run, _describe_data(learn.dls)),
-                   Checkpointer(run, plan.save_interval, plan.keep_last, plan.save_steps, plan.save_minutes, plan.monitor)])
-
-def _averaged(learn): return learn.ema.names if hasattr(learn, 'ema') else [] # values of the averaged weights
-
-def _usual_monitor(learn): return next((o for o in ('ema_top1', 'ema_valid_loss') if o in _averaged(learn)), None)
-
-def _check_values(learn): # that are to be watched, before anything is trained or written
-    known = ['train_loss', *valid_names(learn), 'train_top1', *_averaged(learn)]
-    watched = dict(monitor=learn.plan.monitor) | (dict(metric=learn.early_stop.metric) if hasattr(learn, 'early_stop') else {})
-    for what, name in watched.items():
-        if name in (None, *known): continue
-        raise InputError(f"{what}='{name}' is unknown.{did_you_mean(name, known)} An epoch gives {', '.join(known)}.")
+    learn.add_cbs([RunWriter(run, describe_data(learn.dls)),
+                   Checkpointer(run, plan.save_interval, plan.keep_last, plan.save_steps, plan.save_minutes, plan.monitor,
+                                plan.monitor_mode)])
 
 def _varying(plan): # what changes the batches
-    if plan.data.start_size and plan.data.sizes:
-        raise InputError(f"start_size={plan.data.start_size} and sizes={plan.data.sizes} both say how large pictures are. "
-                         "Give one of them.")
     mix = mix_ops(plan.mix)
     return [*([MixBatch(mix, plan.data.seed)] if mix else []),
             *([GrowSize(plan.data.start_size)] if plan.data.start_size else [])]
@@ -244,8 +241,12 @@ def _watching(device, named): # on by itself, unless it was asked for with setti
     return [o() for o in usual if not any(isinstance(n, o) for n in named)]
 
 def _loss(obj, dls):
-    weights = class_weights(dls.train_ds.labels, dls.c, dls.loss_power) if dls.loss_power else None
-    return make_loss(obj.loss, obj.label_smoothing, weights, **obj.loss_args).to(dls.device)
+    args = dict(obj.loss_args)
+    weights = weights_by_class(args.pop('weight', None), dls.vocab)
+    if weights and dls.loss_power:
+        raise InputError(f"balance='{dls.plan.balance}' and loss_args' weight both weigh the classes. Give one of them.")
+    if dls.loss_power: weights = class_weights(dls.train_ds.labels, dls.c, dls.loss_power)
+    return make_loss(obj.loss, obj.label_smoothing, weights, **args).to(dls.device)
 
 def _splitter(obj): return split_params if obj.layer_decay is None else partial(split_params, coarse=False) # block by block
 
@@ -259,13 +260,9 @@ def _build_model(plan, dls, channels_last):
         raise InputError(f"The model is to have {plan.model.num_classes} outputs, but the data have {dls.c} classes. "
                          "Make them equal.")
     with seeded(mix_seed(plan.data.seed, 'init')):
-        model = create_model(plan.model.arch, plan.model.pretrained, dls.c, size=plan.data.size, **plan.model.kwargs)
+        model = create_model(plan.model.arch, plan.model.pretrained, dls.c, plan.data.size, vocab=dls.vocab, **plan.model.kwargs)
     model.to(dls.device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     return model, dls if plan.data.preprocess else dls.with_preprocess(model_preprocess(model, plan.data.size))
-
-def _describe_data(dls):
-    def part(pics): return dict(pictures=len(pics), classes=pics.counts(), list_sha256=pics.list_hash())
-    return dict(vocab=list(dls.vocab), train=part(dls.train_ds), valid=part(dls.valid_ds), quarantined=dls.quarantined)
 
 def learner_from_plan(
     plan:Plan, # What to build
@@ -304,20 +301,21 @@ def image_learner(
     arch:str, # A timm or PaddleClas name
     pretrained:bool|str=False, # True: published weights; a path: weights from a file
     loss='cross_entropy', # Name of one of `losses.LOSSES`, or a function of `(logits, targets)`
-    loss_args:dict|None=None, # Arguments of a named loss, such as `gamma`
+    loss_args:dict|None=None, # Arguments of a named loss, such as `gamma`, or `weight`: numbers, or class names to numbers
     label_smoothing:float=0., # Share of the target spread over all classes
-    opt='adamw', # Name of one of `optim.OPTIMIZERS`, or a fastai optimizer function
+    opt='adamw', # Name of one of `optim.OPTIMIZERS`, a fastai optimizer function, or a torch optimizer class
     opt_args:dict|None=None, # Arguments of a named optimizer, such as `mom`
     wd:float|None=None, # Weight decay; None: the optimizer's default
     decay_norm_bias:bool=False, # Decay normalization and bias parameters as well
     layer_decay:float|None=None, # Learning rate of each depth relative to the next deeper one, such as 0.75; None: all alike
     mix=None, # Label mixing: 'mixup', 'cutmix', 'fmix', 'mixup+cutmix', or `(name, arguments)` pairs; None: none
-    metrics=None, # Names of `metrics.METRICS`, fastai metrics; None: top-1, and top-5 where there are more than five classes
+    metrics=None, # Names of `metrics.METRICS`, fastai metrics; None: top-1, and top-5 of more than five classes; []: none
     cbs=None, # Names of `callbacks.catalog.CALLBACKS` such as 'ema', `(name, arguments)` pairs, and fastai callbacks
     precision:str='auto', # 'auto', 'fp32', 'bf16' or 'fp16'
     channels_last:bool|str='auto', # Memory format; 'auto': by device
     run=None, # Run folder to write; None: nothing is written
-    monitor:str|None=None, # Value that tells the best epoch, such as 'valid_loss'; None: 'ema_top1' with 'ema', else 'top1'
+    monitor:str|None=None, # Value that tells the best epoch, such as 'valid_loss'; None: top-1, of averaged weights if better
+    monitor_mode:str|None=None, # 'min' or 'max': which way it is better; None: as the metric or its name says
     save_interval:int=1, # Keep `epoch_N` every so many epochs; 0: only best and latest
     keep_last:int|None=3, # Of these keep the newest so many; None: all
     save_steps:int|None=None, # Within an epoch save `latest` every so many steps; None: not by steps
@@ -325,25 +323,38 @@ def image_learner(
     **kwargs # Handed to the architecture, such as `drop_rate`
 ) -> ImageLearner: # Not frozen; `fine_tune` freezes by itself
     "Join data and a network in a fastai `Learner`"
+    own = list(inspect.signature(image_learner).parameters)
+    check_what(dls, arch)
+    check_pretrained(pretrained)
+    kwargs = check_keywords(kwargs, own, dls)
+    loss, opt = 'cross_entropy' if loss is None else loss, 'adamw' if opt is None else opt
+    loss_args, label_smoothing = _read_loss_args(loss_args, label_smoothing)
     _check_objects(dls, loss, dict(label_smoothing=label_smoothing, loss_args=loss_args),
                    opt, dict(opt_args=opt_args, layer_decay=layer_decay))
-    pairs, own = callback_ops(cbs)
-    named = [] if metrics is None else [metrics] if isinstance(metrics, str) else list(L(metrics))
-    plain_metrics = all(isinstance(o, str) for o in named)
-    given = dict(loss=not isinstance(loss, str), opt=not isinstance(opt, str), metrics=not plain_metrics, cbs=bool(own))
-    objective = ObjectivePlan(loss if isinstance(loss, str) else 'cross_entropy', loss_args or {}, label_smoothing,
+    pairs, objects = callback_ops(cbs)
+    named = None if metrics is None else [read_metric(o) for o in L(metrics)]
+    plain_metrics = named is None or all(isinstance(o, str) for o in named)
+    given = dict(loss=not isinstance(loss, str), opt=not isinstance(opt, str), metrics=not plain_metrics, cbs=bool(objects))
+    objective = ObjectivePlan(loss if isinstance(loss, str) else 'cross_entropy', loss_args, label_smoothing,
                               opt if isinstance(opt, str) else 'adamw', opt_args or {}, wd, decay_norm_bias, layer_decay)
-    if precision not in PRECISIONS:
-        raise InputError(f"precision={precision!r} is unknown. Use one of {', '.join(PRECISIONS)}."
-                         f"{did_you_mean(precision, PRECISIONS)}")
     weights = pretrained if isinstance(pretrained, bool) else str(pretrained)
-    plan = Plan(dls.plan, ModelPlan(arch, weights, kwargs=kwargs), objective, metrics=tuple(named) if plain_metrics else (),
-                callbacks=pairs, monitor=monitor, mix=mix_ops(mix), precision=precision, channels_last=channels_last,
-                run=str(run) if run else None, save_interval=save_interval, keep_last=keep_last,
+    plan = Plan(dls.plan, ModelPlan(arch, weights, kwargs=kwargs), objective,
+                metrics=tuple(named) if named is not None and plain_metrics else None, callbacks=pairs, monitor=monitor,
+                monitor_mode=monitor_mode, mix=mix_ops(mix), precision=read_precision(precision, dls.device),
+                channels_last=read_channels_last(channels_last, dls.device, precision), run=str(run) if run else None,
+                save_interval=save_interval, keep_last=keep_last,
                 save_steps=save_steps, save_minutes=save_minutes,
                 custom=dls.custom + tuple(k for k, v in given.items() if v))
-    return _build(plan, dls, None if isinstance(loss, str) else loss, None if isinstance(opt, str) else opt,
-                  None if plain_metrics else named, own)
+    with keywords_explained(kwargs, own):
+        return _build(plan, dls, None if isinstance(loss, str) else loss, None if isinstance(opt, str) else as_opt_func(opt),
+                      None if plain_metrics else named, objects)
+
+def _read_loss_args(loss_args, label_smoothing): # as plain values, the smoothing apart
+    args = {k: _bare(v) for k, v in (loss_args or {}).items()}
+    smoothing = args.pop('label_smoothing', label_smoothing)
+    if label_smoothing and smoothing != label_smoothing:
+        raise InputError(f"label_smoothing={label_smoothing} and in loss_args {smoothing} differ. Give one of them.")
+    return args, smoothing
 
 def _check_objects(dls, loss, of_loss, opt, of_opt): # settings that an object would leave unused
     if dls.loss_power and not isinstance(loss, str):

@@ -20,6 +20,7 @@ from timm.optim import list_optimizers as timm_optimizers
 from torch import nn
 
 from .core import InputError, did_you_mean
+from .names import nearest
 from .models import undecayed
 
 # %% ../nbs/31_optim.ipynb #44818e1b
@@ -32,6 +33,7 @@ def _unfit(name): # why a `Learner` cannot use it, or None
 
 OPTIMIZERS = {o: get_optimizer_info(o).description for o in timm_optimizers() if not _unfit(o)}
 OPTIMIZERS['sgd'] = OPTIMIZERS['momentum']
+_WORDS = dict(momentum='sgd', rmsprop='rmsproptf', adam_w='adamw', ranger="The nearest to fastai's ranger is 'lookahead_radam'.")
 _USUAL = 'sgd', 'nesterov', 'adamw', 'adam', 'lamb', 'lars', 'rmsproptf', 'muon', 'lion', 'adanw'
 
 # %% ../nbs/31_optim.ipynb #7449e53c
@@ -54,7 +56,7 @@ def _find(name): # the name in lower case
     key = str(name).lower()
     if key in OPTIMIZERS: return key
     why = f"cannot be used: {_unfit(key)}." if key in timm_optimizers() else "is unknown."
-    near = did_you_mean(name, _USUAL) or did_you_mean(name, OPTIMIZERS)
+    near = nearest(name, _USUAL, _WORDS) or did_you_mean(name, OPTIMIZERS)
     raise InputError(f"opt={name!r} {why}{near} Usual are {', '.join(_USUAL)}; imgcls_nb.optim.OPTIMIZERS lists all.")
 
 def _parameters(name): return inspect.signature(get_optimizer_info(name).opt_class).parameters
@@ -81,11 +83,16 @@ def read_optimizer(
     _create(name, spare, native)
     return name, native
 
+_ARG_WORDS = dict(momentum='mom', moms='mom', beta1='mom', beta2='sqr_mom', alpha='sqr_mom', epsilon='eps',
+                  betas='mom')
+
 def _check_args(name, args, slots, own):
     known = [*slots, *own]
     for k, v in args.items():
-        if k not in known: raise InputError(f"opt='{name}' takes no '{k}'.{did_you_mean(k, known)} It takes: {', '.join(known)}. "
-                                            "Learning rate and weight decay are given beside it, as lr and wd.")
+        if k not in known:
+            near = nearest(k, known, {w: o for w, o in _ARG_WORDS.items() if o in known})
+            raise InputError(f"opt='{name}' takes no '{k}'.{near} It takes: {', '.join(known)}. "
+                             "The weight decay is given beside it, as wd, and the learning rate to the method that trains.")
         if k in slots and (same := slots[k][0]) in args:
             raise InputError(f"opt='{name}': {k}={v} and {same}={args[same]} say the same thing. Give one of them.")
 

@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 
 from .core import InputError, did_you_mean
+from .names import find_name, is_number
 
 # %% ../nbs/32_schedules.ipynb #b1ba1bc1
 def _constant(share, t, s): return 1.
@@ -80,11 +81,14 @@ class Schedule:
         return self.lr_min + (self.lr - self.lr_min)*left if self.name in FADES else max(self.lr*left, self.lr_min)
 
 # %% ../nbs/32_schedules.ipynb #0cc3a14c
-def _is_number(v): return isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
+_WORDS = dict(cos='cosine', cosine_annealing='cosine', cosineannealinglr='cosine', cosinedecay='cosine', poly='polynomial',
+              polynomialdecay='polynomial', polynomiallr='polynomial', multistep='multi_step', multisteplr='multi_step',
+              multistepdecay='multi_step', steplr='step', onecycle='one_cycle', onecyclelr='one_cycle', exp='exponential',
+              exponentiallr='exponential', const='constant', lin='linear', flat_cos="learn.fit_flat_cos does that.",
+              plateau="fastai's ReduceLROnPlateau does that, as a callback.")
 
 def _check_schedule(o):
-    if o.name not in SCHEDULES:
-        raise InputError(f"schedule={o.name!r} is unknown.{did_you_mean(o.name, SCHEDULES)} Known: {', '.join(SCHEDULES)}.")
+    object.__setattr__(o, 'name', find_name('schedule', o.name, SCHEDULES, _WORDS))
     args = {k: tuple(v) if isinstance(v, list) else v for k, v in o.args.items()} # JSON and YAML have no tuples
     object.__setattr__(o, 'args', args)
     _check_args(o.name, args)
@@ -93,7 +97,7 @@ def _check_schedule(o):
         if (v := getattr(o, k)) is not None and (type(v) is not int or v < least):
             raise InputError(f"{k}={v!r}: give a whole number, at least {least}.")
     for k in ('lr', 'warmup_epochs', 'warmup_lr', 'lr_min'):
-        if not _is_number(v := getattr(o, k)) or v < 0: raise InputError(f"{k}={v!r}: give a number that is not negative.")
+        if not is_number(v := getattr(o, k)) or v < 0: raise InputError(f"{k}={v!r}: give a number that is not negative.")
     if not o.lr > 0: raise InputError(f"lr={o.lr}: a schedule needs a full rate above zero.")
     if o.warmup_epochs and o.warmup_steps is not None:
         raise InputError(f"warmup_epochs={o.warmup_epochs} and warmup_steps={o.warmup_steps} say the same. Give one of them.")
@@ -102,6 +106,8 @@ def _check_schedule(o):
     for k in ('warmup_lr', 'lr_min'):
         if getattr(o, k) > o.lr: raise InputError(f"{k}={getattr(o, k)} is above the full rate, lr={o.lr}.")
 
+_EXAMPLES = dict(step_epochs='30', milestones='[30, 60]', decay_epochs='[30, 60]', values='[0.1, 0.01, 0.001]', gamma='0.9')
+
 def _check_args(name, args):
     params = [o for o in inspect.signature(SCHEDULES[name]).parameters.values() if o.name not in ('share', 't', 's')]
     known, what = [o.name for o in params], f"schedule='{name}'"
@@ -109,16 +115,17 @@ def _check_args(name, args):
         if k not in known:
             near = did_you_mean(k, [*known, *(o.name for o in fields(Schedule) if o.name not in ('name', 'args'))])
             raise InputError(f"{what} takes no '{k}'.{near} Of its own it takes: {', '.join(known) or 'nothing'}.")
-    for o in params:
-        if o.default is o.empty and o.name not in args: raise InputError(f"{what} needs {' and '.join(known)}.")
+    if missing := [o.name for o in params if o.default is o.empty and o.name not in args]:
+        example = ', '.join(f'{k}={_EXAMPLES[k]}' for k in missing)
+        raise InputError(f"{what} needs {' and '.join(missing)}, such as {example}.")
     for k, v in args.items(): _check_arg(what, k, v)
 
 def _check_arg(what, k, v):
     if k in ('milestones', 'decay_epochs', 'values'):
-        if not isinstance(v, tuple) or not v or not all(_is_number(o) and o >= 0 for o in v):
+        if not isinstance(v, tuple) or not v or not all(is_number(o) and o >= 0 for o in v):
             raise InputError(f"{what}: {k}={v!r} is no list of numbers, none of them negative.")
         if k != 'values' and list(v) != sorted(set(v)): raise InputError(f"{what}: {k}={v} must rise from one to the next.")
-    elif not _is_number(v) or v <= 0: raise InputError(f"{what}: {k}={v!r} is no number above zero.")
+    elif not is_number(v) or v <= 0: raise InputError(f"{what}: {k}={v!r} is no number above zero.")
     elif k == 'pct_start' and v >= 1: raise InputError(f"{what}: pct_start={v} is the share of the rise. Give it below 1.")
 
 def _check_values(o, args):
@@ -177,4 +184,13 @@ def fit_scheduled(
     self.opt.set_hyper('lr', lr)
     made = Schedule(schedule, self.opt.hypers[-1]['lr'], n_epoch, len(self.dls.train), warmup_epochs, warmup_steps, warmup_lr,
                     lr_min, by_epoch, after_warmup, kwargs)
+    _say_late(made)
     self.fit(n_epoch, lr, wd=wd, cbs=[LRSchedule(made), *L(cbs)])
+
+def _say_late(o): # what the training is over before
+    asked = o.warmup_epochs*o.steps_per_epoch if o.warmup_steps is None else o.warmup_steps
+    if asked > o.steps:
+        print(f"The warm-up is longer than the training, {asked:g} steps of {o.steps}: "
+              f"the full rate of {o.lr:g} is never reached.")
+    late = [m for k in ('milestones', 'decay_epochs') for m in o.args.get(k, ()) if m >= o.n_epoch]
+    if late: print(f"The training ends after epoch {o.n_epoch}, before it comes to {', '.join(f'{m:g}' for m in late)}.")

@@ -88,12 +88,14 @@ def model_summary(
     size=None, # Pixels, one number or `(height, width)`; None: what it was made for
 ) -> ModelSummary:
     "Count what a network is made of and what it costs, without computing anything"
-    if isinstance(model, str):
-        with torch.device('meta'): model = create_model(model, size=size)
+    named = model if isinstance(model, str) else ''
+    if named:
+        with torch.device('meta'): model = create_model(named, size=size)
     cfg, params = model.pretrained_cfg, list(model.parameters())
     channels = count_channels(model)
     hw = size_hw(size) if size else tuple(cfg.get('input_size', (3, 224, 224))[1:])
     macs, activations = _count_costs(model, channels, hw)
-    n = sum(p.numel() for p in params)
-    return ModelSummary(cfg.get('architecture', type(model).__name__), n, sum(p.numel() for p in params if p.requires_grad),
+    n, arch = sum(p.numel() for p in params), cfg.get('architecture', type(model).__name__)
+    title = named if named.startswith(arch) else f'{named} ({arch})' if named else arch
+    return ModelSummary(title, n, sum(p.numel() for p in params if p.requires_grad),
                         macs/1e9, hw, channels, model.num_classes, n*4/1e6, activations/1e6, _groups_table(model))

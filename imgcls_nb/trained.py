@@ -7,6 +7,7 @@ __all__ = ['Trained', 'trained_from_plan', 'activation_of', 'checkpoint_of', 'lo
 
 # %% ../nbs/42_trained.ipynb #59c5ee8e
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -56,11 +57,13 @@ def checkpoint_of(
     return run.plan, found.weights, found.facts
 
 def load_trained(
-    run, # A run folder
-    name:str='best_model', # Which checkpoint
+    run, # A run folder, or a checkpoint in it, such as 'runs/photos/epoch_3'
+    name:str='best_model', # Which checkpoint of a run folder
 ) -> Trained:
     "Load the network of a run"
-    return trained_from_plan(*checkpoint_of(run, name))
+    path = Path(run).expanduser()
+    if not path.is_dir() and Run(path.parent).exists: path, name = path.parent, path.name.removesuffix('.safetensors')
+    return trained_from_plan(*checkpoint_of(path, name))
 
 # %% ../nbs/42_trained.ipynb #65d6470c
 class TorchPredictor(Predictor):

@@ -33,7 +33,8 @@ def _timm_rows():
         if not timm.is_model(o['name'].partition('.')[0]): continue # of another version of timm
         yield dict(name=o['name'], size=int(o['size']), params_m=_number(o['params_m']), gmacs=_number(o['gmacs']),
                    top1=_number(o['top1']), top5=_number(o['top5']), pretrained=o['name'] in pretrained,
-                   paddleclas=', '.join(meant.get(o['name'], ())), source=SOURCES['timm'] if o['top1'] else '')
+                   paddleclas=', '.join(meant.get(o['name'], ())), source=SOURCES['timm'] if o['top1'] else '',
+                   differs=_differs(meant.get(o['name'], ())))
 
 def _meant(): # timm name to the PaddleClas names that mean it
     found = {}
@@ -42,6 +43,9 @@ def _meant(): # timm name to the PaddleClas names that mean it
             found.setdefault('.'.join(filter(None, (row['base'], row['tag']))), []).append(name)
     return found
 
+def _differs(names): # what makes the counts of parameters differ from PaddleClas's
+    return '; '.join(dict.fromkeys(d for o in names if (d := paddleclas_table()[o]['differs'])))
+
 def _paddleclas_rows():
     for name, row in paddleclas_table().items():
         if paddleclas_kind(row) not in ('torchvision', 'built'): continue
@@ -49,7 +53,8 @@ def _paddleclas_rows():
         figures = dict(top1=_number(row['top1']), top5=float('nan'), gmacs=_number(row['gmacs']))
         figures |= published_metrics(find_arch(name))
         source = SOURCES['torchvision' if row['tag'] else 'paddleclas'] if figures['top1'] > 0 else ''
-        yield dict(name=name, size=224, params_m=params, pretrained=bool(row['tag']), paddleclas=name, source=source) | figures
+        told = dict(paddleclas=name, source=source, differs=row['differs'])
+        yield dict(name=name, size=224, params_m=params, pretrained=bool(row['tag'])) | told | figures
 
 # %% ../nbs/26_zoo.ipynb #c893522c
 def _latency_file(): return cache_folder('latency')/'measured.jsonl'
@@ -81,7 +86,7 @@ def read_latencies() -> list: # Dicts of name, size, engine, ms; one for each na
     return list(found.values())
 
 # %% ../nbs/26_zoo.ipynb #c5d4e5c8
-COLUMNS = ['name', 'params_m', 'gmacs', 'size', 'top1', 'top5', 'pretrained', 'paddleclas', 'source']
+COLUMNS = ['name', 'params_m', 'gmacs', 'size', 'top1', 'top5', 'pretrained', 'paddleclas', 'source', 'differs']
 
 def models_table(
     pattern:str='*', # Of timm or PaddleClas names, upper and lower case alike; without '*': a part of them

@@ -21,7 +21,7 @@ import imgcls_nb.data  # noqa: F401 (imports fastai without its warning)
 from imgcls_nb.callbacks.clock import Clock
 from imgcls_nb.callbacks.mixing import MixBatch
 from imgcls_nb.core import InputError
-from imgcls_nb.losses import LOSSES, as_loss, make_loss
+from imgcls_nb.losses import LOSSES, as_loss, make_loss, weights_by_class
 from imgcls_nb.mixing import Mixer
 from imgcls_nb.samplers import class_weights
 
@@ -226,11 +226,27 @@ def test_predictions_come_with_their_losses(name, smoothing, weight):
     assert torch.equal(decoded, logits.argmax(1)) and learn.loss_func.reduction == 'mean'
     with learn.no_bar(): near(Interpretation.from_learner(learn).top_losses(3)[0], losses.sort(descending=True)[0][:3])
 
+# Class weights by name
+
+def test_class_weights_by_name():
+    assert make_loss('Focal', weight=weights_by_class(dict(cat=2), ['ant', 'cat', 'dog'])).weight.tolist() == [1, 2, 1]
+    assert weights_by_class(torch.tensor([1., 2.]), ['ant', 'cat']) == [1, 2] and weights_by_class(None, ['ant']) is None
+
+@pytest.mark.parametrize('weight, message', [([1, 2], '2 numbers, and there are 3 classes'), (dict(cta=1), "Did you mean 'cat'"),
+    (dict(cat=-1), 'does not fit'), ('abc', 'no list of numbers')], ids=str)
+def test_class_weights_that_do_not_fit(weight, message):
+    with pytest.raises(InputError, match=message): weights_by_class(weight, ['ant', 'cat', 'dog'])
+
+def test_a_loss_for_each_picture_is_no_loss_to_train_on():
+    with pytest.raises(InputError, match="reduction='mean'"): as_loss(nn.CrossEntropyLoss(reduction='none'))
+
 # What does not fit
 
 @pytest.mark.parametrize('args, message', [
     (dict(name='cross_entropi'), "loss='cross_entropi' is unknown.*cross_entropy, bce, focal.*Did you mean 'cross_entropy'"),
-    (dict(name='Focal'), "Did you mean 'focal'"), (dict(name=F.cross_entropy), 'is unknown'), (dict(name=['bce']), 'is unknown'),
+    (dict(name='CE'), "Did you mean 'cross_entropy'"), (dict(name='DKD'), "cbs=.'distill'.*kind='dkd'"),
+    (dict(name='focal_loss'), "Did you mean 'focal'"), (dict(name=F.cross_entropy), 'is unknown'),
+    (dict(name=['bce']), 'is unknown'),
     (dict(name='focal', gama=1.), "loss='focal' takes no 'gama'.*Did you mean 'gamma'.*label_smoothing, weight, gamma"),
     (dict(name='bce', gamma=1.), "loss='bce' takes no 'gamma'.*target_threshold, sum_classes"),
     (dict(name='cross_entropy', reduction='sum'), "takes no 'reduction'"),

@@ -20,7 +20,7 @@ import imgcls_nb.data  # noqa: F401 (imports fastai without its warning)
 from imgcls_nb.callbacks.clock import Clock, EpochMetrics
 from imgcls_nb.callbacks.mixing import MixBatch
 from imgcls_nb.core import InputError
-from imgcls_nb.metrics import METRICS, CountedMetric, Counts, counts_of, make_metrics
+from imgcls_nb.metrics import METRICS, CountedMetric, Counts, counts_of, lower_is_better, make_metrics
 
 ALL = ['top1', 'top3', 'top5', 'precision', 'recall', 'f1', 'balanced_accuracy']
 
@@ -194,9 +194,9 @@ def test_more_guesses_than_classes(given, c, left, out, capsys):
     assert lines == [f"Of {c} classes the first {o[3:]} guesses always hold the right one: {o} is left out." for o in out]
 
 @pytest.mark.parametrize('name, message', [
-    ('top6 ', 'top6 . is unknown.*top1, top5'), ('precison', "Did you mean 'precision'"), ('F1', "Did you mean 'f1'"),
+    ('top6 ', 'top6 . is unknown.*top1, top5'), ('precison', "Did you mean 'precision'"), ('f1_score', "Did you mean 'f1'"),
     ('balanced_acuracy', "Did you mean 'balanced_accuracy'"), ('top0', "'top0' is unknown.*top3"), ('top', 'is unknown'),
-    ('top-5', "Did you mean 'top5'"), (5, '5 is unknown'), ('', "'' is unknown")])
+    ('top-5', "Did you mean 'top5'"), ('accuracy', "Did you mean 'top1'"), (5, '5 is unknown'), ('', "'' is unknown")])
 def test_names_that_are_unknown(name, message):
     with pytest.raises(InputError, match=message): make_metrics(['top1', name], 9)
 
@@ -228,3 +228,21 @@ def test_guesses_that_were_not_counted():
 def test_no_pictures():
     counts = Counts(9, [5])
     assert math.isnan(counts.top1) and math.isnan(counts.f1) and math.isnan(counts.topk(5)) and counts.matrix.sum() == 0
+
+def test_capitals_are_read_and_an_empty_list_means_none():
+    assert [o.name for o in make_metrics(['Top1', 'F1'], 9)] == ['top1', 'f1'] and make_metrics([], 9) == []
+
+# Which way is better
+
+@pytest.mark.parametrize('name, lower', [('my_distance', True), ('val_mae', True), ('RMSE', True), ('MeanSquaredError', True),
+    ('nll', True), ('ece', True), ('receiver', False), ('roc_auc_score', False), ('ema_top1', False), ('lossless', False)])
+def test_whole_words_tell_the_direction(name, lower): assert lower_is_better(name) == lower
+
+class Knows:
+    def __init__(self, name, higher): self.name, self.higher_is_better = name, higher
+
+def test_what_a_metric_knows_and_what_the_user_says_come_first():
+    assert lower_is_better('spread', [Knows('spread', False)]) and lower_is_better('ema_spread', [Knows('spread', False)])
+    assert not lower_is_better('my_loss', [Knows('my_loss', True)]) and lower_is_better('my_loss', [Knows('my_loss', None)])
+    assert lower_is_better('top1', mode='min') and not lower_is_better('valid_loss', mode='max')
+    with pytest.raises(InputError, match="'min' or 'max'"): lower_is_better('top1', mode='up')

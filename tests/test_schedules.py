@@ -167,9 +167,9 @@ def test_the_rate_of_the_last_step_is_drawn(name):
 # What cannot be
 
 @pytest.mark.parametrize('kwargs, says', [
-    (dict(name='cosin'), "schedule='cosin' is unknown. Did you mean 'cosine'.*Known: cosine, linear"),
+    (dict(name='cosin'), "schedule='cosin' is unknown. Use one of cosine, linear.*Did you mean 'cosine'"),
     (dict(name=None), 'is unknown'),
-    (dict(name='Cosine'), "Did you mean 'cosine'"), (dict(name='multistep'), "Did you mean 'multi_step'"),
+    (dict(name='poly'), "Did you mean 'polynomial'"), (dict(name='multistep'), "Did you mean 'multi_step'"),
     (dict(args=dict(gamma=.1)), "'cosine' takes no 'gamma'.*it takes: nothing"),
     (dict(name='step', args={}), 'needs step_epochs'),
     (dict(name='step', args=dict(step_epochs=3, gama=.1)), "Did you mean 'gamma'.*it takes: step_epochs, gamma"),

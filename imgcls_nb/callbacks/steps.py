@@ -38,7 +38,7 @@ class Accumulate(Callback):
         n:int, # Batches a step
     ):
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise InputError(f"accumulate={n!r} is no number of batches. Give 1 for a step after each, 2 for every second, ...")
+            raise InputError(f"n={n!r} is no number of batches to a step. Give 1 for a step after each, 2 for every second, ...")
         self.n, self.done = n, 0
 
     def before_train(self): self.close()
@@ -78,7 +78,7 @@ class ClipNorm(Callback):
         max_norm:float, # Largest length of all gradients together; `math.inf`: only measure it
     ):
         if isinstance(max_norm, bool) or not isinstance(max_norm, (int, float)) or not max_norm > 0:
-            raise InputError(f"clip_norm={max_norm!r} is no length. Give a number above 0; 1.0 is a usual one.")
+            raise InputError(f"max_norm={max_norm!r} is no length of a gradient. Give a number above 0; 1.0 is a usual one.")
         self.max_norm, self.measured = max_norm, None
 
     @property
@@ -167,7 +167,8 @@ class BackOff(Callback):
 
     def _tell(self, n, room):
         self.told = True
-        faster = f"The steps stay the same; bs={room} with accumulate={math.ceil(n/room)} would be faster."
+        faster = (f"The steps stay the same; bs={room} and cbs=('accumulate', dict(n={math.ceil(n/room)})) "
+                  "would be faster.")
         print(f"Out of memory: batches of {n} now go through the network {room} pictures at a time. "
               f"{faster if self.training else 'The numbers stay the same.'}")
 

@@ -26,6 +26,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..core import InputError, did_you_mean
+from ..names import is_number
 from ..plan import plan_to_dict
 from ..checkpoints import write_atomic
 from ..seeds import seeded
@@ -37,7 +38,8 @@ class Tracker(Callback):
     def __init__(self,
         every:int=10, # Steps between two points of a curve
     ):
-        if every < 1: raise InputError(f"every={every} is no number of steps between two points. Give 1 or more.")
+        if not is_number(every, whole=True) or every < 1:
+            raise InputError(f"every={every!r} is no number of steps between two points. Give 1 or more.")
         self.every, self.tracking, self.opened, self.trained = every, False, False, False
 
     def before_fit(self):
@@ -93,7 +95,7 @@ class Tracker(Callback):
     def end(self, error): pass
 
     @classmethod
-    def of_run(cls, folder): return cls(folder)
+    def of_run(cls, folder, **args): return cls(folder, **args)
 
 # %% ../../nbs/43_callbacks.trackers.ipynb #b41429ab
 def hyperparameters(
@@ -126,7 +128,7 @@ class TensorBoard(Tracker):
         self.histograms, self.embedding = histograms, embedding
 
     @classmethod
-    def of_run(cls, folder): return cls(folder/'tensorboard')
+    def of_run(cls, folder, **args): return cls(folder/'tensorboard', **args)
 
     def begin(self):
         from torch.utils.tensorboard import SummaryWriter # takes a second
@@ -241,7 +243,7 @@ class CSVTable(Tracker):
         self.file = Path(file)
 
     @classmethod
-    def of_run(cls, folder): return cls(folder/'epochs.csv')
+    def of_run(cls, folder, **args): return cls(folder/'epochs.csv', **args)
 
     def begin(self): drop_rows(self.file, self.clock.steps)
 
@@ -303,7 +305,7 @@ class MLflow(Tracker):
         self.experiment, self.run_name, self.run_id = experiment, run_name, None
 
     @classmethod
-    def of_run(cls, folder): return cls(run_name=folder.name)
+    def of_run(cls, folder, **args): return cls(**dict(run_name=folder.name) | args)
 
     def begin(self):
         mlflow, plan = _package('mlflow'), getattr(self.learn, 'plan', None)
@@ -341,7 +343,7 @@ class WandB(Tracker):
         self.watch, self.init, self.run_id = watch, dict(project=project, name=run_name, **kwargs), None
 
     @classmethod
-    def of_run(cls, folder): return cls(run_name=folder.name)
+    def of_run(cls, folder, **args): return cls(**dict(run_name=folder.name) | args)
 
     def begin(self):
         wandb, plan = _package('wandb'), getattr(self.learn, 'plan', None)
@@ -367,9 +369,10 @@ TRACKERS = dict(tensorboard=TensorBoard, csv=CSVTable, mlflow=MLflow, wandb=Wand
 def make_tracker(
     name:str, # 'tensorboard', 'csv', 'mlflow' or 'wandb'
     run_folder, # A path or `Run`: where files go, and what the run is called
+    **args # Of the tracker, such as `histograms` or `experiment`
 ) -> Tracker:
-    "A tracker of a run, as it is without settings"
+    "A tracker of a run"
     if name not in TRACKERS:
         raise InputError(f"The tracker {name!r} is unknown. Use one of {', '.join(TRACKERS)}.{did_you_mean(name, TRACKERS)}")
     if run_folder is None: raise InputError(f"The tracker '{name}' is for a run. Give the learner a run folder with run=….")
-    return TRACKERS[name].of_run(Path(getattr(run_folder, 'path', run_folder)))
+    return TRACKERS[name].of_run(Path(getattr(run_folder, 'path', run_folder)), **args)
