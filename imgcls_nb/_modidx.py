@@ -1150,6 +1150,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'imgcls_nb.models._hub_weights': ('models.html#_hub_weights', 'imgcls_nb/models.py'),
                                   'imgcls_nb.models._other_channels': ('models.html#_other_channels', 'imgcls_nb/models.py'),
                                   'imgcls_nb.models._problems': ('models.html#_problems', 'imgcls_nb/models.py'),
+                                  'imgcls_nb.models._slow_down': ('models.html#_slow_down', 'imgcls_nb/models.py'),
                                   'imgcls_nb.models._start_from': ('models.html#_start_from', 'imgcls_nb/models.py'),
                                   'imgcls_nb.models._try_size': ('models.html#_try_size', 'imgcls_nb/models.py'),
                                   'imgcls_nb.models.count_channels': ('models.html#count_channels', 'imgcls_nb/models.py'),

@@ -41,6 +41,27 @@ def test_any_size_and_any_number_of_classes(arch, size):
 def test_arguments_that_an_architecture_does_not_take(arch, kwargs):
     with pytest.raises(InputError, match=f"'{arch}'"): create_model(arch, **kwargs)
 
+@pytest.mark.parametrize('arch, stride, left', [
+    ('resnet18', 2, 2), ('resnet18', 1, 4), ('test_resnet', 1, 4), ('resnetv2_50', 1, 4), ('densenet121', 2, 2),
+    ('mobilenetv2_100', 1, 2), ('mobilenetv3_small_050', 1, 2), ('test_convnext', 1, 3), ('regnetx_002', 1, 2)])
+def test_small_steps_for_small_pictures(arch, stride, left):
+    with torch.device('meta'):
+        usual, slow = create_model(arch), create_model(arch, stem_stride=stride)
+        conv, features = slow.get_submodule(slow.pretrained_cfg['first_conv']), slow.forward_features(torch.zeros(1, 3, 32, 32))
+    assert conv.stride == (stride, stride) and features.shape[-1] == left
+    assert {k: v.shape for k, v in slow.state_dict().items()} == {k: v.shape for k, v in usual.state_dict().items()}
+
+@pytest.mark.parametrize('arch, stride, said', [
+    ('resnet18', 3, 'steps by 2; give'), ('resnet18', 0, 'steps by 2'), ('resnet18', True, 'stem_stride=True'),
+    ('vgg11', 2, 'steps by 1'), ('test_vit', 8, 'leave it out')])
+def test_steps_that_are_none(arch, stride, said):
+    with torch.device('meta'), pytest.raises(InputError, match=said): create_model(arch, stem_stride=stride)
+
+def test_weights_fit_a_network_of_small_steps(tmp_path):
+    torch.save((state := timm.create_model('test_resnet').state_dict()), tmp_path/'net.pth')
+    slow = create_model('test_resnet', pretrained=tmp_path/'net.pth', stem_stride=1).state_dict()
+    assert all(torch.equal(state[k], slow[k]) for k in state)
+
 @pytest.mark.parametrize('num_classes', [-1, 2.5, True, '10', None])
 def test_numbers_of_classes_that_are_none(num_classes):
     with pytest.raises(InputError, match=rf'num_classes={num_classes!r} is no number'):
