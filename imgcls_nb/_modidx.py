@@ -1139,6 +1139,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'imgcls_nb.mixing.mix_ops': ('mixing.html#mix_ops', 'imgcls_nb/mixing.py'),
                                   'imgcls_nb.mixing.mixup': ('mixing.html#mixup', 'imgcls_nb/mixing.py')},
             'imgcls_nb.models': { 'imgcls_nb.models._broke_off': ('models.html#_broke_off', 'imgcls_nb/models.py'),
+                                  'imgcls_nb.models._calm': ('models.html#_calm', 'imgcls_nb/models.py'),
                                   'imgcls_nb.models._check_numbers': ('models.html#_check_numbers', 'imgcls_nb/models.py'),
                                   'imgcls_nb.models._check_published': ('models.html#_check_published', 'imgcls_nb/models.py'),
                                   'imgcls_nb.models._compare_classes': ('models.html#_compare_classes', 'imgcls_nb/models.py'),

@@ -99,6 +99,8 @@ def create_model(
     if fixed: _try_size(model, arch, size_hw(size), kwargs.get('in_chans', 3))
     if stem_stride is not None: _slow_down(model, arch, stem_stride)
     if isinstance(pretrained, (str, os.PathLike)): _start_from(model, pretrained, num_classes, weights_key)
+    elif pretrained and num_classes != model.pretrained_cfg['num_classes']:
+        _calm(model, [n for n, _ in model.named_parameters() if n.startswith(_head_prefix(model))])
     return model
 
 def weights_available(
@@ -144,7 +146,12 @@ def _try_size(model, arch, hw, in_chans): # some sizes are found out to be impos
 def _start_from(model, pretrained, num_classes, weights_key):
     file = _hub_weights(pretrained) if str(pretrained).startswith('hf-hub:') else find_weights(pretrained)
     if head := load_weights(model, file, new_head=True, weights_key=weights_key):
+        _calm(model, head)
         print(f"Weights from {file.name}; the head ({', '.join(head)}) is new, for {num_classes} classes.")
+
+def _calm(model, names): # a head that knows nothing yet should not shout
+    for name, p in model.named_parameters():
+        if name in names: nn.init.normal_(p, std=.01) if p.ndim > 1 else nn.init.zeros_(p)
 
 def _slow_down(model, arch, stride): # the weights stay as they are
     conv = next((model.get_submodule(o) for o in _first_convs(model)), None)

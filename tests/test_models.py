@@ -326,6 +326,15 @@ def test_the_head_of_every_kind_of_network(tmp_path, arch, capsys):
     create_model(arch, str(tmp_path/'w.pth'), num_classes=3, size=64)
     assert 'is new, for 3 classes' in capsys.readouterr().out
 
+@pytest.mark.parametrize('arch', ['test_vit', 'mobilenetv2_050', 'test_efficientnet', 'SqueezeNet1_1', 'deit_tiny_distilled_patch16_224'])
+def test_a_new_head_starts_from_not_knowing(tmp_path, arch):
+    torch.manual_seed(0)
+    torch.save(create_model(arch, num_classes=5, size=64).state_dict(), tmp_path/'w.pth')
+    model = create_model(arch, tmp_path/'w.pth', num_classes=10, size=64).eval()
+    with torch.no_grad(): logits = model(torch.randn(8, 3, 64, 64))
+    loss = torch.nn.functional.cross_entropy(logits, torch.arange(8))
+    assert abs(loss - np.log(10)) < .3 and logits.std() > 0
+
 def test_the_trained_head_is_kept_whatever_the_config_says(tmp_path, state):
     torch.save(state, tmp_path/'w.pth') # timm's own overlay drops a head that has other than 1000 classes
     model = create_model('test_resnet', tmp_path/'w.pth', num_classes=5)
