@@ -63,6 +63,7 @@ def decode(
     need:Need, # What training takes from it
 ) -> Decoded:
     "Decode a picture at the size that is needed; raise `BadPictureError` if it cannot be read"
+    if isinstance(source, np.ndarray) and (ready := _as_it_is(source, need)): return ready
     if data := _jpeg_bytes(source):
         try: return _decode_jpeg(data, need)
         except ValueError: pass # an unusual or a damaged file: `open_image` knows
@@ -70,6 +71,12 @@ def decode(
     shrink = 8//need.eighths(im.height, im.width)
     small = im.reduce(shrink) if shrink > 1 else im
     return Decoded(np.array(small).reshape(small.height, small.width, -1), im.height, im.width)
+
+def _as_it_is(a, need): # an array that needs no work, as in a data set that lies in memory
+    as_wanted = a.dtype == np.uint8 and a.size and (a.ndim == 2 or a.ndim == 3 == a.shape[2] and need.mode == 'RGB')
+    if not as_wanted or need.eighths(*a.shape[:2]) <= 4: return None
+    pixels = a if a.ndim == 3 else a[..., None] if need.mode == 'L' else np.repeat(a[..., None], 3, 2)
+    return Decoded(pixels, *a.shape[:2])
 
 def _jpeg_bytes(source):
     if isinstance(source, (bytes, bytearray)): data = source

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from timm.models import adapt_input_conv, group_parameters
+from torch import nn
 
 from .archs import arch_cfg, build_arch, find_arch, published
 from .core import IMAGENET_MEAN, IMAGENET_STD, InputError, Preprocess, size_hw
@@ -107,6 +108,7 @@ def create_model(
     size=None, # Pixels, for architectures that take one size only
     weights_key:str|None=None, # Which network of a weights file that holds several, such as 'state_dict_ema'
     vocab=None, # Class names in the order of the outputs, if weights of a run are to follow them
+    stem_stride:int|None=None, # For small pictures: how far the first convolution steps, with no pooling behind it; None: timm's
     **kwargs # Handed to timm, such as `drop_rate`; `in_chans` is 3 for colour, 1 for grey, 4 for colour and a plane of zeros
 ) -> torch.nn.Module:
     "Build a network by name"
@@ -121,7 +123,10 @@ def create_model(
     except (TypeError, ValueError, AssertionError) as e: raise InputError(f"'{arch}' cannot be built with {kwargs} ({e}).") from e
     if found.differs: print(f"{arch} is built as {found.full_name}: {found.differs}. The count of parameters is another one.")
     if fixed: try_size(model, arch, size_hw(size), kwargs.get('in_chans', 3))
+    if stem_stride is not None: _slow_down(model, arch, stem_stride)
     if isinstance(pretrained, (str, os.PathLike)): _start_from(model, pretrained, num_classes, weights_key, vocab)
+    elif pretrained and num_classes != model.pretrained_cfg['num_classes']:
+        _calm(model, [n for n, _ in model.named_parameters() if n.startswith(_head_prefix(model))])
     return model
 
 def weights_available(
@@ -186,7 +191,23 @@ def try_size(
 def _start_from(model, pretrained, num_classes, weights_key, vocab):
     file = _hub_weights(pretrained) if str(pretrained).startswith('hf-hub:') else find_weights(pretrained)
     if head := load_weights(model, file, new_head=True, weights_key=weights_key, vocab=vocab):
+        _calm(model, head)
         print(f"Weights from {file.name}; the head ({', '.join(head)}) is new, for {num_classes} classes.")
+
+def _calm(model, names): # a head that knows nothing yet should not shout
+    for name, p in model.named_parameters():
+        if name in names: nn.init.normal_(p, std=.01) if p.ndim > 1 else nn.init.zeros_(p)
+
+def _slow_down(model, arch, stride): # the weights stay as they are
+    conv = next((model.get_submodule(o) for o in _first_convs(model)), None)
+    most = 0 if arch_cfg(find_arch(arch)).get('fixed_input_size') else getattr(conv, 'stride', [0])[0]
+    if type(stride) is not int or not 1 <= stride <= most:
+        own = f"The first convolution of '{arch}' steps by {most}; give a whole number up to that" if most else (
+            f"'{arch}' has no first convolution that could step less; leave it out")
+        raise InputError(f"stem_stride={stride!r} cannot be. {own}.")
+    conv.stride = stride, stride
+    pool = next((n for n, m in model.named_modules() if isinstance(m, nn.MaxPool2d)), None)
+    if pool: model.set_submodule(pool, nn.Identity())
 
 def _hub_weights(name):
     from huggingface_hub import hf_hub_download

@@ -13,6 +13,7 @@ from imgcls_nb.augment import (
     Augment,
     RandomHorizontalFlip,
     RandomResizedCrop,
+    RandomShift,
     RandomVerticalFlip,
     Resize,
 )
@@ -55,7 +56,7 @@ def test_size_range_and_kind_are_kept(name, mean, channels):
     assert np.array_equal(pixels, before)
 
 def test_no_name_hides_another():
-    own = {o.__name__ for o in (RandomResizedCrop, Resize, RandomHorizontalFlip, RandomVerticalFlip)}
+    own = {o.__name__ for o in (RandomResizedCrop, Resize, RandomShift, RandomHorizontalFlip, RandomVerticalFlip)}
     assert not own & set(POLICIES) and not set(POLICIES) & set(ERASERS) and not own & set(ERASERS)
     assert set(AUGMENT_OPS) == own | set(POLICIES) | set(ERASERS)
 
@@ -84,6 +85,15 @@ def test_a_crop_of_all_is_the_picture():
     pixels, rng = noise(48, 40), random.Random(0)
     for op in (RandomResizedCrop((48, 40), scale=(1, 1), ratio=(40/48, 40/48)), Resize((48, 40))):
         assert np.array_equal(op(as_decoded(pixels), rng).pixels, pixels)
+
+# Shift
+
+def test_a_shift_moves_whole_pixels_and_fills_what_is_left():
+    pixels, rng, n = noise(9, 7), random.Random(0), 2
+    wide = np.pad(pixels, ((n, n), (n, n), (0, 0)), constant_values=5)
+    all_of_them = {wide[i:i + 9, j:j + 7].tobytes() for i in range(5) for j in range(5)}
+    assert {RandomShift(n, fill=(5, 5, 5))(as_decoded(pixels), rng).pixels.tobytes() for _ in range(500)} == all_of_them
+    assert np.array_equal(RandomShift(0)(as_decoded(pixels), rng).pixels, pixels)
 
 # Flips
 
@@ -151,6 +161,7 @@ def test_any_order_works(before, name):
     ('Resize', dict(interpolation='lanczos', antialias=False), 'antialias=False works with'),
     ('Resize', dict(antialias='no'), "antialias='no' is neither"), ('Resize', dict(size=0), 'size=0 is no size'),
     ('RandomResizedCrop', dict(log_aspect='no'), "log_aspect='no' is neither"),
+    ('RandomShift', dict(pixels=1.5), 'pixels=1.5 is no whole number'), ('RandomShift', dict(fill=300), 'fill=300 is no colour'),
     ('RandomVerticalFlip', dict(p=3), 'p=3 is no'), ('RandomVerticalFlip', dict(axis=1), 'It takes p.'),
     ('RandomErasing', dict(prob=.5), "no argument 'prob'")], ids=str)
 def test_bad_arguments(name, args, says):

@@ -33,6 +33,37 @@ def test_imagenet_weights_are_mapped_by_name(monkeypatch):
     for name in ('classifier.1.weight', 'features.3.block.0.weight', 'features.3.conv.2.weight'):
         with pytest.raises(KeyError): timm_name(name)
 
+ARM = '''
+import json, sys, time
+def work(seconds):
+    end = time.process_time() + seconds
+    while time.process_time() < end: pass
+print(json.dumps(dict(event='start')), flush=True)
+for top1 in (.5, .95, .9):
+    work(float(sys.argv[1]))
+    print(json.dumps(dict(event='epoch', top1=top1)), flush=True)
+'''
+
+def test_only_the_own_time_of_an_arm_counts(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from fashion import Arm, compete, first_at, table
+    arms = {o: Arm([sys.executable, '-c', ARM, str(s)]) for o, s in dict(quick=.03, slow=.15, endless=60).items()}
+    compete(arms, turn=.1, cap=8, show=lambda line: None)
+    result = {k: o.epochs for k, o in arms.items()}
+    assert [[top1 for _, top1 in o] for o in result.values()] == [[.5, .95, .9]]*2 + [[]]
+    assert first_at(result['quick']) < first_at(result['slow']) < 8 and first_at(result['endless']) is None
+    assert all(o.process.returncode is not None for o in arms.values()) and arms['endless'].seconds >= 8
+    lines = list(table(result, 8))
+    assert lines[1].startswith('| quick |') and '| 95.00% |' in lines[1] and '| not reached | 0.00% |' in lines[3]
+    assert 'quick is' in lines[4] and 'times as fast as the best of the others' in lines[4]
+
+def test_an_arm_that_fails_is_out(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from fashion import Arm, compete, table
+    arms = {o: Arm([sys.executable, '-c', code]) for o, code in dict(ours='raise SystemExit(1)', theirs='1/0').items()}
+    compete(arms, turn=5, cap=20, show=None)
+    assert list(table({k: o.epochs for k, o in arms.items()}, 20))[-1].endswith('did not reach 94.0%.')
+
 @pytest.mark.parametrize('script', ['data_pipeline.py', 'train_speed.py'])
 def test_scripts_say_what_they_do(script):
     done = subprocess.run([sys.executable, BENCHMARKS/script, '--help'], capture_output=True, text=True, timeout=120)

@@ -51,6 +51,20 @@ KINDS = {
     'BMP': dict(format='BMP'), 'WebP': dict(format='WEBP', lossless=True), 'GIF': dict(format='GIF'), 'TIFF': dict(format='TIFF')}
 
 @pytest.mark.parametrize('mode', ['RGB', 'L'])
+@pytest.mark.parametrize('shape', [(28, 28), (37, 53, 3), (1, 5), (300, 200), (300, 200, 3)])
+@pytest.mark.parametrize('need', [WHOLE, SOME])
+def test_arrays_are_open_image_too(shape, mode, need):
+    pixels = np.random.default_rng(shape).integers(0, 256, shape, np.uint8)
+    got, out = decode(pixels, replace(need, mode=mode)), io.BytesIO()
+    Image.fromarray(pixels).save(out, 'PNG')
+    want = decode(out.getvalue(), replace(need, mode=mode)) # the same picture as a file
+    assert got[1:] == want[1:] == shape[:2] and np.array_equal(got.pixels, want.pixels)
+
+@pytest.mark.parametrize('shape, kind', [((5, 5), np.float32), ((5, 5, 4), np.uint8), ((0, 5), np.uint8), ((5, 5, 1), np.uint8)])
+def test_arrays_that_are_no_pictures(shape, kind):
+    with pytest.raises(BadPictureError, match='is no picture'): decode(np.zeros(shape, kind), WHOLE)
+
+@pytest.mark.parametrize('mode', ['RGB', 'L'])
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('hw', [(37, 53), (64, 48)])
 def test_whole_pictures_are_open_image_exactly(kind, mode, hw):

@@ -41,6 +41,27 @@ def test_any_size_and_any_number_of_classes(arch, size):
 def test_arguments_that_an_architecture_does_not_take(arch, kwargs):
     with pytest.raises(InputError, match=f"'{arch}'"): create_model(arch, **kwargs)
 
+@pytest.mark.parametrize('arch, stride, left', [
+    ('resnet18', 2, 2), ('resnet18', 1, 4), ('test_resnet', 1, 4), ('resnetv2_50', 1, 4), ('densenet121', 2, 2),
+    ('mobilenetv2_100', 1, 2), ('mobilenetv3_small_050', 1, 2), ('test_convnext', 1, 3), ('regnetx_002', 1, 2)])
+def test_small_steps_for_small_pictures(arch, stride, left):
+    with torch.device('meta'):
+        usual, slow = create_model(arch), create_model(arch, stem_stride=stride)
+        conv, features = slow.get_submodule(slow.pretrained_cfg['first_conv']), slow.forward_features(torch.zeros(1, 3, 32, 32))
+    assert conv.stride == (stride, stride) and features.shape[-1] == left
+    assert {k: v.shape for k, v in slow.state_dict().items()} == {k: v.shape for k, v in usual.state_dict().items()}
+
+@pytest.mark.parametrize('arch, stride, said', [
+    ('resnet18', 3, 'steps by 2; give'), ('resnet18', 0, 'steps by 2'), ('resnet18', True, 'stem_stride=True'),
+    ('vgg11', 2, 'steps by 1'), ('test_vit', 8, 'leave it out')])
+def test_steps_that_are_none(arch, stride, said):
+    with torch.device('meta'), pytest.raises(InputError, match=said): create_model(arch, stem_stride=stride)
+
+def test_weights_fit_a_network_of_small_steps(tmp_path):
+    torch.save((state := timm.create_model('test_resnet').state_dict()), tmp_path/'net.pth')
+    slow = create_model('test_resnet', pretrained=tmp_path/'net.pth', stem_stride=1).state_dict()
+    assert all(torch.equal(state[k], slow[k]) for k in state)
+
 @pytest.mark.parametrize('num_classes', [-1, 2.5, True, '10', None])
 def test_numbers_of_classes_that_are_none(num_classes):
     with pytest.raises(InputError, match=rf'num_classes={num_classes!r} is no number'):
@@ -307,6 +328,15 @@ def test_the_head_of_every_kind_of_network(tmp_path, arch, capsys):
     torch.save(create_model(arch, num_classes=5, size=64).state_dict(), tmp_path/'w.pth')
     create_model(arch, str(tmp_path/'w.pth'), num_classes=3, size=64)
     assert 'is new, for 3 classes' in capsys.readouterr().out
+
+@pytest.mark.parametrize('arch', ['test_vit', 'mobilenetv2_050', 'test_efficientnet', 'SqueezeNet1_1', 'deit_tiny_distilled_patch16_224'])
+def test_a_new_head_starts_from_not_knowing(tmp_path, arch):
+    torch.manual_seed(0)
+    torch.save(create_model(arch, num_classes=5, size=64).state_dict(), tmp_path/'w.pth')
+    model = create_model(arch, tmp_path/'w.pth', num_classes=10, size=64).eval()
+    with torch.no_grad(): logits = model(torch.randn(8, 3, 64, 64))
+    loss = torch.nn.functional.cross_entropy(logits, torch.arange(8))
+    assert abs(loss - np.log(10)) < .3 and logits.std() > 0
 
 def test_the_trained_head_is_kept_whatever_the_config_says(tmp_path, state):
     torch.save(state, tmp_path/'w.pth') # timm's own overlay drops a head that has other than 1000 classes
