@@ -2169,6 +2169,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'imgcls_nb.runs.Run.unlock': ('runs.html#run.unlock', 'imgcls_nb/runs.py'),
                                 'imgcls_nb.runs.Run.write_plan': ('runs.html#run.write_plan', 'imgcls_nb/runs.py'),
                                 'imgcls_nb.runs._at': ('runs.html#_at', 'imgcls_nb/runs.py'),
+                                'imgcls_nb.runs._drop_last': ('runs.html#_drop_last', 'imgcls_nb/runs.py'),
                                 'imgcls_nb.runs._forget_from': ('runs.html#_forget_from', 'imgcls_nb/runs.py'),
                                 'imgcls_nb.runs._git_revision': ('runs.html#_git_revision', 'imgcls_nb/runs.py'),
                                 'imgcls_nb.runs._is_block': ('runs.html#_is_block', 'imgcls_nb/runs.py'),

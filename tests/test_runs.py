@@ -235,11 +235,10 @@ def test_reading_while_it_is_written(run):
     stop = threading.Event()
     def write():
         n = 0
-        while not stop.is_set(): epoch(run, n := n + 1), steps(run, 10*n - 9, 10*n)
+        while not stop.wait(.02): epoch(run, n := n + 1), steps(run, 10*n - 9, 10*n)
     writer = threading.Thread(target=write)
     writer.start()
-    try:
-        seen = [(len(run.history()), len(run.steps())) for _ in range(10)]
+    try: seen = [(len(run.history()), len(run.steps())) for _ in range(10) if not stop.wait(.05)]
     finally: stop.set(), writer.join()
     assert seen == sorted(seen) and seen[-1][0] > 1 and run.history().epoch.is_monotonic_increasing
 

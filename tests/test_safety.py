@@ -59,7 +59,7 @@ def cases(trace):
             'beside tensors': dict(w=torch.ones(2), x=[{'y': (touch,)}]),
             'as a key': {Runs(os.mkdir, str(trace)): 1}, 'eval': Runs(eval, f"open({str(trace)!r}, 'w')"),
             'in an ordered dict': OrderedDict(w=torch.ones(2), b=touch), 'getattr': Runs(getattr, Path, 'home'),
-            'hub': Runs(torch.hub.load, 'a/b', 'c'), 'loading': Runs(torch.load, '/tmp/x'), 'path': Path(trace)}
+            'hub': Runs(torch.hub.load, 'a/b', 'c'), 'loading': Runs(torch.load, '/elsewhere/x'), 'path': Path(trace)}
 
 SAYS = {'eval': r'builtin.*\.eval', 'getattr': 'getattr', 'as a key': 'mkdir', 'hub': r'torch\.hub\.load',
         'loading': r'torch\.serialization\.load', 'path': 'pathlib'}
