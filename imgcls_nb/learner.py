@@ -30,6 +30,7 @@ from .callbacks.guards import DivergenceGuard, TimeLimit
 from .callbacks.mixing import MixBatch
 from .callbacks.precision import PRECISIONS, auto_channels_last, auto_precision, describe_hardware, precision_callbacks
 from .callbacks.progress import EpochTable
+from .callbacks.recording import RunWriter
 from .callbacks.resizing import GrowSize
 from .callbacks.steps import BackOff
 from .callbacks.timing import StepTimer
@@ -40,7 +41,7 @@ from .mixing import mix_ops
 from .models import create_model, layer_scales, model_preprocess, split_params
 from .optim import make_optimizer, read_optimizer
 from .plan import FitPlan, ModelPlan, ObjectivePlan, Plan
-from .runs import RunFolder, RunWriter
+from .runs import Run
 from .samplers import class_weights
 from .schedules import fit_scheduled
 from .seeds import mix_seed, seeded
@@ -173,7 +174,7 @@ def _build(plan, dls, loss_func=None, opt_func=None, metrics=None, cbs=None):
     channels_last = plan.channels_last if plan.channels_last != 'auto' else auto_channels_last(device, precision)
     precise, named = precision_callbacks(precision, device), make_callbacks(plan.callbacks, plan.run)
     metrics = make_metrics(metrics or list(plan.metrics) or None, dls.c)
-    if plan.run: RunFolder(plan.run).check_alone(Path(plan.data.path))
+    if plan.run: Run(plan.run).check_alone(Path(plan.data.path))
     if not opt_func: read_optimizer(obj.opt, obj.opt_args) # what cannot be is said before a network is built
     model, dls = _build_model(plan, dls, channels_last)
     learn = ImageLearner(dls, model, as_loss(loss_func) if loss_func else _loss(obj, dls), opt_func or _optimizer(obj, model),
@@ -186,9 +187,9 @@ def _build(plan, dls, loss_func=None, opt_func=None, metrics=None, cbs=None):
                          precision=precision, channels_last=channels_last, device=str(device), schedule=(),
                          monitor=plan.monitor or _usual_monitor(learn))
     _check_values(learn)
-    if plan.run: learn.add_cb(RunWriter(RunFolder(plan.run), _describe_data(dls), plan.save_interval, plan.keep_last,
+    if plan.run: learn.add_cb(RunWriter(Run(plan.run), _describe_data(dls), plan.save_interval, plan.keep_last,
                                         learn.plan.monitor))
-    learn.run_folder, learn.planned = RunFolder(plan.run) if plan.run else None, tuple(learn.cbs)
+    learn.run_folder, learn.planned = Run(plan.run) if plan.run else None, tuple(learn.cbs)
     print(describe_hardware(device, precision, channels_last, dls.train.fake_l.num_workers))
     return learn
 

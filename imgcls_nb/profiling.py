@@ -34,13 +34,13 @@ from .callbacks.progress import EpochTable
 from .callbacks.timing import StepTimer
 from .core import InputError
 from .decode import PixelCache
-from .runs import RunFolder
+from .runs import Run
 from .seeds import seeded
 
 # %% ../nbs/46_profiling.ipynb #d4c87e85
 _WATCHERS = ProgressCallback, EpochTable, StepTimer, TrackerCallback # the last: fastai's, which act on the metrics of an epoch
 
-def _watches(cb): return isinstance(cb, _WATCHERS) or any(isinstance(o, (Path, RunFolder)) for o in vars(cb).values())
+def _watches(cb): return isinstance(cb, _WATCHERS) or any(isinstance(o, (Path, Run)) for o in vars(cb).values())
 
 def _make_twin(learn, without=()): # a learner that can be trained in this one's place, and the callbacks it lacks
     twin, dls = copy.copy(learn), copy.copy(learn.dls)

@@ -14,7 +14,8 @@ from .core import ModelCard, Preprocess
 from .models import create_model, load_weights, model_preprocess
 from .plan import Plan
 from .predict import Predictor
-from .runs import RunFolder, read_manifest
+from .checkpoints import read_manifest
+from .runs import Run
 from .sources import class_names
 
 # %% ../nbs/42_trained.ipynb #d7dae9c4
@@ -44,8 +45,8 @@ def checkpoint_of(
     name:str='best_model', # Which checkpoint
 ) -> tuple: # Its plan, its weights file, its facts
     "What a checkpoint of a run consists of, checked against its hashes"
-    run = RunFolder.open(run)
-    return run.plan, run.path/f'{name}.safetensors', read_manifest(run, name)
+    run = Run.open(run)
+    return run.plan, run.path/f'{name}.safetensors', read_manifest(run.path, name)
 
 def load_trained(
     run, # A run folder

@@ -22,9 +22,9 @@ from imgcls_nb.callbacks.averaging import EMA, SWA, average_weights, greedy_soup
 from imgcls_nb.callbacks.clock import Clock, EpochMetrics
 from imgcls_nb.callbacks.precision import Precision
 from imgcls_nb.callbacks.steps import Accumulate, BackOff
+from imgcls_nb.checkpoints import state_from_bytes, state_to_bytes
 from imgcls_nb.core import InputError
 from imgcls_nb.metrics import lower_is_better
-from imgcls_nb.runs import state_from_bytes, state_to_bytes
 
 X = torch.randn(23, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 Y = (X.mean((1, 2, 3)) > 0).long()

@@ -21,8 +21,8 @@ from imgcls_nb.callbacks.clock import Clock, EpochMetrics
 from imgcls_nb.callbacks.guards import DivergenceGuard, EarlyStop, LossWatch, TimeLimit
 from imgcls_nb.callbacks.progress import EpochTable
 from imgcls_nb.callbacks.steps import Accumulate, ClipNorm
+from imgcls_nb.checkpoints import state_from_bytes, state_to_bytes
 from imgcls_nb.core import InputError
-from imgcls_nb.runs import state_from_bytes, state_to_bytes
 
 X = torch.randn(20, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 Y = (X.mean((1, 2, 3)) > 0).long()
@@ -362,3 +362,8 @@ def test_all_of_them_interrupted_anywhere(shapes):
     assert learn.swa.applied and 'ema_top1' in learn.epoch_metrics.values
 
 def learn_names(cbs): return {o.name for o in cbs}
+
+def test_weights_that_were_lost_before_the_fit_are_named():
+    learn = make(DivergenceGuard())
+    with torch.no_grad(): learn.model[4].weight[0, 0] = math.nan
+    with pytest.raises(InputError, match=r'no numbers when the fit began, such as 4\.weight'): fit(learn)

@@ -15,12 +15,13 @@ from fastai.metrics import accuracy
 from fastai.optimizer import Adam
 from PIL import Image
 
+from imgcls_nb.checkpoints import sha256
 from imgcls_nb.core import InputError, list_images, open_image
 from imgcls_nb.data import image_dls
 from imgcls_nb.datasets import make_shapes
 from imgcls_nb.learner import image_learner, learner_from_plan, run_schedule
 from imgcls_nb.plan import FitPlan, plan_from_yaml, plan_to_dict, plan_to_yaml
-from imgcls_nb.runs import RunFolder, sha256
+from imgcls_nb.runs import Run
 from imgcls_nb.trained import TorchPredictor, load_trained
 
 
@@ -42,8 +43,9 @@ REPLAY = """
 import sys
 from dataclasses import replace
 from imgcls_nb.learner import learner_from_plan, run_schedule
-from imgcls_nb.runs import RunFolder, sha256
-plan = RunFolder(sys.argv[1]).plan
+from imgcls_nb.checkpoints import sha256
+from imgcls_nb.runs import Run
+plan = Run(sys.argv[1]).plan
 learn = run_schedule(learner_from_plan(replace(plan, run=sys.argv[2])), plan.schedule)
 print(sha256(f'{sys.argv[2]}/latest.safetensors'))
 """
@@ -56,7 +58,7 @@ def test_a_plan_gives_the_same_weights_in_a_new_process(dls, tmp_path):
     done = subprocess.run([sys.executable, '-c', REPLAY, tmp_path/'first', tmp_path/'second'], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == sha256(tmp_path/'first/latest.safetensors')
-    first, second = (RunFolder(tmp_path/o) for o in ('first', 'second'))
+    first, second = (Run(tmp_path/o) for o in ('first', 'second'))
     assert plan_to_dict(replace(first.plan, run=None)) == plan_to_dict(replace(second.plan, run=None))
     assert [o['train_loss'] for o in first.events('epoch')] == [o['train_loss'] for o in second.events('epoch')]
 
@@ -375,7 +377,7 @@ def test_missing_checkpoints_and_runs(copied, tmp_path):
     with pytest.raises(InputError, match="no run folder.*Runs beside it: run"): load_trained(tmp_path/'ran')
 
 def test_a_log_whose_last_line_was_cut(copied):
-    run = RunFolder(copied)
+    run = Run(copied)
     with open(copied/'run.jsonl', 'a') as f: f.write('{"event": "epo')
     assert len(run.events('epoch')) == 3
     run.log('start')

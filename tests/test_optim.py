@@ -15,11 +15,11 @@ from fastai.losses import CrossEntropyLossFlat
 from timm.optim import Lamb, RMSpropTF, list_optimizers
 from torch import nn
 
+from imgcls_nb.checkpoints import state_from_bytes, state_to_bytes
 from imgcls_nb.core import InputError
 from imgcls_nb.data import image_dls
 from imgcls_nb.models import create_model, split_params
 from imgcls_nb.optim import OPTIMIZERS, DepthOptimizer, make_optimizer, read_optimizer
-from imgcls_nb.runs import state_from_bytes, state_to_bytes
 
 SOME = ['sgd', 'adamw', 'lamb', 'rmsprop', 'rmsproptf', 'muon', 'adan', 'lion', 'adafactor', 'nadamuon']
 

@@ -29,7 +29,7 @@ from imgcls_nb.core import InputError
 from imgcls_nb.data import image_dls
 from imgcls_nb.learner import image_learner
 from imgcls_nb.models import create_model
-from imgcls_nb.runs import RunFolder
+from imgcls_nb.runs import Run
 
 
 @pytest.fixture(scope='module')
@@ -163,12 +163,12 @@ def test_beside_a_run_folder(dls, tmp_path):
     trackers = [make_tracker(o, run) for o in ('tensorboard', 'csv')]
     learn = make(dls, *trackers, run=run)
     learn.fine_tune(1, freeze_epochs=1)
-    assert [o['epoch'] for o in RunFolder(run).events('epoch')] == [1, 2]
+    assert [o['epoch'] for o in Run(run).events('epoch')] == [1, 2]
     assert list(curve(read(run/'tensorboard'), 'eval_acc')) == [1, 2]
     table = pd.read_csv(run/'epochs.csv')
     assert table.epoch.tolist() == [1, 2] and table.step.tolist() == [3, 6]
-    assert table.top1.tolist() == pytest.approx([o['top1'] for o in RunFolder(run).events('epoch')])
-    again = make(dls, *[make_tracker(o, RunFolder(run)) for o in ('tensorboard', 'csv')], run=run)
+    assert table.top1.tolist() == pytest.approx([o['top1'] for o in Run(run).events('epoch')])
+    again = make(dls, *[make_tracker(o, Run(run)) for o in ('tensorboard', 'csv')], run=run)
     fit(again, 1) # the earlier run is moved aside, with what its trackers wrote
     assert len(pd.read_csv(run/'epochs.csv')) == 1 and len(pd.read_csv(tmp_path/'run-1/epochs.csv')) == 2
 

@@ -9,13 +9,14 @@ from fastai.losses import LabelSmoothingCrossEntropy
 from torch import nn
 
 from imgcls_nb.callbacks.catalog import CALLBACKS
+from imgcls_nb.callbacks.recording import score_of
 from imgcls_nb.callbacks.steps import Accumulate
 from imgcls_nb.core import InputError
 from imgcls_nb.data import image_dls
 from imgcls_nb.evaluate import evaluate, evaluate_plan
 from imgcls_nb.learner import image_learner, learner_from_plan, run_schedule
 from imgcls_nb.losses import LOSSES
-from imgcls_nb.runs import RunFolder, score_of
+from imgcls_nb.runs import Run
 from imgcls_nb.trained import load_trained
 
 
@@ -40,13 +41,13 @@ def test_a_plan_with_everything_gives_the_same_weights(dls, tmp_path):
     with learn.no_bar():
         learn.fine_tune(1, 2e-3, freeze_epochs=1)
         learn.fit_scheduled(2, 'multi_step', lr=1e-3, warmup_epochs=.5, milestones=[1], gamma=.5)
-    plan = RunFolder(tmp_path/'first').plan
+    plan = Run(tmp_path/'first').plan
     assert plan.replayable and plan.objective.loss == 'focal' and len(plan.callbacks) == len(EVERYTHING)
     again = learner_from_plan(replace(plan, run=str(tmp_path/'second')))
     with again.no_bar(): run_schedule(again, plan.schedule)
     assert equal(weights(learn), weights(again))
     assert equal(*(o.ema.average.module.state_dict() for o in (learn, again)))
-    first, second = (RunFolder(tmp_path/o) for o in ('first', 'second'))
+    first, second = (Run(tmp_path/o) for o in ('first', 'second'))
     drop = lambda o: {k: v for k, v in o.items() if k not in ('time', 'seconds', 'data_wait', 'images_per_s')}
     assert [drop(o) for o in first.events('epoch')] == [drop(o) for o in second.events('epoch')]
 
@@ -139,15 +140,15 @@ def test_callbacks_that_come_later_are_noted(dls, tmp_path):
     learn = make(dls, run=tmp_path/'run')
     learn.add_cb(type('Late', (Callback,), {})())
     with learn.no_bar(): learn.fit(1)
-    assert learn.plan.custom == ('callback late',) and not RunFolder(tmp_path/'run').plan.replayable
-    assert evaluate_plan(RunFolder(tmp_path/'run').plan, tmp_path/'run/best_model').top1 >= 0, "it can be evaluated all the same"
+    assert learn.plan.custom == ('callback late',) and not Run(tmp_path/'run').plan.replayable
+    assert evaluate_plan(Run(tmp_path/'run').plan, tmp_path/'run/best_model').top1 >= 0, "it can be evaluated all the same"
 
 def test_an_interrupted_fit_cannot_be_repeated(dls, tmp_path):
     class Stop(Callback):
         def after_step(self): raise KeyboardInterrupt
     learn = make(dls, run=tmp_path/'run')
     with pytest.raises(KeyboardInterrupt), learn.no_bar(): learn.fit(1, cbs=Stop())
-    assert 'an interrupted fit' in RunFolder(tmp_path/'run').plan.custom
+    assert 'an interrupted fit' in Run(tmp_path/'run').plan.custom
 
 # Time, searches, other views
 
@@ -196,7 +197,7 @@ def test_accumulated_batches_train_like_a_large_one(shapes):
 def test_a_run_with_an_average_is_evaluated(dls, tmp_path):
     learn = make(dls, run=tmp_path/'run', cbs='ema')
     with learn.no_bar(): learn.fit(1)
-    assert evaluate_plan(RunFolder(tmp_path/'run').plan, tmp_path/'run/best_model').top1 >= 0
+    assert evaluate_plan(Run(tmp_path/'run').plan, tmp_path/'run/best_model').top1 >= 0
 
 @pytest.mark.parametrize('how, monitor', [(dict(cbs=[('ema', dict(evaluate=False))]), None),
                                           (dict(cbs='ema', metrics=['f1']), 'ema_valid_loss')])
@@ -261,4 +262,4 @@ def test_numbers_of_numpy_are_numbers_in_the_plan(dls, tmp_path):
     with learn.no_bar():
         learn.fit(1, lr=slice(np.float64(1e-4), np.float64(1e-3)))
         learn.fit(1, lr=np.full(len(learn.opt.hypers), 1e-3))
-    assert RunFolder(tmp_path/'run').plan.schedule[0].args['lr'] == dict(slice=[1e-4, 1e-3])
+    assert Run(tmp_path/'run').plan.schedule[0].args['lr'] == dict(slice=[1e-4, 1e-3])

@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from ..core import InputError, did_you_mean
 from ..metrics import counts_of, lower_is_better
 from ..models import read_weights
-from ..runs import save_checkpoint
+from ..checkpoints import save_checkpoint
 from ..seeds import mix_seed, seeded
 
 # %% ../../nbs/41_callbacks.averaging.ipynb #fe8a6877
@@ -228,7 +228,7 @@ def _finish(self:SWA):
     print(f"SWA: the network now has the mean of {self.n_averaged} epochs: {text}.")
     run = getattr(self.learn, 'run_folder', None)
     facts = dict(epoch=self.clock.epochs, step=self.clock.steps, averaged=self.n_averaged) | self.values
-    if run and rank_distrib() == 0: save_checkpoint(run, 'swa', self.learn.model, None, facts)
+    if run and rank_distrib() == 0: save_checkpoint(run.path, 'swa', self.learn.model, None, facts)
 
 @patch
 def apply(self:SWA): # by itself after a fit, by hand after an interrupted one

@@ -27,7 +27,7 @@ from torch import nn
 
 from ..core import InputError, did_you_mean
 from ..plan import plan_to_dict
-from ..runs import write_atomic
+from ..checkpoints import write_atomic
 from ..seeds import seeded
 
 # %% ../../nbs/43_callbacks.trackers.ipynb #0cc22efd
@@ -347,7 +347,7 @@ TRACKERS = dict(tensorboard=TensorBoard, csv=CSVTable, mlflow=MLflow, wandb=Wand
 
 def make_tracker(
     name:str, # 'tensorboard', 'csv', 'mlflow' or 'wandb'
-    run_folder, # A path or `RunFolder`: where files go, and what the run is called
+    run_folder, # A path or `Run`: where files go, and what the run is called
 ) -> Tracker:
     "A tracker of a run, as it is without settings"
     if name not in TRACKERS:
