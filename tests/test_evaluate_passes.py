@@ -12,7 +12,7 @@ from imgcls_nb.learner import image_learner
 from imgcls_nb.lists import write_list_file, write_split
 from imgcls_nb.plan import DataPlan
 from imgcls_nb.predict import Predictor
-from imgcls_nb.runs import RunFolder
+from imgcls_nb.runs import Run
 from imgcls_nb.sources import find_pictures, read_class_folders
 
 
@@ -85,8 +85,8 @@ def test_a_run_without_predictions_is_asked_once(trained_run, tmp_path):
     run = shutil.copytree(trained_run, tmp_path/'run')
     ev = evaluate(run)
     assert list(saved_in(run)) == ['valid'] and ev.facts['checkpoint'] == 'best_model'
-    assert ev.top1 == pytest.approx(RunFolder(run).events('epoch')[ev.facts['epoch'] - 1]['top1'])
-    again = evaluate_plan(RunFolder(run).plan, run/'best_model', tta=2, run=run)
+    assert ev.top1 == pytest.approx(Run(run).events('epoch')[ev.facts['epoch'] - 1]['top1'])
+    again = evaluate_plan(Run(run).plan, run/'best_model', tta=2, run=run)
     assert len(again) == len(ev) and again.facts['tta'] == dict(n=2) and list(saved_in(run)) == ['valid', 'valid-tta']
 
 def test_older_predictions_are_said_to_be(trained_run, tmp_path, capsys):
@@ -102,7 +102,7 @@ def test_three_ways_agree(trained_run, model_file, shapes):
     by_run, by_file, by_predictor = (evaluate(o, shapes, run=False) for o in (trained_run, model_file, Predictor(model_file)))
     assert len(by_run) == 60 and np.allclose(by_run.probs, by_file.probs, atol=1e-4)
     assert np.array_equal(by_file.probs, by_predictor.probs)
-    valid = evaluate(model_file, RunFolder(trained_run).plan.data)
+    valid = evaluate(model_file, Run(trained_run).plan.data)
     assert valid.paths == evaluate(trained_run, run=False).paths and valid.facts['model'] == 'model.onnx'
     assert valid.correct.mean() == pytest.approx(evaluate(trained_run, run=False).top1, abs=.1)
 
