@@ -329,7 +329,8 @@ def test_the_head_of_every_kind_of_network(tmp_path, arch, capsys):
     create_model(arch, str(tmp_path/'w.pth'), num_classes=3, size=64)
     assert 'is new, for 3 classes' in capsys.readouterr().out
 
-@pytest.mark.parametrize('arch', ['test_vit', 'mobilenetv2_050', 'test_efficientnet', 'SqueezeNet1_1', 'deit_tiny_distilled_patch16_224'])
+@pytest.mark.parametrize('arch', [
+    'test_vit', 'mobilenetv2_050', 'test_efficientnet', 'SqueezeNet1_1', 'deit_tiny_distilled_patch16_224'])
 def test_a_new_head_starts_from_not_knowing(tmp_path, arch):
     torch.manual_seed(0)
     torch.save(create_model(arch, num_classes=5, size=64).state_dict(), tmp_path/'w.pth')
