@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browsing import chromium, jupyter, needs_browser, open_notebook, run_all_cells, wait_for, write_notebook
+from browsing import chromium, jupyter, needs_browser, open_notebook, run_all_cells, set_theme, wait_for, write_notebook
 
 from imgcls_nb.datasets import make_shapes
 
@@ -160,3 +160,16 @@ def test_deleted_pictures_have_a_place(page, work):
     viewer.press('PageDown')
     assert viewer.at() == gone and 'cannot be shown' in viewer.box.locator('.icd-at').inner_text()
     assert 'no such file' in viewer.text('.icd-facts')
+
+RULES = """async () => (await axe.run({include: [['.imgcls']]})).violations.map(
+  o => `${o.id}: ${o.help}\\n  ` + o.nodes.map(n => n.html.slice(0, 200)).join('\\n  '))"""
+
+@pytest.mark.parametrize('theme', ['Light', 'Dark'])
+def test_contrast_and_labels(page, work, theme): # the last, so that all viewers have been used
+    axe = pytest.importorskip('axe_playwright_python')
+    set_theme(page, f'JupyterLab {theme}')
+    page.wait_for_timeout(500) # colours fade over
+    page.evaluate((Path(axe.__file__).parent/'axe.min.js').read_text())
+    for nth in range(4): Viewer(page, nth).box.screenshot(path=work/f'viewer-{nth}-{theme.lower()}.png')
+    problems = page.evaluate(RULES)
+    assert not problems, '\n'.join(problems)
