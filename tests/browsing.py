@@ -37,10 +37,11 @@ def jupyter(folder, app='lab'): # 'lab', or 'notebook' for Notebook 7
     port = free_port()
     url = f'http://127.0.0.1:{port}'
     options = ['--no-browser', '--ip=127.0.0.1', f'--port={port}', '--allow-root', '--IdentityProvider.token=',
-               '--expose-app-in-browser'] # for `set_theme`
+               '--LabApp.expose_app_in_browser=True', '--JupyterNotebookApp.expose_app_in_browser=True'] # for `set_theme`
+    module = dict(lab='jupyterlab', notebook='notebook')[app]
     env = {k: v for k, v in os.environ.items() if k != 'MPLBACKEND'} # figures belong on the page
     env['JUPYTER_CONFIG_DIR'] = _own_settings(folder)
-    server = subprocess.Popen([sys.executable, '-m', 'jupyter', app, *options, f'--ServerApp.root_dir={folder}'], env=env,
+    server = subprocess.Popen([sys.executable, '-m', module, *options, f'--ServerApp.root_dir={folder}'], env=env,
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for(lambda: urllib.request.urlopen(f'{url}/api').status == 200, 60, 'Jupyter')
@@ -91,3 +92,36 @@ _BEGUN = '.jp-Notebook:visible .jp-InputPrompt:text-matches("[0-9*]")'
 def set_theme(page, name): # 'JupyterLab Light' or 'JupyterLab Dark'
     page.evaluate("name => window.jupyterapp.commands.execute('apputils:change-theme', {theme: name})", name)
     page.wait_for_selector(f'body[data-jp-theme-light={"false" if "Dark" in name else "true"}]', state='attached', timeout=20_000)
+
+def save(page): page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
+
+def errors(page): return page.locator('.jp-RenderedText[data-mime-type*=error]')
+
+# Accessibility
+
+def violations(page, within='.imgcls'): # what axe-core finds, as `rule: HTML`, and text that is too pale
+    from axe_playwright_python.sync_playwright import Axe
+    found = Axe().run(page, context=within).response['violations']
+    return [f"{o['id']}: {n['html'][:200]}" for o in found for n in o['nodes']] + page.evaluate(_PALE, within)
+
+# axe-core leaves out what lies below other layers, as much in Lab does; so contrast is computed here as well
+_PALE = """within => {
+  const canvas = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+  const paint = (color, base) => {
+    canvas.fillStyle = base; canvas.fillRect(0, 0, 1, 1); canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);
+    return `rgb(${[...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3)})`;
+  };
+  const behind = o => o ? paint(getComputedStyle(o).backgroundColor, behind(o.parentElement)) : 'rgb(255,255,255)';
+  const light = color => color.match(/\\d+/g).map(v => v/255).map(v => v <= .04045 ? v/12.92 : ((v + .055)/1.055)**2.4)
+    .reduce((sum, v, i) => sum + v*[.2126, .7152, .0722][i], 0);
+  const pale = [];
+  for (const o of document.querySelectorAll(within + ' *')) {
+    const text = [...o.childNodes].filter(c => c.nodeType === 3).map(c => c.textContent.trim()).join('');
+    if (!text || !o.getClientRects().length || o.closest('[disabled], style, script, .modebar, .hoverlayer')) continue;
+    const style = getComputedStyle(o), ground = behind(o.closest('svg') || o);
+    const ink = paint(o instanceof SVGElement ? style.fill : style.color, ground);
+    const [a, b] = [light(ink), light(ground)].sort((x, y) => x - y), ratio = (b + .05)/(a + .05);
+    if (ratio < 4.5) pale.push(`contrast ${ratio.toFixed(1)}: ${text.slice(0, 60)}`);
+  }
+  return [...new Set(pale)];
+}"""

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 pytest.importorskip('ipywidgets', reason="viewers need the lab extra")
-from imgcls_nb.core import InputError, open_image  # noqa: E402
-from imgcls_nb.widgets.looks import (  # noqa: E402
-    SERIES, Act, Note, Thumbs, Viewer, bar_html, empty_html, facts_html, gallery_html, paper, series_color, watch)
+from imgcls_nb.core import InputError, open_image
+from imgcls_nb.widgets import looks
+from imgcls_nb.widgets.looks import SERIES, Act, Note, Thumbs, Viewer, bar_html, gallery_html, paper, series_color, watch
 
 
 def contrast(a, b):
@@ -39,8 +39,8 @@ def test_there_is_a_colour_for_any_number_of_lines(): assert series_color(len(SE
 
 @pytest.mark.parametrize('text', ['<b>bold</b>', '"quoted" & more', '<script>alert(1)</script>'])
 def test_text_stays_text(text):
-    for html in (facts_html({text: text}), empty_html(text), gallery_html([(Thumbs(8)(np.zeros((4, 4, 3), np.uint8)), [text], text)]),
-                 Note(text).value, bar_html(.5, text)):
+    gallery = gallery_html([(Thumbs(8)(np.zeros((4, 4, 3), np.uint8)), [text], text)])
+    for html in (looks.facts_html({text: text}), looks.empty_html(text), gallery, Note(text).value, bar_html(.5, text)):
         assert not [o for o, _ in tags(html) if o in ('b', 'script')]
     assert ('img', text) in [(o, a.get('alt')) for o, a in tags(gallery_html([(Thumbs(8)(b''), [], text)]))]
 

@@ -371,9 +371,9 @@ def plot(self:TrainingDashboard): # A figure; None: nothing was trained yet
     if not any(o[4] for o in lines): return None
     fig, axes = paper(9.6, 2.7, 1, 3)
     for ax, panel in zip(axes.flat, PANELS):
-        for _, name, color, of_steps, x, y in (o for o in lines if o[0] == panel):
+        for _, name, color, of_steps, x, y in (o for o in lines if o[0] == panel and o[4]):
             look = dict(lw=.9, alpha=.8) if of_steps else dict(lw=1.8, marker='.')
-            ax.plot(x, y, label=name if y else None, color=color, **look)
+            ax.plot(x, y, label=name, color=color, **look)
         ax.set_title(panel, fontsize=10)
         ax.set_xlabel('steps')
         if panel != 'learning rate' and ax.lines: ax.legend(fontsize=7, frameon=False)
