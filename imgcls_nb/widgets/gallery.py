@@ -338,4 +338,4 @@ def edits_of(
     root = getattr(ev, 'root', None)
     where = edits or getattr(ev, 'run', None) or root
     if where is None or not os.path.exists(where) and edits is None: return None
-    return Edits(where, root=root)
+    return Edits(where, root=root if str(where).endswith('.jsonl') else None) # else the run or the folder says it
