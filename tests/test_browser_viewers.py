@@ -4,7 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browsing import chromium, jupyter, needs_browser, open_notebook, run_all_cells, wait_for, write_notebook
+from browsing import (
+    chromium,
+    errors,
+    jupyter,
+    needs_browser,
+    open_notebook,
+    run_all_cells,
+    set_theme,
+    violations,
+    wait_for,
+    write_notebook,
+)
 
 from imgcls_nb.datasets import make_shapes
 
@@ -57,10 +68,10 @@ def page(work):
     with jupyter(work) as url, chromium() as page:
         open_notebook(page, url, 'viewers.ipynb')
         run_all_cells(page)
-        errors = page.locator('.jp-RenderedText[data-mime-type*=error]')
-        wait_for(lambda: page.locator('.icd').count() == 4 or errors.count(), 90, 'four viewers')
-        wait_for(lambda: page.locator('.js-plotly-plot .nsewdrag').count() or errors.count(), 30, 'the matrix')
-        assert not errors.count(), errors.first.inner_text()
+        failed = errors(page)
+        wait_for(lambda: page.locator('.icd').count() == 4 or failed.count(), 120, 'four viewers')
+        wait_for(lambda: page.locator('.js-plotly-plot .nsewdrag').count() or failed.count(), 60, 'the matrix')
+        assert not failed.count(), failed.first.inner_text()
         yield page
 
 class Viewer:
@@ -160,3 +171,10 @@ def test_deleted_pictures_have_a_place(page, work):
     viewer.press('PageDown')
     assert viewer.at() == gone and 'cannot be shown' in viewer.box.locator('.icd-at').inner_text()
     assert 'no such file' in viewer.text('.icd-facts')
+
+@pytest.mark.parametrize('theme', ['Light', 'Dark'])
+def test_contrast_and_labels(page, work, theme): # the last, so that all viewers have been used
+    set_theme(page, f'JupyterLab {theme}')
+    page.wait_for_timeout(500) # colours fade over
+    for nth in range(4): Viewer(page, nth).box.screenshot(path=work/f'viewer-{nth}-{theme.lower()}.png')
+    assert violations(page) == []

@@ -1,4 +1,4 @@
-"Doubtful labels: the scores are those of the formula, planted errors are found, and each picture is judged by those who have not seen it"
+"Doubtful labels: scores follow the formula, planted errors are found, pictures are judged by who has not seen them"
 import numpy as np
 import pytest
 import torch
@@ -15,6 +15,7 @@ from imgcls_nb.label_errors import (
     picture_features,
 )
 from imgcls_nb.learner import image_learner
+
 
 def draw(n, classes, seed=0):
     rng = np.random.default_rng(seed)

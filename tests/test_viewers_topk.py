@@ -49,7 +49,9 @@ def test_occlusion_finds_what_was_looked_at(hw):
     assert heat[:3, :3].min() > 0 and heat[5:, 5:].max() == 0
     assert occlusion_map(Corner(), np.ones((3, *hw), np.float32), 1).max() == 0, 'what speaks against a class is nothing'
 
-@pytest.mark.parametrize('arch', ['test_resnet', 'test_vit', 'test_convnext', 'test_efficientnet', 'test_mambaout', 'test_byobnet'])
+ARCHS = [f'test_{o}' for o in ('resnet', 'vit', 'convnext', 'efficientnet', 'mambaout', 'byobnet')]
+
+@pytest.mark.parametrize('arch', ARCHS)
 def test_a_last_layer_with_places_is_found(arch):
     import timm
     import torch

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from ..core import InputError, did_you_mean
-from ..edits import Edits
 from ..label_errors import confident_classes, find_label_errors, label_quality, outlier_scores, picture_features
 from ..plan import DataPlan
 from ..scan import list_groups, near_groups, scan_pictures
@@ -135,15 +134,16 @@ class DatasetCleaner(Viewer):
         data, # `DataLoaders` of `image_dls`, or a folder, list file or `DataPlan`
         ev=None, # An `Evaluation` by networks that have not seen the pictures, from `out_of_fold`
         learn=None, # An `image_learner`, whose features tell strangers
-        edits=None, # `Edits`, or where they are, such as a run folder; None: beside the pictures; False: only look
+        edits=None, # `Edits`, or where they are, such as a run folder; None: the learner's run, else beside the pictures
         per_page:int=24, # Pictures on a page
     ):
         super().__init__()
         self.cleaner = Cleaner(data, ev, learn)
         union = self.cleaner.union
         pics = Judged(union.names, union.source, union.labels, union.vocab, self.cleaner, union.split)
-        edits = Edits(union.root) if edits is None and union.root.is_dir() else edits_of(edits, union)
-        self.gallery = Gallery(pics, edits, 'cleaner', per_page=per_page)
+        run = getattr(learn, 'run_folder', None)
+        where = run.path if edits is None and run is not None and run.exists else edits
+        self.gallery = Gallery(pics, edits_of(where, union), 'cleaner', per_page=per_page)
         self.show('labels' if ev is not None else 'copies')
 
     def subtitle(self): return f'{len(self.cleaner.union):,} pictures, {len(self.cleaner.union.vocab):,} classes'

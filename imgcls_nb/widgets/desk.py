@@ -200,7 +200,8 @@ DESK_CSS = """
 .icd-facts b { font-weight: 400; color: var(--ic-dim); flex: 0 0 58px; }
 .icd-chips { display: grid; gap: 4px; }
 .icd .icd-button, .icd .icd-chip { font: inherit; color: var(--ic-text); background: var(--ic-soft);
-  border: 1px solid var(--ic-line); border-radius: 6px; padding: 3px 9px; cursor: pointer; display: flex; align-items: center; gap: 7px; }
+  border: 1px solid var(--ic-line); border-radius: 6px; padding: 3px 9px; cursor: pointer; display: flex; align-items: center;
+  gap: 7px; }
 .icd .icd-chip { --fill: color-mix(in srgb, var(--ic-accent) 30%, var(--ic-back)); padding: 2px 8px;
   background: linear-gradient(to right, var(--fill) var(--share, 0), var(--ic-back) var(--share, 0)); }
 .icd .icd-acts .icd-button { padding: 3px 5px 3px 7px; gap: 4px; }

@@ -287,7 +287,9 @@ class Gallery(Pages):
         if not todo: raise InputError("There is no picture to decide about.")
         made = [(i, *o) for i in todo for o in changes(i, self.standing(i))]
         try: self.decisions.decide(made, self.why)
-        finally: self._tell(self.marked) # some may have been noted before one failed
+        except Exception:
+            self._tell(self.marked) # some may have been noted before one failed
+            raise
         names = [self.pics.names[i] for i in dict.fromkeys(o[0] for o in made)]
         self.says = f'{_some(names)}: {says}' if made else f'Nothing to change: {says}.'
         self.selected = set()
@@ -338,4 +340,4 @@ def edits_of(
     root = getattr(ev, 'root', None)
     where = edits or getattr(ev, 'run', None) or root
     if where is None or not os.path.exists(where) and edits is None: return None
-    return Edits(where, root=root)
+    return Edits(where, root=root if str(where).endswith('.jsonl') else None) # else the run or the folder says it
