@@ -33,7 +33,7 @@ def test_imagenet_weights_are_mapped_by_name(monkeypatch):
     for name in ('classifier.1.weight', 'features.3.block.0.weight', 'features.3.conv.2.weight'):
         with pytest.raises(KeyError): timm_name(name)
 
-@pytest.mark.parametrize('script', ['data_pipeline.py', 'train_speed.py'])
+@pytest.mark.parametrize('script', ['data_pipeline.py', 'export.py', 'train_speed.py'])
 def test_scripts_say_what_they_do(script):
     done = subprocess.run([sys.executable, BENCHMARKS/script, '--help'], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and not done.stderr.count('Traceback'), done.stderr
