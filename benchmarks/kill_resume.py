@@ -31,7 +31,7 @@ def make_learner(pictures, run, kind, workers, cache):
     from imgcls_nb.learner import image_learner
     dls = image_dls(pictures, size=32, bs=16, aug='standard', device='cpu', num_workers=workers, cache=str(cache))
     more = [('accumulate', dict(n=3)), ('clip_norm', dict(max_norm=1.)), ('swa', dict(start=.4)), 'csv',
-            ('early_stop', dict(metric='train_loss', patience=2, min_delta=.15))]
+            ('early_stop', dict(monitor='train_loss', patience=2, min_delta=.15))]
     return image_learner(dls, 'test_resnet', run=run, drop_rate=.2, mix='mixup+cutmix', save_steps=4, keep_last=2,
                          cbs=['ema', *(more if kind == 'everything' else [])])
 
