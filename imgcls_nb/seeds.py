@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from operator import index
 
 import numpy as np
-import torch
 
 # %% ../nbs/06_seeds.ipynb #86419fe2
 def name_bytes(
@@ -36,6 +35,7 @@ def seeded(
     seed:int, # From `mix_seed`
 ):
     "Within the block, Python's, numpy's and torch's CPU generators start from `seed`; after it, all is as before"
+    import torch # here, since reading lists of pictures needs no torch
     saved = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed & 0xffffffff)
