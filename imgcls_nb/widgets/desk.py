@@ -107,7 +107,7 @@ function render({ model, el: root }) {
     next.disabled = m.last
     open.hidden = !m.drops
     side.hidden = m.at < 0 || !m.side
-    desk.classList.toggle("icd-wide", !m.side)
+    desk.classList.toggle("icd-wide", side.hidden)
     big.src = m.big ?? ""
     big.alt = m.alt ?? ""
     big.className = "icd-big" + (m.tiny ? " ic-tiny" : "")
@@ -120,7 +120,6 @@ function render({ model, el: root }) {
       return chip
     }))
     editing.hidden = chips.hidden = find.hidden = !m.editable
-    help.hidden = m.at < 0
     help.textContent = m.help
   }
   const drawNames = () => names.replaceChildren(...model.get("vocab").map(o => el("option", { value: o })))
@@ -216,7 +215,7 @@ DESK_CSS = """
   padding: 0 4px; color: var(--ic-text); background: var(--ic-back); box-shadow: none; }
 .icd-find { font: inherit; padding: 4px 8px; border: 1px solid var(--ic-line); border-radius: 6px; min-width: 0; }
 .icd-acts { display: flex; gap: 5px; flex-wrap: wrap; }
-.icd-help { grid-column: 1 / -1; margin: 0; font-size: 12px; color: var(--ic-dim); }
+.icd-help { grid-column: 1 / -1; margin: 0; min-height: 18px; font-size: 12px; color: var(--ic-dim); }
 .icd-main { min-width: 0; }
 @media (max-width: 640px) { .icd { grid-template-columns: minmax(0, 1fr); } }
 .imgcls .ic-above { flex-direction: column; align-items: stretch; height: auto; }
@@ -279,9 +278,10 @@ class Desk(anywidget.AnyWidget):
         "Send the pictures of the page"
         with ThreadPoolExecutor(4) as pool: thumbs = list(pool.map(self._thumb, self.gallery.on_page.tolist()))
         self.whys = [o.why for o in thumbs]
-        cards = [dict(src=o.url, tiny=o.tiny) for o in thumbs]
+        cards, choices = [dict(src=o.url, tiny=o.tiny) for o in thumbs], min(10, len(self.vocab))
+        height = max(2*(self.size + 48), (290 + 33*choices)*self.side) # what the largest of pictures and choices will take
         with self.hold_sync():
-            self.page = dict(cards=cards, size=self.size, height=2*(self.size + 48), empty=self.gallery.empty)
+            self.page = dict(cards=cards, size=self.size, height=height, empty=self.gallery.empty)
             self.draw_marks()
 
     def _thumb(self, i, large=False):
