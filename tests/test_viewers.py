@@ -362,6 +362,10 @@ def test_classes_are_found_by_parts_of_their_names():
     with pytest.raises(InputError, match='No class is called'): map_.find('klass')
     with pytest.raises(InputError): map_.find('  ')
 
+@pytest.mark.parametrize('classes, colour', [(10, 'share'), (1000, 'errors')])
+def test_the_diagonal_does_not_outshine_the_mistakes_of_many_classes(classes, colour):
+    assert ConfusionMap(made_up(200, classes)).colour == colour
+
 def test_the_most_confused_pairs_lead_to_their_pictures():
     ev = made_up(3000, 50)
     map_ = Navigator(ev)

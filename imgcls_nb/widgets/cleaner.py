@@ -15,10 +15,9 @@ from ..label_errors import confident_classes, find_label_errors, label_quality, 
 from ..plan import DataPlan
 from ..scan import list_groups, near_groups, scan_pictures
 from ..sources import find_pictures
-from .desk import Desk
+from .desk import Desk, plot_pictures
 from .gallery import Gallery, Judged, edits_of
 from .looks import Viewer, row, watch
-from .losses import plot_pictures
 
 # %% ../../nbs/74_widgets.cleaner.ipynb #08d7c835
 class Union:

@@ -25,7 +25,7 @@ class ConfusionMap:
     ):
         self.ev, self.confusion, self.vocab = ev, ev.confusion, ev.vocab
         self.order = self.confusion.order if len(ev.vocab) > 2 else np.arange(len(ev.vocab))
-        self.colour, self.cell = 'share', None
+        self.colour, self.cell = 'share' if len(ev.vocab) <= NAMED else 'errors', None # of many, the diagonal outshines all
         cells = ev.targs*len(self.vocab) + ev.preds
         self.sorted = np.lexsort((-ev.confidence, cells)) # within a cell the most confident guess first
         self.cells = cells[self.sorted]
@@ -137,7 +137,7 @@ class Navigator(ConfusionMap):
                 for t, p, k, share in zip(table['truth'], table['predicted'], table['pictures'], table['share'])]
 
 # %% ../../nbs/74_widgets.confusion.ipynb #01ac4e0d
-SHADES = [[0, 'rgba(47,127,214,0)'], [1e-9, 'rgba(47,127,214,.07)'], [.35, 'rgba(47,127,214,.45)'], [1, 'rgba(47,127,214,.85)']]
+SHADES = [[0, 'rgba(47,127,214,0)'], [1e-9, 'rgba(47,127,214,.12)'], [.35, 'rgba(47,127,214,.48)'], [1, 'rgba(47,127,214,.85)']]
 
 def _short(name): return name if len(name) <= 18 else name[:17] + '…'
 
