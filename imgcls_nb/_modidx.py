@@ -1404,6 +1404,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'imgcls_nb.evaluate._evaluate_path': ('evaluate.html#_evaluate_path', 'imgcls_nb/evaluate.py'),
                                     'imgcls_nb.evaluate._evaluate_predictor': ( 'evaluate.html#_evaluate_predictor',
                                                                                 'imgcls_nb/evaluate.py'),
+                                    'imgcls_nb.evaluate._keep': ('evaluate.html#_keep', 'imgcls_nb/evaluate.py'),
                                     'imgcls_nb.evaluate._looks': ('evaluate.html#_looks', 'imgcls_nb/evaluate.py'),
                                     'imgcls_nb.evaluate._pictures_at': ('evaluate.html#_pictures_at', 'imgcls_nb/evaluate.py'),
                                     'imgcls_nb.evaluate._pictures_in_table': ('evaluate.html#_pictures_in_table', 'imgcls_nb/evaluate.py'),

@@ -101,14 +101,13 @@ def _say_lost(lost, n):
 
 # %% ../nbs/55_evaluate.ipynb #0ac2e2aa
 def _by_predictor(predictor, data, bs=32):
-    from imgcls_nb.predict import softmax
     pics = labelled_pictures(data, predictor.labels)
     places = match_classes(pics, predictor.labels)
     probs, kept, lost = [], [], []
     for start in range(0, len(pics), bs):
         read = {i: x for i in range(start, min(start + bs, len(pics))) if (x := _read(predictor, pics, i, lost)) is not None}
         if not read: continue
-        probs.append(softmax(predictor.logits(np.stack(list(read.values()))), predictor.card.temperature))
+        probs.append(predictor.probs(np.stack(list(read.values()))))
         kept += read
     _say_lost(lost, len(pics))
     probs = np.concatenate([np.zeros((0, len(predictor.labels)), np.float32), *probs])
@@ -135,8 +134,12 @@ def evaluate(
     if not hasattr(source, 'get_preds'): ev = _evaluate_predictor(source, data, tta)
     else: ev = _by_learner(source, data, tta)
     ev.facts |= dict(tta=tta, time=round(time.time(), 3))
-    if where := _run_of(source) if run is None else run: ev.save(Path(where)/FOLDER/name)
+    if where := _run_of(source) if run is None else run: _keep(ev, where, name)
     return ev
+
+def _keep(ev, run, name):
+    ev.run = Path(run)
+    ev.save(ev.run/FOLDER/name)
 
 # %% ../nbs/55_evaluate.ipynb #54205f0b
 def _tta_args(tta):
@@ -187,7 +190,7 @@ def _evaluate_path(path, data, tta, run, name):
 # %% ../nbs/55_evaluate.ipynb #0408f940
 def _say_if_older(run, name, ev): # than the checkpoints
     files = [o for o in (run/'best_model.json', run/'latest.json') if o.is_file()]
-    steps = [json.loads(o.read_text('utf-8')).get('step') for o in files]
+    steps = [json.loads(o.read_text('utf-8'))['facts'].get('step') for o in files]
     if not steps or ev.facts.get('step') in (None, *steps): return
     print(f"'{name}' was evaluated at step {ev.facts['step']}, and the run has come to step {steps[-1]}. "
           "Evaluate the learner to have it anew.")
@@ -197,7 +200,7 @@ def _by_run(run, tta, save, name):
     plan, weights, facts = checkpoint_of(run)
     ev = evaluate_plan(plan, weights, tta=tta, run=False)
     ev.facts |= {k: facts[k] for k in ('epoch', 'step') if k in facts} | dict(checkpoint='best_model')
-    if save: ev.save(Path(save)/FOLDER/name)
+    if save: _keep(ev, save, name)
     return ev
 
 # %% ../nbs/55_evaluate.ipynb #95b685ff

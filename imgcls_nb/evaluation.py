@@ -58,11 +58,12 @@ class Evaluation:
         root=None, # Folder that the names are relative to
         temperature:float=1., # That the probabilities were made with
         facts:dict|None=None, # How they came to be: plain values
+        run=None, # Run folder that they belong to; decisions about pictures are written there
     ):
         self.probs, self.targs = np.asarray(probs, np.float32), _class_numbers(targs)
         self.vocab, self.paths = tuple(map(str, vocab)), [str(o) for o in paths]
         self.root, self.temperature, self.facts = None if root is None else os.fspath(root), float(temperature), dict(facts or {})
-        self._judged = {}
+        self.run, self._judged = None if run is None else Path(run), {}
         self._check()
 
     def _check(self):
@@ -251,7 +252,7 @@ def calibrated(self:Evaluation,
 
 @patch
 def _same(self:Evaluation, **changes):
-    kept = {k: getattr(self, k) for k in ('probs', 'targs', 'vocab', 'paths', 'root', 'temperature', 'facts')}
+    kept = {k: getattr(self, k) for k in ('probs', 'targs', 'vocab', 'paths', 'root', 'temperature', 'facts', 'run')}
     new = Evaluation(**kept | changes)
     return new.attach(self._pics) if hasattr(self, '_pics') else new
 
@@ -375,7 +376,8 @@ def load(cls:Evaluation,
         probs, targs = (np.load(files[k], mmap_mode='r' if k == 'probs' and said['pictures'] else None, allow_pickle=False)
                         for k in ('probs', 'targs'))
         names = json.loads(files['names'].read_text('utf-8'))
-        return cls(probs, targs, said['vocab'], names, said['root'], said['temperature'], said['facts'])
+        return cls(probs, targs, said['vocab'], names, said['root'], said['temperature'], said['facts'],
+                   next((o for o in (Path(path), folder.parents[1]) if (o/'config.yaml').is_file()), None))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         if isinstance(e, InputError): raise
         raise InputError(f"'{folder}' is damaged: {e}. Evaluate again.") from e
