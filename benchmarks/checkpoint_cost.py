@@ -67,6 +67,6 @@ def main():
     for name, how in NETS.items():
         with tempfile.TemporaryDirectory(dir=args.at) as folder: mb, row = measure(*how, Path(folder), args.repeats)
         print(f'{name:30}{mb:7.1f}' + ''.join(f'{s:{w}.3f} s {100*s/EPOCH_S:5.2f} %' for s, w in zip(row, (14, 8, 14, 8))))
-    print(f"Shares are of an epoch of {EPOCH_S} seconds. Medians of {args.repeats}; load of the machine: {os.getloadavg()[0]:.1f}.")
+    print(f"Shares are of an epoch of {EPOCH_S} s. Medians of {args.repeats}; load of the machine: {os.getloadavg()[0]:.1f}.")
 
 if __name__ == '__main__': main()

@@ -65,8 +65,8 @@ class Lock:
 
     @property
     def holder(self) -> Holder|None: # who wrote it, alive or dead
-        try: return _read(self.file.read_bytes())
-        except OSError: return None
+        try: return _read(self.file.read_bytes()) if self.file.is_file() else None
+        except OSError: return None # given back meanwhile
 
     @property
     def mine(self) -> bool: return self.token is not None and (o := self.holder) is not None and o.token == self.token

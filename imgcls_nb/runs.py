@@ -60,9 +60,8 @@ class Run:
     def __repr__(self): return f"Run('{self.path.as_posix()}', {len(self.history())} epochs, {self.status})"
 
 def _read(file):
-    try:
-        with open(file, 'rb') as f: return f.read(MAX_BYTES + 1) # one too many is told from enough
-    except OSError as e: raise InputError(f"'{file}' cannot be read: {(e.strerror or str(e)).lower()}.") from e
+    if not file.is_file(): raise InputError(f"There is no file '{file}'.") # a pipe would be waited for
+    with open(file, 'rb') as f: return f.read(MAX_BYTES + 1) # one too many is told from enough
 
 # %% ../nbs/40_runs.ipynb #005859bd
 @patch
@@ -207,8 +206,10 @@ def history(self:Run): # A `DataFrame`
     import pandas as pd
     rows = []
     for o in self.events():
-        if o['event'] == 'resume': rows = [r for r in rows if _at(r, 'step') <= _at(o, 'step')]
-        if o['event'] == 'epoch': rows = [r for r in rows if _at(r, 'epoch') < _at(o, 'epoch')] + [o]
+        if o['event'] == 'resume': _drop_last(rows, lambda r, o=o: _at(r, 'step') > _at(o, 'step'))
+        if o['event'] != 'epoch': continue
+        _drop_last(rows, lambda r, o=o: _at(r, 'epoch') >= _at(o, 'epoch'))
+        rows.append(o)
     return pd.DataFrame(rows).drop(columns=['event', 'time', 'classes'], errors='ignore')
 
 @patch
@@ -222,6 +223,9 @@ def steps(self:Run): # A `DataFrame`
         _forget_from(o['step'][0], columns)
         for k, v in columns.items(): v.extend(o[k])
     return pd.DataFrame(columns)
+
+def _drop_last(rows, what):
+    while rows and what(rows[-1]): rows.pop()
 
 def _forget_from(step, columns): # steps are in ascending order
     n = bisect_left(columns['step'], step)

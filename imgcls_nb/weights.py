@@ -6,10 +6,13 @@
 __all__ = ['WEIGHT_SUFFIXES', 'PLAIN_KEYS', 'find_weights', 'read_weights', 'Published', 'host_answers', 'on_hub', 'at_url']
 
 # %% ../nbs/23_weights.ipynb #e7d8666a
+import io
 import os
 import pickletools
+import re
 import socket
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -39,27 +42,46 @@ def find_weights(
 def _load(path):
     try:
         if path.suffix == '.safetensors': return safetensors.torch.load_file(path)
+        _check_unpacked_size(path)
         return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e: # the readers raise a dozen types for damaged files
-        wants = _callables_in(path)
+        wants = _callables_in(path, str(e))
         says = (str(e) or type(e).__name__).splitlines()[0].partition('. ')[0]
         why = f"it wants to run {', '.join(wants)}" if wants else says
         raise InputError(f"'{path}' cannot be read as weights: {why}. A weights file holds tensors and nothing else.") from e
 
-def _callables_in(path): # what a pickle would call, found without unpickling it
-    names, strings = [], []
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as z: data = z.read(next(n for n in z.namelist() if n.endswith('/data.pkl')))
-        else: data = path.read_bytes()[:10**6]
-        for op, arg, _ in pickletools.genops(data):
-            if op.name == 'GLOBAL': names.append(arg.replace(' ', '.'))
-            elif op.name == 'STACK_GLOBAL': names.append('.'.join(strings[-2:]))
-            elif isinstance(arg, str):
-                strings.append(arg)
-                if any(n.endswith('.getattr') for n in names): names.append(arg)
-    except (ValueError, StopIteration, OSError): pass # no pickle, or a damaged one
-    return [n for n in names if not n.startswith(('torch.', 'collections.'))]
+def _check_unpacked_size(path): # torch does not compress, so a file that is much larger inside is made to fill the memory
+    if not zipfile.is_zipfile(path): return
+    with zipfile.ZipFile(path) as z: inside = sum(o.file_size for o in z.infolist())
+    if inside > 2*path.stat().st_size: raise InputError(f"it unpacks to {inside:,} bytes, from {path.stat().st_size:,}")
+
+# %% ../nbs/23_weights.ipynb #517569a6
+def _callables_in(path, error): # what a pickle would call, found without unpickling it; `error`: torch names one as well
+    names = []
+    with suppress(Exception): # no pickle, or a damaged one, which ends where it ends
+        stream = io.BytesIO(_pickled(path))
+        while stream.tell() < len(stream.getbuffer()): _read_names(stream, names)
+    return list(dict.fromkeys(n for n in names if not _HARMLESS.fullmatch(n))) or re.findall(r'GLOBAL (\S+) was not', error)
+
+_HARMLESS = re.compile(r'torch\.(\w+|(_utils|_tensor|storage|nn\.parameter)\.\w+)|collections\.\w+') # dtypes, storages, tensors
+
+def _pickled(path): # the part of it that can name anything
+    if not zipfile.is_zipfile(path):
+        with open(path, 'rb') as f: return f.read(2**21)
+    with zipfile.ZipFile(path) as z:
+        with z.open(next(n for n in z.namelist() if n.endswith('/data.pkl'))) as f: return f.read(2**21)
+
+def _read_names(stream, names): # of one pickle
+    strings, memory, last = [], {}, None
+    for op, arg, _ in pickletools.genops(stream):
+        if op.name == 'MEMOIZE': memory[len(memory)] = last
+        elif op.name.endswith('PUT'): memory[arg] = last
+        else: last = memory.get(arg) if op.name.endswith('GET') else arg if isinstance(arg, str) else None
+        if op.name in ('GLOBAL', 'INST'): names.append(last.replace(' ', '.'))
+        elif op.name == 'STACK_GLOBAL': names.append('.'.join(strings[-2:]))
+        elif isinstance(last, str) and not op.name.endswith(('PUT', 'MEMOIZE')):
+            strings.append(last)
+            if any(n.endswith('.getattr') for n in names): names.append(last)
 
 # %% ../nbs/23_weights.ipynb #d3756d78
 PLAIN_KEYS = ('state_dict', 'model_state_dict', 'model') # where training scripts keep the network itself
