@@ -54,7 +54,8 @@ from .seeds import mix_seed, seeded
 class ImageLearner(Idioms, ResumableLearner):
     "A fastai `Learner` with a plan"
     plan, run_folder, planned, _depth = None, None, (), 0
-    ahead, cut, resumption = (), False, None # calls that will follow; whether the last one was interrupted; a run that goes on
+    ahead, resumption = (), None # calls that will follow; a run that is about to go on
+    interrupted = False # whether the last call did not come to its end
 
     @property
     def preprocess(self) -> Preprocess: return self.dls.preprocess
@@ -64,15 +65,15 @@ class ImageLearner(Idioms, ResumableLearner):
 
     @contextmanager
     def _noting(self, method=None, args=None, resume=False, allow=()): # without method: a call that is not part of the plan
-        before, cut, begun, outermost = self.plan, self.cut, self.clock.begun, not self._depth
+        before, was_cut, begun, outermost = self.plan, self.interrupted, self.clock.begun, not self._depth
         self._depth += 1
         try:
             if method and outermost: self._begin_call(method, args, resume, allow)
             yield
-            if method and outermost: self._end_call(self.clock.begun > begun)
+            if method and outermost: self._end_call()
         except BaseException as e:
             if outermost:
-                if self.clock.begun == begun: self.plan, self.cut = before, cut # it was refused, and nothing was trained
+                if self.clock.begun == begun: self.plan, self.interrupted = before, was_cut # nothing was trained
                 elif method: self._add_custom(INTERRUPTED)
                 self._tidy(L((args or {}).get('cbs')))
             if isinstance(e, InputError): raise InputError(str(e).partition('`:\n\t')[2] or str(e)) from e # fastai adds where
@@ -83,13 +84,13 @@ class ImageLearner(Idioms, ResumableLearner):
 
     def _begin_call(self, method, args, resume, allow):
         if resume: take_up(self, resume, allow)
-        self.call, self.fits, self.cut = len(self.plan.schedule), 0, True # until it has ended
+        self.call, self.fits, self.interrupted = len(self.plan.schedule), 0, True # until it has ended
         self._note(method, args)
         if self.origin: check_call(self, allow)
 
-    def _end_call(self, trained):
-        end_call(self, trained)
-        self.cut = False
+    def _end_call(self):
+        end_call(self)
+        self.interrupted = False
 
     def _note(self, method, args):
         check_fit(args)
@@ -381,7 +382,7 @@ def resume(self:ImageLearner,
     "Make those training calls of the run that are not done yet"
     if not (self.run_folder and self.run_folder.exists): raise InputError("There is no run to go on with. Train, with run=….")
     calls = self.run_folder.plan.schedule if schedule is None else schedule
-    return run_schedule(self, calls[len(self.plan.schedule) - self.cut:], checkpoint, allow)
+    return run_schedule(self, calls[len(self.plan.schedule) - self.interrupted:], checkpoint, allow)
 
 def resume_run(
     run, # Its folder, perhaps moved

@@ -115,6 +115,7 @@ class Resumption:
     "A run that is about to go on"
     plan: Plan # As it was
     checkpoint: str # Where it goes on
+    epochs: int # How many were done there
     changes: dict = field(default_factory=dict) # Name to a pair of values
     exact: bool = True # Whether it will end as if nothing had happened
 
@@ -132,16 +133,16 @@ def take_up(
 ):
     "Find out where the learner's run stands, and let its training calls go on there"
     if learn.run_folder is None: raise InputError("resume goes on with a run, and this learner has none. Give it one: run=….")
-    if learn.origin or learn.run_writer.started and not learn.cut: return # it is about to, or it did: this call is a new one
+    if learn.origin or learn.run_writer.started and not learn.interrupted: return # it is about to, or this call is a new one
     run = learn.run_folder
     if run.exists: run.lock() # until the training call ends
     found = find_checkpoint(run, checkpoint) if run.exists else None
     if found is None: return print(f"There is nothing to resume in '{run.path}' yet; it starts.")
-    if learn.cut: learn.plan = replace(learn.plan, schedule=learn.plan.schedule[:-1])
+    if learn.interrupted: learn.plan = replace(learn.plan, schedule=learn.plan.schedule[:-1])
     then = run.plan
     changes = plan_changes(then, learn.plan) | data_changes(run, learn.run_writer.data)
     exact = check_changes(changes, allow, f"The run '{run.path}'")
-    _go_on(learn, Resumption(then, found.name, changes, exact), found, env_changes(run))
+    _go_on(learn, Resumption(then, found.name, found.facts['epoch'], changes, exact), found, env_changes(run))
 
 # %% ../nbs/44_resume.ipynb #275d174e
 def _go_on(learn, resumption, found, env):
@@ -180,13 +181,12 @@ def _call(fit): return f"{fit.method}({', '.join(f'{k}={v}' for k, v in fit.args
 
 def end_call(
     learn, # A training call of it has just ended
-    trained:bool, # Whether it made a step
 ):
     "Say what a call did that had nothing to do"
     if learn.resumption is None: return
-    call = _call(learn.plan.schedule[learn.call])
+    call, epochs = _call(learn.plan.schedule[learn.call]), learn.resumption.epochs
     if learn.origin is None:
         learn.resumption = None
-        if not trained and learn.fits: print(f"{call}: nothing was left to do; epoch {learn.clock.epochs} was its last.")
+        if learn.clock.epochs == epochs: print(f"{call}: nothing was left to do; epoch {epochs} was its last.")
     elif learn.call < learn.origin.at.call: print(f"{call} was done already.")
     else: raise InputError(f"{call} ended before the place where the run stood, {learn.origin.at}.")

@@ -245,7 +245,7 @@ class CSVTable(Tracker):
     @classmethod
     def of_run(cls, folder, **args): return cls(folder/'epochs.csv', **args)
 
-    def begin(self): drop_rows(self.file, self.clock.steps)
+    def begin(self): drop_rows(self.file, self.clock.epochs)
 
     def log_epoch(self, values):
         row = dict(time=time.strftime('%Y-%m-%d %H:%M:%S'), epoch=self.clock.epochs, step=self.clock.steps)
@@ -269,13 +269,13 @@ def append_row(
 
 def drop_rows(
     file, # A CSV file, or none yet
-    steps:int, # Steps that are done; rows of later ones will be written again
+    epochs:int, # Epochs that are done; rows of later ones will be written again
 ):
     "Take back what a training wrote after the moment that it now goes on from"
     if not Path(file).exists(): return
     text = Path(file).read_text('utf-8-sig')
     rows = list(csv.DictReader(io.StringIO(text)))
-    kept = [o for o in rows if (o.get('step') or '').isdigit() and int(o['step']) <= steps]
+    kept = [o for o in rows if (o.get('epoch') or '').isdigit() and int(o['epoch']) <= epochs]
     if len(kept) < len(rows): write_atomic(file, _csv(list(rows[0]), kept, header=True).encode())
 
 def _csv(columns, rows, header=False):

@@ -1,0 +1,409 @@
+"A run that was killed at any moment ends as if nothing had happened, or says why it cannot"
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from fastai.callback.core import Callback
+from fastai.optimizer import Adam, OptimWrapper
+from torch.optim import AdamW
+
+from imgcls_nb import files
+from imgcls_nb.callbacks.clock import Clock
+from imgcls_nb.checkpoints import read_checkpoint
+from imgcls_nb.config import plan_from_config, read_config
+from imgcls_nb.core import InputError
+from imgcls_nb.data import image_dls
+from imgcls_nb.datasets import make_shapes
+from imgcls_nb.decode import PixelCache
+from imgcls_nb.learner import image_learner, learner_from_plan, resume_run, run_schedule, train_plan
+from imgcls_nb.moments import Moment, Position, put_state, state_of
+from imgcls_nb.plan import FitPlan
+from imgcls_nb.resume import find_checkpoint
+from imgcls_nb.runs import Run
+
+posix = pytest.mark.skipif(os.name != 'posix', reason="needs fork and SIGKILL")
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory): return make_shapes(tmp_path_factory.mktemp('data')/'shapes', n=10) # 24 to train on
+
+def make(pictures, run, data=None, **how):
+    dls = image_dls(pictures, **dict(size=32, bs=8, aug='standard', device='cpu', num_workers=0) | (data or {}))
+    return image_learner(dls, 'test_resnet', run=run, **dict(drop_rate=.2, save_steps=2) | how)
+
+def hash_of(values):
+    sha = hashlib.sha256()
+    def add(o):
+        if isinstance(o, torch.Tensor): sha.update(o.detach().contiguous().numpy().tobytes())
+        elif isinstance(o, dict): add([x for pair in sorted(o.items(), key=str) for x in pair])
+        elif isinstance(o, (list, tuple)): [add(x) for x in o]
+        else: sha.update(repr(o).encode())
+    add(values)
+    return sha.hexdigest()
+
+def outcome(learn): # all that a training leaves, but for times
+    moment, run, timed = Moment.of(learn, None), learn.run_folder, ['seconds', 'data_wait', 'images_per_s']
+    states = {k: v for k, v in moment.state['callbacks'].items() if k not in ('run_writer', 'epoch_table', 'time_limit')}
+    saved = [o for o in run.path.glob('*.safetensors') if not o.name.endswith('.state.safetensors')]
+    epochs, steps = run.history().drop(columns=timed, errors='ignore'), run.steps().drop(columns='wait')
+    return dict(weights=hash_of(moment.weights), opt=hash_of(moment.state['opt']), epochs=epochs.to_json(), steps=steps.to_json(),
+                files={o.name: files.sha256(o) for o in saved}) | {k: hash_of(v) for k, v in states.items()}
+
+# A learner trains in a child process that is killed
+
+class Die(Callback):
+    "Kills its process at the `n`-th event of a name, before or after other callbacks"
+    def __init__(self, event, n, order): self.event, self.n, self.order = event, n, order
+    def __call__(self, event):
+        self.n -= event == self.event
+        if not self.n and event == self.event: os.kill(os.getpid(), signal.SIGKILL)
+
+def die_at_file_operation(n):
+    points = itertools.count(1)
+    def reached(point):
+        if next(points) == n: os.kill(os.getpid(), signal.SIGKILL)
+    files.reached = reached
+
+def killed(learn, train, event=None, n=1, order=99, operation=None): # whether it was
+    if pid := os.fork(): return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if operation: die_at_file_operation(operation)
+        if event:
+            learn.add_cb(Die(event, n, order))
+            learn.planned = tuple(learn.cbs)
+        with learn.no_bar(): train(learn)
+    finally: os._exit(0)
+
+def resumed(learn, train):
+    with learn.no_bar(): train(learn, resume=True)
+    return learn
+
+MOMENTS = [dict(event='before_batch', n=4, order=-99), dict(event='after_batch', n=6), dict(event='after_train', n=1),
+           dict(event='after_validate', n=2), dict(event='after_epoch', n=2, order=72), dict(event='after_epoch', n=1),
+           dict(event='after_fit', n=1), dict(operation=33), dict(operation=47), dict(operation=81)]
+
+def one_cycle(learn, **kwargs): learn.fit_one_cycle(2, 4e-3, **kwargs)
+def fine_tune(learn, **kwargs): learn.fine_tune(1, 4e-3, freeze_epochs=1, **kwargs)
+def flat(learn, **kwargs): learn.fit_flat_cos(2, 4e-3, **kwargs)
+def scheduled(learn, **kwargs): learn.fit_scheduled(3, 'multi_step', 3e-3, .5, milestones=[1], gamma=.5, **kwargs)
+def several(learn, **kwargs):
+    learn.freeze()
+    learn.fit(1, 3e-3, **kwargs)
+    learn.unfreeze()
+    learn.fit_one_cycle(1, slice(1e-4, 1e-3), **kwargs)
+
+STEPS = [('accumulate', dict(n=2)), ('clip_norm', dict(max_norm=1.))]
+WAYS = dict(
+    fine_tune=(fine_tune, dict(cbs='ema', mix='mixup+cutmix')),
+    one_cycle=(one_cycle, dict(precision='fp32', metrics=['top1', 'f1'], opt='sgd')),
+    average=(scheduled, dict(cbs=['swa', *STEPS, 'csv'], save_steps=1, keep_last=1)),
+    stops_early=(scheduled, dict(cbs=[('swa', dict(start=0.)), ('early_stop', dict(patience=1, min_delta=9.))])),
+    several=(several, dict(opt='lamb', layer_decay=.8, cbs=[('ema', dict(decay=.9))])),
+    sizes=(flat, dict(data=dict(sizes=[32, 24], balance='both'), opt='muon')),
+    grows=(flat, dict(data=dict(start_size=16, repeats=2, bs=7, cache=False), loss='focal')),
+    fastai_opt=(one_cycle, dict(opt=Adam, save_interval=0)),
+    torch_opt=(fine_tune, dict(opt=partial(OptimWrapper, opt=AdamW), monitor='valid_loss')))
+
+@posix
+@pytest.mark.parametrize('way', WAYS)
+def test_killed_and_resumed_is_as_if_nothing_had_happened(pictures, tmp_path, way):
+    train, how = WAYS[way]
+    whole = make(pictures, tmp_path/'whole', **how)
+    with whole.no_bar(): train(whole)
+    want, first = outcome(whole), list(WAYS).index(way)
+    for i, moment in enumerate((MOMENTS*3)[3*first:3*first + 3]):
+        run = tmp_path/f'run_{i}'
+        assert killed(make(pictures, run, **how), train, **moment), f'{moment} never came'
+        got = outcome(resumed(make(pictures, run, **how), train))
+        assert {k: got.get(k) == v for k, v in want.items()} == dict.fromkeys(want, True), moment
+
+@posix
+def test_killed_again_and_again(pictures, tmp_path):
+    how = dict(cbs=['ema', 'swa'], mix='cutmix', save_steps=1)
+    whole = make(pictures, tmp_path/'whole', **how)
+    with whole.no_bar(): fine_tune(whole)
+    while killed(make(pictures, tmp_path/'run', **how), partial(fine_tune, resume=True), 'after_batch', 3): pass
+    events = Run(tmp_path/'run').events('resume')
+    assert len(events) > 2 and all(o['exact'] for o in events)
+    assert outcome(resumed(make(pictures, tmp_path/'run', **how), fine_tune)) == outcome(whole)
+
+# From the folder alone, in other processes, with loader processes
+
+TRAIN = """
+import sys
+from imgcls_nb.data import image_dls
+from imgcls_nb.learner import image_learner
+dls = image_dls(sys.argv[1], size=32, bs=8, aug='standard', device='cpu', num_workers=2)
+learn = image_learner(dls, 'test_resnet', run=sys.argv[2], mix='mixup', cbs='ema', save_steps=2)
+with learn.no_bar(): learn.fine_tune(9, 3e-3)
+"""
+
+@posix
+def test_a_process_is_killed_and_the_shell_goes_on(pictures, tmp_path):
+    run = Run(tmp_path/'run')
+    with subprocess.Popen([sys.executable, '-c', TRAIN, pictures, run.path], stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None and len(run.events('epoch')) < 1: time.sleep(.1)
+        process.kill()
+    assert run.status == 'killed' and run.plan.replayable
+    done = subprocess.run([sys.executable, '-m', 'imgcls_nb.cli', 'resume', run.path, '--num-workers', '0'],
+                          capture_output=True, text=True)
+    assert done.returncode == 0 and 'goes on from' in done.stdout, done.stderr
+    learn = make(pictures, tmp_path/'whole', mix='mixup', cbs='ema', drop_rate=0.)
+    with learn.no_bar(): learn.fine_tune(9, 3e-3)
+    assert run.status == 'finished' and run.events('resume')[-1]['changed'] == {'data.num_workers': [2, 0]}
+    assert files.sha256(run.path/'latest.safetensors') == files.sha256(tmp_path/'whole/latest.safetensors')
+
+@posix
+def test_calls_that_were_still_to_come_are_in_the_folder(pictures, tmp_path):
+    calls = FitPlan('fit', dict(n_epoch=1)), FitPlan('freeze_to', dict(n=-1)), FitPlan('fit_one_cycle', dict(n_epoch=1))
+    plan = replace(make(pictures, tmp_path/'run').plan, schedule=calls)
+    whole = train_plan(replace(plan, run=str(tmp_path/'whole')))
+    assert killed(learner_from_plan(plan), partial(run_schedule, schedule=plan.schedule), 'before_batch', 2)
+    shutil.move(tmp_path/'run', tmp_path/'moved')
+    assert outcome(resume_run(tmp_path/'moved')) == outcome(whole)
+
+# In one process
+
+@pytest.mark.parametrize('event, n', [('before_batch', 1), ('after_step', 4), ('after_epoch', 1), ('before_validate', 2)])
+def test_after_an_interrupt_the_learner_goes_on(pictures, tmp_path, event, n):
+    class Stop(Callback):
+        seen = 0
+        def __call__(self, name):
+            self.seen += name == event
+            if name == event and self.seen == n: raise KeyboardInterrupt
+    how = dict(cbs=['ema', 'swa'], mix='mixup')
+    whole, learn = (make(pictures, tmp_path/o, **how) for o in ('whole', 'run'))
+    with whole.no_bar(): fine_tune(whole)
+    learn.add_cb(stop := Stop())
+    learn.planned = tuple(learn.cbs)
+    with pytest.raises(KeyboardInterrupt), learn.no_bar(): fine_tune(learn)
+    for cb in (stop,): learn.remove_cb(cb)
+    learn.planned = tuple(learn.cbs)
+    assert outcome(resumed(learn, fine_tune)) == outcome(whole)
+    assert learn.plan.replayable and learn.plan.schedule == whole.plan.schedule == Run(tmp_path/'run').plan.schedule
+
+# What a person is told
+
+@pytest.fixture(scope='module')
+def cut(pictures, tmp_path_factory):
+    "A run that was killed in its second epoch; not to be changed"
+    run = tmp_path_factory.mktemp('runs')/'cut'
+    assert killed(make(pictures, run), one_cycle, 'before_batch', 6)
+    return run
+
+@pytest.fixture
+def copied(cut, tmp_path): return shutil.copytree(cut, tmp_path/'run', symlinks=True)
+
+@posix
+@pytest.mark.parametrize('change, says', [
+    (dict(data=dict(bs=4)), r'data.bs was 8 and is 4.*allow=\[.bs.\]'), (dict(data=dict(seed=1)), 'data.seed was 42 and is 1'),
+    (dict(data=dict(aug='none')), 'data.augment was'), (dict(data=dict(size=48)), 'data.size was .32, 32. and is .48, 48.'),
+    (dict(loss='focal'), 'objective.loss was'), (dict(opt='sgd'), 'objective.opt was .adamw. and is .sgd.'),
+    (dict(wd=.3), 'objective.weight_decay was None and is 0.3'), (dict(mix='mixup'), 'mix was'),
+    (dict(cbs='ema'), 'callbacks was'), (dict(precision='fp32'), 'precision was'),
+    (dict(drop_rate=.5), "model.kwargs was {'drop_rate': 0.2}"), (dict(monitor='valid_loss'), 'monitor was'),
+    (dict(metrics=['f1']), 'metrics was'), (dict(data=dict(valid=.5)), 'pictures.train was .24 of checksum')], ids=str)
+def test_a_changed_setting_is_refused(pictures, copied, change, says):
+    learn = make(pictures, copied, **change)
+    before = (copied/'run.jsonl').read_text()
+    with pytest.raises(InputError, match=f'(?s){says}'), learn.no_bar(): one_cycle(learn, resume=True)
+    assert learn.plan.schedule == () and (copied/'run.jsonl').read_text() == before
+
+@posix
+@pytest.mark.parametrize('change, allow', [
+    (dict(data=dict(bs=4)), 'bs'), (dict(opt='sgd'), ['opt']), (dict(wd=.3), 'objective.weight_decay'),
+    (dict(data=dict(valid=.5)), ['train', 'valid']), (dict(cbs='ema'), ['callbacks', 'monitor'])], ids=str)
+def test_a_changed_setting_is_wanted(pictures, copied, change, allow):
+    learn = make(pictures, copied, **change)
+    with learn.no_bar(): one_cycle(learn, resume=True, allow=allow)
+    said = Run(copied).events('resume')[-1]
+    assert not said['exact'] and said['changed'] and Run(copied).history().epoch.tolist() == [1, 2]
+    again = make(pictures, copied, **change)
+    with again.no_bar(): one_cycle(again, resume=True, allow=allow)
+    assert again.clock.epochs == 2, "a setting is new once"
+
+@posix
+@pytest.mark.parametrize('change', [dict(data=dict(num_workers=1)), dict(data=dict(cache=False)),
+                                    dict(keep_last=1, save_interval=0), dict(save_steps=None, save_minutes=None)], ids=str)
+def test_what_may_change(pictures, copied, cut, tmp_path, change):
+    shutil.copytree(cut, tmp_path/'same', symlinks=True)
+    same, other = (resumed(make(pictures, run, **how), one_cycle) for run, how in ((tmp_path/'same', {}), (copied, change)))
+    assert hash_of(same.model.state_dict()) == hash_of(other.model.state_dict()) and Run(copied).events('resume')[-1]['exact']
+
+@posix
+def test_more_epochs_are_another_schedule(pictures, copied):
+    learn = make(pictures, copied)
+    with learn.no_bar(): learn.fit_one_cycle(4, 4e-3, resume=True)
+    said = Run(copied).events('resume')[-1]
+    assert learn.clock.epochs == 4 and said['changed']['fit_one_cycle.n_epoch'] == [2, 4] and not said['exact']
+    long = make(pictures, None)
+    with long.no_bar(): long.fit_one_cycle(4, 4e-3)
+    assert learn.recorder.lrs[6:] == long.recorder.lrs[6:] and np.allclose(learn.recorder.lrs[4:6], long.recorder.lrs[4:6])
+
+@posix
+@pytest.mark.parametrize('call, says', [
+    (lambda learn, **kw: learn.fit(2, **kw), 'method was .fit_one_cycle. and is .fit.'),
+    (lambda learn, **kw: learn.fit_one_cycle(2, 1e-3, **kw), r'fit_one_cycle.lr_max was 0.004 and is 0.001.*allow=\[.lr_max.\]')])
+def test_another_call(pictures, copied, call, says):
+    with pytest.raises(InputError, match=says): call(make(pictures, copied), resume=True)
+
+def test_another_call_before(pictures, tmp_path):
+    learn = make(pictures, tmp_path/'run')
+    with learn.no_bar(): several(learn)
+    again = make(pictures, tmp_path/'run')
+    again.freeze()
+    with pytest.raises(InputError, match=r"had fit\(n_epoch=1, lr=0.003\) as training call 2, which is done, and not fit"):
+        again.fit(2, 3e-3, resume=True)
+
+def test_a_finished_run(pictures, tmp_path, capsys):
+    learn = make(pictures, tmp_path/'run')
+    with learn.no_bar(): several(learn)
+    again, before = make(pictures, tmp_path/'run'), (tmp_path/'run/run.jsonl').read_text()
+    capsys.readouterr()
+    resumed(again, several)
+    out = capsys.readouterr().out
+    assert 'fit(n_epoch=1, lr=0.003) was done already' in out and 'nothing was left to do; epoch 2 was its last' in out
+    assert outcome(again) == outcome(learn) and (tmp_path/'run/run.jsonl').read_text() == before
+    with again.no_bar(): again.fit(1, resume=True)
+    assert again.clock.epochs == 3 and Run(tmp_path/'run').history().epoch.tolist() == [1, 2, 3], "another call is a new one"
+
+def test_nothing_to_resume(pictures, tmp_path, capsys):
+    learn = make(pictures, tmp_path/'run')
+    resumed(learn, one_cycle)
+    assert "nothing to resume in" in capsys.readouterr().out and learn.clock.epochs == 2
+    with pytest.raises(InputError, match='this learner has none'): make(pictures, None).fit(1, resume=True)
+    with pytest.raises(InputError, match='There is no run'): make(pictures, tmp_path/'none').resume()
+    with pytest.raises(InputError, match='no run folder'): resume_run(tmp_path/'none')
+
+@posix
+@pytest.mark.parametrize('damage', [lambda f: f.write_bytes(f.read_bytes()[:-100]), lambda f: f.unlink(),
+                                    lambda f: f.write_bytes(f.read_bytes()[:-8] + b'12345678')])
+def test_a_damaged_checkpoint_is_passed_over(pictures, tmp_path, damage, capsys):
+    whole = make(pictures, tmp_path/'whole')
+    with whole.no_bar(): one_cycle(whole)
+    run = tmp_path/'run'
+    assert killed(make(pictures, run), one_cycle, 'before_batch', 6)
+    damage(read_checkpoint(run, 'latest').state_file)
+    for o in run.glob('latest.state*'): o.unlink()
+    learn = resumed(make(pictures, run), one_cycle)
+    out = capsys.readouterr().out
+    assert 'latest.state.safetensors' in out and "goes on from 'epoch_1'" in out
+    assert outcome(learn) == outcome(whole)
+
+@posix
+def test_no_checkpoint_is_whole(pictures, copied):
+    for o in copied.rglob('*.safetensors'): o.write_bytes(b'')
+    with pytest.raises(InputError, match='no whole checkpoint'): one_cycle(make(pictures, copied), resume=True)
+
+@posix
+def test_from_a_checkpoint_by_name(pictures, tmp_path, capsys):
+    whole = make(pictures, tmp_path/'run', cbs='ema')
+    with whole.no_bar(): scheduled(whole)
+    want = outcome(whole)
+    learn = make(pictures, tmp_path/'run', cbs='ema')
+    with learn.no_bar(): scheduled(learn, resume='epoch_1')
+    assert "goes on from 'epoch_1': after epoch 1 of 3" in capsys.readouterr().out and outcome(learn) == want
+    with pytest.raises(InputError, match="'best_model'.*holds weights alone"): make(pictures, tmp_path/'run', cbs='ema').fit(
+        1, resume='best_model')
+
+@posix
+def test_predictions_before_the_run_goes_on_are_the_runs(pictures, tmp_path):
+    assert killed(make(pictures, tmp_path/'run'), several, 'before_batch', 6)
+    learn = make(pictures, tmp_path/'run')
+    with learn.no_bar():
+        learn.freeze()
+        learn.fit(1, 3e-3, resume=True)
+    saved = read_checkpoint(tmp_path/'run', 'latest')
+    assert learn.clock.steps == 0 and hash_of(learn.model.state_dict()) == hash_of(Moment.read(saved).weights)
+    learn.lr_find(num_it=6, show_plot=False)
+    learn.validate()
+    learn.unfreeze()
+    with learn.no_bar(): learn.fit_one_cycle(1, slice(1e-4, 1e-3), resume=True)
+    whole = make(pictures, tmp_path/'whole')
+    with whole.no_bar(): several(whole)
+    assert outcome(learn) == outcome(whole)
+
+def test_one_writer_at_a_time(pictures, tmp_path):
+    said = []
+    class Other(Callback):
+        def after_batch(self):
+            if self.clock.steps == 2 and not said:
+                with pytest.raises(InputError) as e: make(pictures, tmp_path/'run').fit_one_cycle(2, 4e-3, resume=True)
+                said.append(str(e.value))
+    learn = make(pictures, tmp_path/'run', cbs=Other())
+    with learn.no_bar(): one_cycle(learn)
+    assert 'is being written by' in said[0] and Run(tmp_path/'run').status == 'finished'
+
+# Parts
+
+def test_an_epoch_entered_in_the_middle_decodes_no_picture_before(pictures, monkeypatch):
+    decoded = []
+    call = PixelCache.__call__
+    monkeypatch.setattr(PixelCache, '__call__', lambda self, source: decoded.append(source) or call(self, source))
+    dl = image_dls(pictures, size=32, bs=8, device='cpu', num_workers=0).train
+    whole = [x for x, _ in dl]
+    decoded.clear()
+    dl.first = 2
+    rest = [x for x, _ in dl]
+    assert len(whole) == 3 and len(rest) == 1 and torch.equal(rest[0], whole[2]) and len(decoded) == 8
+    assert len([*dl]) == 3, "the next pass is whole"
+
+def test_loss_scale_goes_along():
+    from fastai.callback.fp16 import MixedPrecision
+    from fastai.test_utils import synth_learner
+    a, b = synth_learner(cbs=[MixedPrecision()]), synth_learner(cbs=[MixedPrecision()])
+    for o in (a, b): o.scaler = torch.amp.GradScaler('cpu', init_scale=2.**8)
+    a.scaler.scale(torch.ones(1))
+    a.scaler.update(2.**5)
+    put_state(b.mixed_precision, state_of(a.mixed_precision))
+    assert b.scaler.get_scale() == a.scaler.get_scale() == 2.**5
+
+def test_what_a_checkpoint_knows(pictures, tmp_path):
+    learn = make(pictures, tmp_path/'run', cbs=['ema', 'early_stop'])
+    with learn.no_bar(): fine_tune(learn)
+    found = find_checkpoint(Run(tmp_path/'run'))
+    assert Position(**found.facts['position']) == Position(0, 2, 1, 0, 1, 3) and found.facts['step'] == 6
+    assert {'clock', 'recorder', 'ema', 'early_stop', 'checkpointer'} <= set(found.state()['callbacks'])
+    assert Clock.state(learn.clock) == found.state()['callbacks']['clock']
+
+@posix
+def test_a_table_of_epochs_has_each_once(pictures, tmp_path):
+    import pandas as pd
+    how = dict(cbs='csv')
+    assert killed(make(pictures, tmp_path/'run', **how), one_cycle, 'after_epoch', 2, 75) # written, and not saved
+    learn = make(pictures, tmp_path/'run', **how)
+    one_cycle(learn, resume=True)
+    assert pd.read_csv(tmp_path/'run/epochs.csv').epoch.tolist() == [1, 2]
+    rows = [json.loads(o) for o in (tmp_path/'run/run.jsonl').read_text().splitlines()]
+    assert [o['epoch'] for o in rows if o['event'] == 'epoch'] == [1, 2, 2]
+    assert Run(tmp_path/'run').history().epoch.tolist() == [1, 2]
+
+@posix
+def test_continuing_as_a_yaml_file_says(copied, tmp_path, monkeypatch):
+    from pathlib import Path
+    quick = Path(__file__).parents[1]/'configs'
+    file = next(iter(sorted(quick.rglob('*.yaml'))))
+    plan = lambda *o: plan_from_config(read_config(file, list(o)))
+    assert plan().resume is None
+    for given, name in ((copied, 'newest'), (copied/'latest', 'latest'), (copied/'epoch_1.safetensors', 'epoch_1')):
+        made = plan(f'Global.checkpoints={given}')
+        assert (Path(made.run), made.resume) == (copied, name) and 'goes on in' in made.notes[-1]
+    with pytest.raises(InputError, match='no run, and no checkpoint'): plan(f'Global.checkpoints={tmp_path}/nowhere/latest')
+
+def test_time_that_was_spent_counts(pictures, tmp_path):
+    learn = make(pictures, tmp_path/'run', cbs=[('time_limit', dict(max_minutes=5))])
+    with learn.no_bar(): learn.fit(1)
+    spent = find_checkpoint(Run(tmp_path/'run')).state()['callbacks']['time_limit']['spent']
+    assert 0 < spent < 300 and np.isclose(spent, learn.time_limit.spent, atol=5)
