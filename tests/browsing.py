@@ -61,7 +61,7 @@ def chromium(width=1300, height=6000): # as high as all cells, for Lab draws onl
     from playwright.sync_api import sync_playwright
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=shutil.which('chromium'), args=CHROMIUM.split())
-        try: yield browser.new_page(viewport=dict(width=width, height=height))
+        try: yield browser.new_context(viewport=dict(width=width, height=height)).new_page()
         finally: browser.close()
 
 def write_notebook(path, *cells):

@@ -94,13 +94,12 @@ def test_a_click_picks_a_network(page):
 def test_a_training_starts_and_shows_itself(page, folder):
     press(page, 'Start')
     wait_for(lambda: log(folder, 'worst'), 30, 'an epoch')
-    wait_for(lambda: steps(page) > 0 and board(page).locator('.ic-gallery img').count() == 7, 10, 'the worst pictures')
+    wait_for(lambda: steps(page) > 0 and board(page).locator('.ic-gallery img').count() > 3, 10, 'the worst pictures')
     assert status(page) == 'Training.'
 
 def test_a_reload_finds_the_training_again(page, url, folder):
     save(page)
     before = len(batches(folder))
-    time.sleep(1)
     page.goto('about:blank')
     open_notebook(page, url, 'train.ipynb', reset=False)
     wait_for(lambda: board(page).count() and steps(page) > before, 60, 'the dashboard, with steps made meanwhile')

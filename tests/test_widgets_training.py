@@ -223,3 +223,21 @@ def test_a_learner_without_a_run_folder(shapes):
     board = TrainingDashboard(make(shapes), 'fit', 2).start()
     assert board.wait(30) and board.state.facts()['epochs done'] == '2 of 2' and board.state.worst()
     assert board.state.learn.plan.custom == ()
+
+def test_a_second_dashboard_attaches_to_the_training(shapes):
+    learn = make(shapes)
+    first = TrainingDashboard(learn, 'fit', 1000).start()
+    second = TrainingDashboard(learn, 'fit', 1000)
+    try:
+        assert second.state.running and second.state.actions() == {'pause', 'stop', 'save'}
+        with pytest.raises(InputError, match='trained already'): second.start()
+    finally: second.stop()
+    assert first.wait(30) and second.wait(30)
+
+def test_a_page_that_opens_later_gets_all_points(runs):
+    board = TrainingDashboard(runs/'a')
+    shown(board)
+    board.refresh()
+    state = board.chart.get_state()
+    assert len(state['_widget_data']) == len(board.chart.data) and state['_widget_layout']['height'] == board.chart.layout.height
+    assert set(board.chart.get_state(key='_view_count')) == {'_view_count'}

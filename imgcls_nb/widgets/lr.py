@@ -11,11 +11,11 @@ from html import escape
 
 import ipywidgets as ipw
 import numpy as np
-import plotly.graph_objects as go
 import torch
 from fastai.callback.schedule import minimum, slide, steep, valley
 
 from ..core import InputError
+from .charts import Chart
 from .looks import Act, Viewer, html, paper, row, series_color, watch
 
 # %% ../../nbs/72_widgets.lr.ipynb #9112fda0
@@ -139,7 +139,7 @@ class LRFinder(Viewer):
 
 # %% ../../nbs/72_widgets.lr.ipynb #9430138c
 def _make_chart(search):
-    fig = go.FigureWidget()
+    fig = Chart()
     fig.add_scatter(x=search.lrs, y=search.losses, mode='lines+markers', name='loss', line=dict(color=series_color(0), width=2),
                     marker=dict(size=4))
     fig.add_scatter(x=[search.lr], y=[search.loss_at(search.lr)], mode='markers', name='picked', hoverinfo='skip',

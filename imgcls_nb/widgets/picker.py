@@ -9,10 +9,10 @@ __all__ = ['SHOWN', 'SORTS', 'NO_LIMIT', 'ModelChoice', 'ModelPicker']
 from html import escape
 
 import ipywidgets as ipw
-import plotly.graph_objects as go
 from fastcore.basics import patch
 
 from ..core import InputError, did_you_mean
+from .charts import Chart
 from .looks import Viewer, html, paper, row, series_color, watch
 from ..zoo import models_table
 
@@ -129,7 +129,7 @@ def _option(o): # one line of the list
     return ' '.join(cells).replace(' ', ' ')
 
 def _make_chart():
-    fig = go.FigureWidget()
+    fig = Chart()
     fig.add_scatter(mode='markers', name='found', marker=dict(size=6, color=series_color(0), opacity=.7),
                     hovertemplate='%{customdata}<br>%{x:.3g} G, %{y:.1f} %<extra></extra>')
     fig.add_scatter(mode='markers', name='picked', hoverinfo='skip',

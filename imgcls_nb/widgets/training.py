@@ -20,6 +20,7 @@ from ..callbacks.control import ask_run
 from ..core import InputError
 from ..runs import Run
 from ..sources import find_pictures
+from .charts import Chart
 from .following import LearnerFollower, RunFollower, planned_epochs
 from imgcls_nb.widgets.looks import (
     Act, Thumbs, Viewer, bar_html, empty_html, facts_html, gallery_html, has_kernel, head_html, html, paper, row,
@@ -48,7 +49,7 @@ class DashboardState:
         is_learner = hasattr(source, 'dls')
         self.learn, self.fit, self.args, self.kwargs = source if is_learner else None, fit, args, kwargs
         if fit is not None and not is_learner: raise InputError("A run folder cannot be started from here. Give the learner.")
-        self.training = BackgroundFit(source) if is_learner else None
+        self.training = getattr(source, 'background', None) or BackgroundFit(source) if is_learner else None
         self.followers, self.lock, self.pictures = _followers(source), Lock(), None
         self.update()
 
@@ -192,7 +193,7 @@ def _lines_of(run, i, several, metric):
 
 # %% ../../nbs/72_widgets.training.ipynb #ae87d2f4
 def _make_chart():
-    fig = go.FigureWidget(make_subplots(1, 3, column_widths=[.46, .3, .24], subplot_titles=PANELS, horizontal_spacing=.075))
+    fig = Chart(make_subplots(1, 3, column_widths=[.46, .3, .24], subplot_titles=PANELS, horizontal_spacing=.075))
     fig.update_layout(height=270, autosize=True, margin=dict(l=40, r=8, t=26, b=20), hovermode='x', font_size=11,
                       paper_bgcolor='rgba(0,0,0,0)', plot_bgcolor='rgba(0,0,0,0)', uirevision='as it is',
                       legend=dict(orientation='h', y=-.12, yanchor='top', x=0))
