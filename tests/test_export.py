@@ -288,7 +288,8 @@ def test_what_can_be_exported(trained_run, exported, tmp_path):
         export_onnx(source, tmp_path/f'{i}.onnx', temperature=Calibrated(), **how, max_rel_diff=9)
     cards = [Predictor(tmp_path/f'{i}.onnx').card for i in range(len(sources))]
     assert {o.temperature for o in cards} == {1.7} and cards[0] == cards[1] == cards[2]
-    with pytest.raises(InputError, match='epoch_99|no checkpoint'): export_onnx(trained_run, tmp_path/'x.onnx', weights='epoch_99')
+    with pytest.raises(InputError, match='epoch_99|no checkpoint'):
+        export_onnx(trained_run, tmp_path/'x.onnx', weights='epoch_99')
 
 def test_the_card_names_data_and_versions(trained_run, predictor):
     data, code = predictor.card.data, predictor.card.code
