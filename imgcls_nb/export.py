@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from timm.utils import reparameterize_model
 
 from .callbacks.averaging import own_forward
 from .core import ACTIVATIONS, CARD_KEY, BadPictureError, InputError, ModelCard
@@ -38,6 +37,7 @@ def to_onnx(
     "A network as an ONNX graph in memory: `image` in, `logits` out, any number of pictures"
     x, names = torch.zeros(2, *shape), dict(input_names=['image'], output_names=['logits'])
     with quiet(), torch.no_grad():
+        from timm.utils import reparameterize_model # timm warns when it is loaded
         try: program = torch.onnx.export(reparameterize_model(model), (x,), dynamo=True, verbose=False, **names,
                                          dynamic_shapes=({0: torch.export.Dim('batch')},))
         except Exception as e: # the exporter runs the network's own code, which may raise anything
