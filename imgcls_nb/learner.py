@@ -117,8 +117,9 @@ class ImageLearner(Idioms, ResumableLearner):
     def load(self, *args, **kwargs):
         try: loaded = super().load(*args, **kwargs)
         except (RuntimeError, FileNotFoundError) as e:
-            raise InputError(f"'{args[0] if args else kwargs.get('file')}' cannot be loaded into this {self.plan.model.arch}: "
-                             f"{str(e).splitlines()[0]} {next(iter(str(e).splitlines()[1:2]), '').strip()}".strip()) from e
+            file, why = args[0] if args else kwargs.get('file'), ' '.join(str(e).split())
+            why = why if len(why) < 200 else f'{why[:200]}…'
+            raise InputError(f"'{file}' cannot be loaded into this {self.plan.model.arch}: {why}") from e
         if self.clock.searching: return loaded # a search puts back what it found
         self._add_custom('loaded weights')
         if hasattr(self, 'ema'): self.ema.forget()

@@ -30,8 +30,8 @@ def nearest(
 ) -> str: # A sentence to end an error with, or ""
     "What may have been meant: by another library's word, or by its letters"
     meant = (words or {}).get(str(name).lower())
-    if meant is None: return did_you_mean(name, known)
-    return f" Did you mean {meant!r}?" if meant in list(known) else f" {meant}"
+    if meant in list(known): return f" Did you mean {meant!r}?"
+    return f" {meant}" if meant and ' ' in meant else did_you_mean(name, known)
 
 # %% ../nbs/06_names.ipynb #028e4e6d
 def is_number(

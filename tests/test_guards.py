@@ -93,7 +93,8 @@ def test_unknown_metrics_are_found_before_the_first_batch(metric, says):
     with pytest.raises(InputError, match=says): fit(learn)
     assert learn.clock.steps == 0
 
-@pytest.mark.parametrize('args', [dict(mode='low'), dict(patience=0), dict(patience=-1)], ids=str)
+@pytest.mark.parametrize('args', [dict(mode='low'), dict(patience=0), dict(patience=-1), dict(patience=1.5), dict(patience='3'),
+                                  dict(min_delta=-1)], ids=str)
 def test_what_early_stopping_refuses(args):
     with pytest.raises(InputError, match=next(iter(args))): EarlyStop(**args)
 

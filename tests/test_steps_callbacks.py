@@ -146,7 +146,7 @@ def test_divisors(loss, targ, divisor): assert loss_divisor(loss, targ) == divis
 
 @pytest.mark.parametrize('n', [0, -1, 1.5, '2', True, None])
 def test_what_is_no_number_of_batches(n):
-    with pytest.raises(InputError, match='accumulate='): Accumulate(n)
+    with pytest.raises(InputError, match='n='): Accumulate(n)
 
 # What goes by batches and what by steps
 
@@ -210,7 +210,7 @@ def test_an_overflow_skips_the_step_and_is_not_measured(scaler):
 
 @pytest.mark.parametrize('max_norm', [0, -1., '1', True, None, math.nan])
 def test_what_is_no_length(max_norm):
-    with pytest.raises(InputError, match='clip_norm='): ClipNorm(max_norm)
+    with pytest.raises(InputError, match='max_norm='): ClipNorm(max_norm)
 
 def test_measuring_changes_no_bit():
     learn = make(5, [ClipNorm(math.inf)])

@@ -130,7 +130,7 @@ class EMA(Callback):
     def close(self): self.steps_now, self.trained, self.behind = False, False, '' # also called when a fit is interrupted
 
 def _far_behind(values): # in words; '': it is not
-    name, worst = ('top1', .03) if 'top1' in values else ('valid_loss', .2)
+    name, worst = ('top1', .03) if 'top1' in values else ('valid_loss', 1.)
     plain, averaged = values.get(name, math.nan), values.get(f'ema_{name}', math.nan)
     far = plain - averaged > worst if name == 'top1' else averaged - plain > worst*abs(plain)
     return f'{name} {averaged:.4f} against {plain:.4f}' if far else ''

@@ -31,7 +31,7 @@ def callback_ops(
 ) -> tuple: # `(name, arguments)` pairs, and a list of the callbacks that came as objects
     "Tell names from objects, and check the names"
     one = isinstance(cbs, (str, Callback, type)) or isinstance(cbs, tuple) and len(cbs) == 2 and isinstance(cbs[1], dict)
-    given = [] if cbs is None else [cbs] if one else list(cbs)
+    given = [] if cbs is None else [cbs] if one or not hasattr(cbs, '__iter__') else list(cbs)
     read = [_read_pair(o) if isinstance(o, (str, tuple, list)) else o for o in given]
     _check_twice(read)
     pairs = [o for o in read if isinstance(o, tuple) and _is_plain(o[1])]
