@@ -140,8 +140,8 @@ class LRFinder(Viewer):
 # %% ../../nbs/72_widgets.lr.ipynb #9430138c
 def _make_chart(search):
     fig = Chart()
-    fig.add_scatter(x=search.lrs, y=search.losses, mode='lines+markers', name='loss', line=dict(color=series_color(0), width=2),
-                    marker=dict(size=4))
+    fig.add_scatter(x=search.lrs.tolist(), y=search.losses.tolist(), mode='lines+markers', name='loss',
+                    line=dict(color=series_color(0), width=2), marker=dict(size=4))
     fig.add_scatter(x=[search.lr], y=[search.loss_at(search.lr)], mode='markers', name='picked', hoverinfo='skip',
                     marker=dict(size=13, color=series_color(1)))
     fig.add_vline(x=search.lr, line=dict(color=series_color(1), width=1.5, dash='dash'))

@@ -146,8 +146,8 @@ def _show(self:ModelPicker):
     first = found[found.gmacs.notna() & found.top1.notna()].head(SHOWN)
     with self.chart.batch_update():
         dots, picked = self.chart.data
-        dots.x, dots.y, dots.customdata = first.gmacs, first.top1, first.name
-        picked.x, picked.y = [facts.gmacs], [facts.top1]
+        dots.x, dots.y, dots.customdata = (first[o].tolist() for o in ('gmacs', 'top1', 'name'))
+        picked.x, picked.y = [float(facts.gmacs)], [float(facts.top1)]
     options = [(_option(o), o.name) for o in found.drop_duplicates('name').head(SHOWN).itertuples(index=False)]
     self.filling = True # a new list selects its first line, which nobody has picked
     if options != list(self.list.options): self.list.options = options
