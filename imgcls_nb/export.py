@@ -18,7 +18,6 @@ import numpy as np
 import onnx
 import torch
 
-from .callbacks.averaging import own_forward
 from .core import ACTIVATIONS, CARD_KEY, BadPictureError, InputError, ModelCard
 from .learner import ImageLearner
 from .pictures import PictureList
@@ -218,8 +217,7 @@ def _run_and_name(source, weights):
     return (source.parent, source.stem) if source.suffix == '.safetensors' else (source, weights)
 
 def _from_learner(learn):
-    with own_forward(learn.model): model = copy.deepcopy(learn.model)
-    model = model.to('cpu', memory_format=torch.contiguous_format).float().eval()
+    model = copy.deepcopy(learn.model).to('cpu', memory_format=torch.contiguous_format).float().eval()
     trained = Trained(model, learn.preprocess, tuple(learn.dls.vocab), learn.plan, learn.epoch_metrics.values)
     sides = learn.dls.train_ds, learn.dls.valid_ds
     data = {k: dict(pictures=len(o), list_sha256=o.list_hash()) for k, o in zip(('train', 'valid'), sides)}
