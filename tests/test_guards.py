@@ -100,7 +100,7 @@ def test_what_early_stopping_refuses(args):
 def test_a_resumed_fit_goes_on_counting():
     first = fit(make(Script([1, 2, 2]), EarlyStop(patience=4)), 3)
     kept = state_from_bytes(state_to_bytes(first.early_stop.state()))
-    assert kept == dict(best=1, best_epoch=1, waited=2)
+    assert kept == dict(best=1, best_epoch=1, waited=2, trained=False)
     second = make(Script([2]*9), EarlyStop(patience=4))
     second.early_stop.load_state(kept)
     second.validate()

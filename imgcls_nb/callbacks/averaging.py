@@ -24,7 +24,6 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from ..core import InputError, did_you_mean
 from ..metrics import counts_of, lower_is_better
 from ..models import read_weights
-from ..checkpoints import save_checkpoint
 from ..seeds import mix_seed, seeded
 
 # %% ../../nbs/41_callbacks.averaging.ipynb #fe8a6877
@@ -231,9 +230,9 @@ def _finish(self:SWA):
     self.values = validate_again(self.learn)
     text = ', '.join(f'{k} {v:.4f}' for k, v in self.values.items())
     print(f"SWA: the network now has the mean of {self.n_averaged} epochs: {text}.")
-    run = getattr(self.learn, 'run_folder', None)
+    saver = vars(self.learn).get('checkpointer')
     facts = dict(epoch=self.clock.epochs, step=self.clock.steps, averaged=self.n_averaged) | self.values
-    if run and rank_distrib() == 0: save_checkpoint(run.path, 'swa', self.learn.model.state_dict(), None, facts)
+    if saver and rank_distrib() == 0: saver.save_weights('swa', facts)
 
 @patch
 def apply(self:SWA): # by itself after a fit, by hand after an interrupted one
@@ -268,7 +267,7 @@ def _check_alike(a, b, name_a, name_b):
     names = [f"'{o}'" if not isinstance(o, dict) else 'a state dict' for o in (name_a, name_b)]
     if odd := sorted(a.keys() ^ b.keys()):
         raise InputError(f"{names[0]} and {names[1]} are not of the same network: only one of them has '{odd[0]}'. "
-                         "An average needs weights of one architecture; files named *.opt.safetensors hold no weights.")
+                         "An average needs weights of one architecture; files named *.state.safetensors hold no weights.")
     for k in a:
         if a[k].shape != b[k].shape:
             raise InputError(f"{names[0]} and {names[1]} are not of the same network: '{k}' is {tuple(a[k].shape)} in one and "
