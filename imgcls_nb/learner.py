@@ -374,6 +374,7 @@ def train_plan(
     resume = plan.resume if plan.resume not in (None, 'newest') else bool(plan.resume)
     return run_schedule(learner_from_plan(plan), plan.schedule, resume)
 
+# %% ../nbs/45_learner.ipynb #e5810ed5
 @patch
 def resume(self:ImageLearner,
     checkpoint=True, # Name of a checkpoint; True: the newest that is whole

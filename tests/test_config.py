@@ -229,7 +229,7 @@ def test_unknown_sections_are_refused():
     ('DataLoader.Eval.dataset.image_root=./other', 'different image_root'),
     ('DataLoader.Train.dataset.cls_label_path=None', 'need image_root and cls_label_path'),
     ('Arch.name=None', 'Arch.name is missing'),
-    ('EMA.decay=0.9', 'EMA is not supported'), ('Global.checkpoints=output/x/latest', 'Use Global.pretrained_model'),
+    ('EMA.decay=0.9', 'EMA is not supported'), ('Global.checkpoints=output/x/latest', 'no run, and no checkpoint of one'),
     ('Global.eval_during_train=False', 'eval_during_train')])
 def test_what_is_not_supported_is_refused(override, says):
     with pytest.raises(InputError, match=says): plan(override)

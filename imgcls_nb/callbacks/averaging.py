@@ -26,7 +26,6 @@ from ..core import InputError
 from ..metrics import check_monitor, counts_of, lower_is_better, valid_names
 from ..models import read_weights
 from ..names import is_number
-from ..checkpoints import save_checkpoint
 from ..seeds import mix_seed, seeded
 
 # %% ../../nbs/41_callbacks.averaging.ipynb #fe8a6877
@@ -249,9 +248,9 @@ def _finish(self:SWA):
     self.values = validate_again(self.learn)
     text = ', '.join(f'{k} {v:.4f}' for k, v in self.values.items())
     print(f"SWA: the network now has the mean of {self.n_averaged} epochs: {text}.")
-    run = getattr(self.learn, 'run_folder', None)
+    saver = vars(self.learn).get('checkpointer')
     facts = dict(epoch=self.clock.epochs, step=self.clock.steps, averaged=self.n_averaged) | self.values
-    if run and rank_distrib() == 0: save_checkpoint(run.path, 'swa', self.learn.model.state_dict(), None, facts)
+    if saver and rank_distrib() == 0: saver.save_weights('swa', facts)
 
 @patch
 def _say_too_few(self:SWA):

@@ -16,7 +16,8 @@ import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import rank_distrib
 
-from ..checkpoints import drop_checkpoint, link_checkpoint, save_checkpoint
+from ..checkpoints import Background, drop_checkpoint, link_checkpoint, take_snapshot, write_snapshot
+from ..core import InputError
 from ..files import write_atomic
 from ..metrics import counts_of, lower_is_better
 from ..moments import SAVE_ORDER, Moment
@@ -143,10 +144,14 @@ class Checkpointer(Callback):
         self.run_folder, self.save_interval, self.keep_last = run, save_interval, keep_last
         self.save_steps, self.save_minutes, self.monitor, self.mode = save_steps, save_minutes, monitor, mode
         self.best, self.saving, self.due, self.saved_at, self.news = None, False, False, None, ''
+        self.writer = Background()
 
     def before_train(self):
         self.saving, self.epochs_before = rank_distrib() == 0 and not self.clock.searching, self.clock.epochs
-        if self.saving and self.saved_at is None: self._save(['latest'], self.learn.position(self.epoch))
+        first, self.saved_at = self.saved_at is None, time.monotonic()
+        if not (self.saving and first): return
+        self._save(['latest'], self._moment(0), self._counts)
+        self.wait()
 
     def after_batch(self):
         if not (self.training and self.saving): return
@@ -155,8 +160,7 @@ class Checkpointer(Callback):
         if not self.due or getattr(vars(self.learn).get('accumulate'), 'done', 0): return
         self.run_writer.log_steps()
         self.run_writer.log_lost()
-        self._save(['latest'], self.learn.position(self.epoch, self.iter + 1))
-        self.run_folder.log('checkpoint', **self._counts, best=False, kept=False)
+        self._save(['latest'], self._moment(self.iter + 1), self._counts)
 
     def after_epoch(self):
         if not self.saving or self.clock.epochs == self.epochs_before: return # predictions, searches, what was cut short
@@ -165,36 +169,60 @@ class Checkpointer(Callback):
         n = self.clock.epochs
         better, kept = self.best is None or score > self.best, bool(self.save_interval and n % self.save_interval == 0)
         if better: self.best = score
-        values = {k: _number(v) for k, v in self.epoch_metrics.values.items()}
+        facts = self._counts | {k: _number(v) for k, v in self.epoch_metrics.values.items()}
         if better and hasattr(self.learn, 'ema'): self.news = tell_best(dict(epoch=n) | self.epoch_metrics.values, averaged)
-        if better and averaged: self._save_average(values)
-        names = ['best_model']*(better and not averaged) + [f'epoch_{n}']*kept + ['latest']
-        self._save(names, self.learn.position(self.epoch + 1), **values)
-        if kept and self.keep_last: self._drop_old()
-        self.run_folder.log('checkpoint', **self._counts, best=better, kept=kept)
+        best = self._averaged() if better and averaged else None
+        names = ['best_model']*(better and not best) + [f'epoch_{n}']*kept + ['latest']
+        self._save(names, self._moment(0, self.epoch + 1), facts, best)
 
     @property
     def _counts(self): return dict(epoch=self.clock.epochs, step=self.clock.steps)
 
-    def _save(self, names, at, **values): # the last name is the one that counts
-        moment, facts = Moment.of(self.learn, at), self._counts | dict(position=asdict(at)) | values
-        save_checkpoint(self.run_folder.path, names[0], moment.weights, moment.state, facts)
-        for o in names[1:]: link_checkpoint(self.run_folder.path, names[0], o)
+    def _moment(self, batch, epoch=None): # of this epoch, unless another is given
+        return Moment.of(self.learn, self.learn.position(self.epoch if epoch is None else epoch, batch))
+
+    def _averaged(self): # the weights that were judged
+        with self.learn.ema.swapped() as learn: return take_snapshot(learn.model.state_dict())
+
+    def save_weights(self,
+        name:str, # Of the checkpoint
+        facts:dict, # Plain values for its manifest
+    ):
+        "Save the network as it is, to be used and not to go on from"
+        self.wait()
+        self.writer.do(write_snapshot, self.run_folder.path, name, take_snapshot(self.learn.model.state_dict()), facts)
+
+    def _save(self, names, moment, facts, best=None): # the last name is the one that counts
+        self.wait()
+        shot = take_snapshot(moment.weights, moment.state)
+        self.writer.do(self._write, names, shot, facts | dict(position=asdict(moment.at)), best)
         self.due, self.saved_at = False, time.monotonic()
 
-    def _save_average(self, values): # the weights that were judged
-        with self.learn.ema.swapped():
-            save_checkpoint(self.run_folder.path, 'best_model', self.learn.model.state_dict(), None, self._counts | values)
+    def _write(self, names, shot, facts, best):
+        path, counts = self.run_folder.path, {k: facts[k] for k in ('epoch', 'step')}
+        if best: write_snapshot(path, 'best_model', best, {k: v for k, v in facts.items() if k != 'position'})
+        write_snapshot(path, names[0], shot, facts)
+        for o in names[1:]: link_checkpoint(path, names[0], o)
+        there = sorted(int(o.stem.removeprefix('epoch_')) for o in path.glob('epoch_*.json'))
+        for n in there[:-self.keep_last] if self.keep_last else (): drop_checkpoint(path, f'epoch_{n}')
+        if not facts['step']: return # nothing has happened yet
+        kept = any(o.startswith('epoch_') for o in names)
+        self.run_folder.log('checkpoint', **counts, best=bool(best) or 'best_model' in names, kept=kept)
 
-    def _drop_old(self):
-        kept = sorted(int(o.stem.removeprefix('epoch_')) for o in self.run_folder.path.glob('epoch_*.json'))
-        for n in kept[:-self.keep_last]: drop_checkpoint(self.run_folder.path, f'epoch_{n}')
+    def wait(self):
+        "Come back when all that was to be saved is on disk"
+        self.writer.wait()
 
     def after_fit(self):
+        self.saving = False
+        self.wait()
         if self.news: print(self.news)
-        self.close()
+        self.news = ''
 
-    def close(self): self.saving, self.news = False, '' # also called when a fit is interrupted
+    def close(self): # called when a fit is interrupted, or fails
+        self.saving, self.news = False, ''
+        try: self.wait()
+        except InputError as e: print(e) # that it failed is said already, and why is another matter
 
     def state(self) -> dict: return dict(best=self.best) # for a checkpoint
 
