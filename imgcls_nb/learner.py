@@ -25,6 +25,7 @@ from fastcore.foundation import L
 from .augment import augment_ops
 from .callbacks.catalog import callback_ops, make_callbacks
 from .callbacks.clock import Clock, EpochMetrics
+from .callbacks.control import Control
 from .callbacks.guards import DivergenceGuard, TimeLimit
 from .callbacks.mixing import MixBatch
 from .callbacks.precision import describe_hardware, precision_callbacks, read_channels_last, read_precision
@@ -33,6 +34,7 @@ from .callbacks.recording import Checkpointer, RunWriter
 from .callbacks.resizing import GrowSize
 from .callbacks.steps import BackOff
 from .callbacks.timing import StepTimer
+from .callbacks.worst import WorstPictures
 from .core import InputError, Preprocess, did_you_mean
 from .idioms import (FitCheck, Idioms, as_opt_func, check_fit, check_keywords, check_what, describe_data,
                               keywords_explained, remember)
@@ -239,7 +241,7 @@ def _varying(plan): # what changes the batches
             *([GrowSize(plan.data.start_size)] if plan.data.start_size else [])]
 
 def _watching(device, named): # on by itself, unless it was asked for with settings of its own
-    usual = [DivergenceGuard] if device.type == 'cpu' else [DivergenceGuard, BackOff]
+    usual = [Control, WorstPictures, DivergenceGuard, *([] if device.type == 'cpu' else [BackOff])]
     return [o() for o in usual if not any(isinstance(n, o) for n in named)]
 
 def _loss(obj, dls):
@@ -287,6 +289,7 @@ def run_schedule(
         for i, o in enumerate(schedule, 1):
             learn.ahead = tuple(schedule[i:])
             getattr(learn, o.method)(**_arguments(o), resume=resume, allow=allow)
+            if learn.control.stopped: break # somebody asked for the end
     finally: learn.ahead = ()
     return learn
 

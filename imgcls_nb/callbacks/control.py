@@ -16,7 +16,6 @@ import torch.distributed as dist
 from fastai.callback.core import Callback, CancelFitException
 from fastai.torch_core import rank_distrib
 
-from ..checkpoints import save_checkpoint
 from ..core import InputError, did_you_mean
 
 # %% ../../nbs/43_callbacks.control.ipynb #44e19eb8
@@ -67,15 +66,12 @@ def _asked(line):
 
 # %% ../../nbs/43_callbacks.control.ipynb #b9cd570d
 def save_now(
-    learn, # In a fit
+    learn, # In a fit, between two steps
 ) -> bool: # Whether there is a run folder to save in
     "Write the checkpoint `latest` as of the step that was just made"
-    writer = getattr(learn, 'run_writer', None)
-    if writer is None or not writer.started: return False
-    if hasattr(writer, 'save_now'): writer.save_now()
-    elif rank_distrib() == 0:
-        facts = dict(epoch=learn.clock.epochs, step=learn.clock.steps)
-        save_checkpoint(writer.run_folder.path, 'latest', learn.model, learn.opt.state_dict(), facts)
+    saver = getattr(learn, 'checkpointer', None)
+    if saver is None or not saver.saving: return False
+    saver.save_now()
     return True
 
 # %% ../../nbs/43_callbacks.control.ipynb #9ecddea8
@@ -86,7 +82,7 @@ class Control(Callback):
         every_s:float=.05, # Seconds between two looks while it pauses
     ):
         self.every_s, self.asked, self.file, self.call = every_s, deque(), None, None
-        self.active, self.paused, self.stopped, self.looks = False, False, False, 0
+        self.active, self.paused, self.stopped, self.to_save, self.looks = False, False, False, False, 0
 
     def ask(self,
         request:str, # One of `REQUESTS`
@@ -110,14 +106,17 @@ class Control(Callback):
         while self.paused and not self.stopped:
             time.sleep(self.every_s)
             self._hear()
+        if getattr(vars(self.learn).get('accumulate'), 'done', 0): return # a step is half made, and is finished first
         if self.stopped: self._end()
+        if self.to_save: self._save('saved')
+        self.to_save = False
 
     def _hear(self):
         self.looks += 1
         if dist.is_initialized() and not self.paused and self.looks % 10: return
         for request in self._requests():
             if request == 'stop': self.stopped = True
-            elif request == 'save': self._save('saved')
+            elif request == 'save': self.to_save = True
             elif self.paused != (request == 'pause'):
                 self.paused = request == 'pause'
                 self._log('paused' if self.paused else 'resumed')
@@ -143,4 +142,4 @@ class Control(Callback):
 
     def after_fit(self): self.close()
 
-    def close(self): self.active, self.paused = False, False # also called when a fit is interrupted
+    def close(self): self.active, self.paused, self.to_save = False, False, False # also called when a fit is interrupted

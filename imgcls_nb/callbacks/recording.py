@@ -157,10 +157,17 @@ class Checkpointer(Callback):
         if not (self.training and self.saving): return
         by_time = self.save_minutes is not None and time.monotonic() - self.saved_at >= self.save_minutes*60
         self.due = self.due or by_time or bool(self.save_steps and self.clock.steps % self.save_steps == 0)
-        if not self.due or getattr(vars(self.learn).get('accumulate'), 'done', 0): return
+        if self.due and not getattr(vars(self.learn).get('accumulate'), 'done', 0): self._save_step()
+
+    def _save_step(self):
         self.run_writer.log_steps()
         self.run_writer.log_lost()
         self._save(['latest'], self._moment(self.iter + 1), self._counts)
+
+    def save_now(self):
+        "Save `latest` as of the step that was just made, and come back when it is on disk"
+        self._save_step()
+        self.wait()
 
     def after_epoch(self):
         if not self.saving or self.clock.epochs == self.epochs_before: return # predictions, searches, what was cut short
