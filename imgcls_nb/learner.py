@@ -218,7 +218,7 @@ def _build(plan, dls, loss_func=None, opt_func=None, metrics=None, cbs=None):
                          splitter=_splitter(obj), wd=obj.weight_decay, wd_bn_bias=obj.decay_norm_bias or not opt_func,
                          metrics=metrics, path=plan.run or '.',
                          cbs=[Clock(plan.data.seed), EpochMetrics(), StepTimer(), EpochTable(), FitCheck(), *precise,
-                              *_varying(plan), *_watching(device, named), *named, *L(cbs)])
+                              *_varying(plan), *_watching(device, [*named, *L(cbs)]), *named, *L(cbs)])
     learn.remove_cbs(ProgressCallback)
     learn.plan = replace(plan, data=dls.plan, model=replace(plan.model, num_classes=dls.c), mix=mix_ops(plan.mix),
                          precision=precision, channels_last=channels_last, device=str(device), schedule=(), resume=None)
@@ -240,9 +240,9 @@ def _varying(plan): # what changes the batches
     return [*([MixBatch(mix, plan.data.seed)] if mix else []),
             *([GrowSize(plan.data.start_size)] if plan.data.start_size else [])]
 
-def _watching(device, named): # on by itself, unless it was asked for with settings of its own
+def _watching(device, given): # on by itself, unless it was asked for with settings of its own
     usual = [Control, WorstPictures, DivergenceGuard, *([] if device.type == 'cpu' else [BackOff])]
-    return [o() for o in usual if not any(isinstance(n, o) for n in named)]
+    return [o() for o in usual if not any(isinstance(n, o) or n is o for n in given)]
 
 def _loss(obj, dls):
     args = dict(obj.loss_args)
