@@ -231,6 +231,9 @@ class FitCheck(Callback):
 
     def after_pred(self):
         c, shape = getattr(self.dls, 'c', None), tuple(getattr(self.pred, 'shape', ()))
+        weight = getattr(getattr(self.loss_func, 'func', self.loss_func), 'weight', None) # of one from elsewhere, too
+        if c and isinstance(weight, torch.Tensor) and weight.ndim == 1 and len(weight) != c:
+            raise InputError(f"The loss has {len(weight)} class weights, and the data have {c} classes. Give one for each class.")
         if not self._counts_classes() or len(shape) != 2 or shape[1] == c: return
         raise InputError(f"The network gives {shape[1]} outputs, and the data have {c} classes: "
                          f"{some_of(list(self.dls.vocab), 6)}. Give its head {c} outputs.")

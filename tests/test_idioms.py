@@ -256,6 +256,10 @@ def test_class_weights(dls, weight, want):
     again = learner_from_plan(plan_from_yaml(plan_to_yaml(learn.plan)))
     assert again.loss_func.weight.tolist() == want and again.plan.objective.label_smoothing == .1
 
+def test_class_weights_of_a_loss_from_elsewhere(dls):
+    with pytest.raises(InputError, match='2 class weights, and the data have 3 classes'):
+        fit(make(dls, loss=nn.CrossEntropyLoss(weight=torch.ones(2))))
+
 # Which epoch was the best
 
 def my_spread(probs, targ): return probs.float().softmax(1).gather(1, targ[:, None]).mean()
