@@ -342,6 +342,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'imgcls_nb/callbacks/control.py'),
                                              'imgcls_nb.callbacks.control.Control.__init__': ( 'callbacks.control.html#control.__init__',
                                                                                                'imgcls_nb/callbacks/control.py'),
+                                             'imgcls_nb.callbacks.control.Control._between_steps': ( 'callbacks.control.html#control._between_steps',
+                                                                                                     'imgcls_nb/callbacks/control.py'),
                                              'imgcls_nb.callbacks.control.Control._end': ( 'callbacks.control.html#control._end',
                                                                                            'imgcls_nb/callbacks/control.py'),
                                              'imgcls_nb.callbacks.control.Control._hear': ( 'callbacks.control.html#control._hear',

@@ -106,10 +106,10 @@ class Control(Callback):
         while self.paused and not self.stopped:
             time.sleep(self.every_s)
             self._hear()
-        if getattr(vars(self.learn).get('accumulate'), 'done', 0): return # a step is half made, and is finished first
-        if self.stopped: self._end()
-        if self.to_save: self._save('saved')
-        self.to_save = False
+        if self.stopped and self._between_steps: self._end()
+
+    @property
+    def _between_steps(self): return not getattr(vars(self.learn).get('accumulate'), 'done', 0) # no gradient is being gathered
 
     def _hear(self):
         self.looks += 1
@@ -120,6 +120,9 @@ class Control(Callback):
             elif self.paused != (request == 'pause'):
                 self.paused = request == 'pause'
                 self._log('paused' if self.paused else 'resumed')
+        if self.to_save and self._between_steps:
+            self._save('saved')
+            self.to_save = False
 
     def _requests(self):
         found = [self.asked.popleft() for _ in range(len(self.asked))] + (self.file.read() if self.file else [])
