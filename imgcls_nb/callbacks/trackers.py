@@ -245,7 +245,9 @@ class CSVTable(Tracker):
     @classmethod
     def of_run(cls, folder, **args): return cls(folder/'epochs.csv', **args)
 
-    def begin(self): drop_rows(self.file, self.clock.epochs)
+    def load_state(self, state:dict):
+        super().load_state(state)
+        drop_rows(self.file, self.clock.epochs)
 
     def log_epoch(self, values):
         row = dict(time=time.strftime('%Y-%m-%d %H:%M:%S'), epoch=self.clock.epochs, step=self.clock.steps)
