@@ -118,12 +118,13 @@ def test_the_quick_start_config_field_by_field():
     assert p.data == DataPlan(
         root, f'{root}train_list.txt', f'{root}val_list.txt', num_classes=102, size=(224, 224), bs=32, valid_bs=64, num_workers=4,
         preprocess=Preprocess(crop=(224, 224), resize_short=256, interpolation='bilinear', antialias=False).to_dict(),
-        augment=(('RandomResizedCrop', dict(size=[224, 224], scale=[.08, 1.], ratio=[3/4, 4/3], interpolation='bilinear',
+        augment=(('RandomResizedCrop', dict(scale=[.08, 1.], ratio=[3/4, 4/3], interpolation='bilinear',
                                               antialias=False, log_aspect=False)),
                  ('RandomHorizontalFlip', {})))
     assert p.model == ModelPlan('MobileNetV3_large_x1_0', False, 102)
     assert p.objective == ObjectivePlan('cross_entropy', opt='sgd', opt_args=dict(mom=.9), weight_decay=1e-6)
-    args = dict(n_epoch=20, schedule='cosine', lr=.00375, warmup_epochs=5., warmup_lr=0., lr_min=0.)
+    args = dict(n_epoch=20, schedule='cosine', lr=.00375, warmup_epochs=5., warmup_lr=0., lr_min=0., by_epoch=False,
+                after_warmup=False)
     assert p.schedule == (FitPlan('fit_scheduled', args),)
     assert (p.precision, p.channels_last, p.device, p.save_interval) == ('auto', 'auto', 'cpu', 1)
     assert Path(p.run) == Path('output/MobileNetV3_large_x1_0') and p.replayable and p.epochs == 20
@@ -211,7 +212,7 @@ def test_unknown_sections_are_refused():
 
 @pytest.mark.parametrize('override, says', [
     (f'{TRAIN}.2={{"RandFlipImag": {{}}}}', "'RandFlipImag' is not supported.*Did you mean 'RandFlipImage'"),
-    (f'{TRAIN}.2=RandErasing', "'RandErasing' is not supported.*Known: DecodeImage"),
+    (f'{TRAIN}.2=RandErasing', "'RandErasing' is not supported.*Did you mean 'RandomErasing'.*Known: DecodeImage"),
     (f'{EVAL}.2={{"CropImag": {{}}}}', "'CropImag' is not supported.*Did you mean 'CropImage'"),
     (f'{EVAL}.2={{"RandCropImage": {{"size": 32}}}}', "'RandCropImage' is not supported"),
     (f'{EVAL}.2={{"CropImage": {{"size": 9}}, "x": 1}}', 'expected one operation'), (f'{EVAL}.2=5', 'expected one operation'),
@@ -229,7 +230,8 @@ def test_unknown_sections_are_refused():
     ('DataLoader.Eval.dataset.image_root=./other', 'different image_root'),
     ('DataLoader.Train.dataset.cls_label_path=None', 'need image_root and cls_label_path'),
     ('Arch.name=None', 'Arch.name is missing'),
-    ('EMA.decay=0.9', 'EMA is not supported'), ('Global.checkpoints=output/x/latest', 'no run, and no checkpoint of one'),
+    ('EMA.decay=2', 'decay=2.0 is no share'),
+    ('Global.checkpoints=output/x/latest', 'Weights alone are for Global.pretrained_model'),
     ('Global.eval_during_train=False', 'eval_during_train')])
 def test_what_is_not_supported_is_refused(override, says):
     with pytest.raises(InputError, match=says): plan(override)

@@ -1,0 +1,155 @@
+"""Every config of a PaddleClas checkout, read and built: which work here, and why others do not
+
+    python benchmarks/paddleclas_configs.py PaddleClas            # plan, network on the meta device, loss, optimizer, schedule
+    python benchmarks/paddleclas_configs.py PaddleClas --steps 2  # and train each distinct recipe, save it and resume it
+"""
+import argparse
+import contextlib
+import io
+import json
+import tempfile
+import warnings
+from collections import Counter
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from imgcls_nb.archs import build_arch, find_arch
+from imgcls_nb.callbacks.catalog import make_callbacks
+from imgcls_nb.config import plan_from_config, read_config
+from imgcls_nb.core import InputError
+from imgcls_nb.learner import learner_from_plan, run_schedule
+from imgcls_nb.losses import make_loss
+from imgcls_nb.models import split_params, undecayed
+from imgcls_nb.optim import make_optimizer
+from imgcls_nb.schedules import Schedule
+
+
+def config_files(root):
+    "The configs of single-label classification; those of kunlun are of another, older schema"
+    home = Path(root)/'ppcls/configs' if (Path(root)/'ppcls').is_dir() else Path(root)
+    files = [o for d in ('ImageNet', 'quick_start') for o in sorted((home/d).rglob('*.yaml'))]
+    return home, [o for o in files if 'kunlun' not in o.parts]
+
+def has_teacher(cfg):
+    "A trained teacher is the user's to give"
+    for o in (cfg.get('Arch') or {}).get('models') or []:
+        if 'Teacher' in o and o['Teacher'].get('pretrained') is True: o['Teacher']['pretrained'] = 'runs/teacher'
+    return cfg
+
+def build(plan):
+    "All that a plan describes but the pictures, without memory for weights"
+    size = {'img_size': plan.data.size} if find_arch(plan.model.arch).library == 'timm' and fixed_size(plan) else {}
+    with torch.device('meta'): model = build_arch(find_arch(plan.model.arch), False, plan.model.num_classes, **size,
+                                                  **plan.model.kwargs)
+    obj = plan.objective
+    make_loss(obj.loss, obj.label_smoothing, **obj.loss_args)
+    make_optimizer(obj.opt, model, split_params(model), wd=obj.weight_decay, decay_norm_bias=obj.decay_norm_bias,
+                   **obj.opt_args)
+    for fit in plan.schedule:
+        args = dict(fit.args)
+        named = {k: args.pop(k) for k in ('n_epoch', 'lr', 'warmup_epochs', 'warmup_lr', 'lr_min', 'by_epoch', 'after_warmup')
+                 if k in args}
+        made = Schedule(args.pop('schedule'), steps_per_epoch=100, args=args, **named)
+        assert all(np.isfinite(made(o)) for o in range(0, made.steps, 50))
+    make_callbacks([o for o in plan.callbacks if o[0] != 'distill'], plan.run)
+    return model
+
+def fixed_size(plan):
+    from imgcls_nb.archs import arch_cfg
+    return arch_cfg(find_arch(plan.model.arch)).get('fixed_input_size', False)
+
+def undecayed_otherwise(cfg, model):
+    "Parameters that the file wants without decay and we decay, or the other way round, by the names of timm"
+    opt = cfg['Optimizer']
+    words, flat = (opt.get('no_weight_decay_name') or '').split(), opt.get('one_dim_param_no_weight_decay')
+    theirs = {n for n, p in model.named_parameters() if any(o in n for o in words) or flat and p.ndim == 1}
+    return sorted(theirs ^ set(undecayed(model)))
+
+def recipe(plan):
+    "What distinguishes two configs for a training: transforms, mixing, loss, optimizer, schedule, callbacks"
+    data = asdict(plan.data)
+    kept = {k: data[k] for k in ('augment', 'preprocess', 'repeats', 'sizes', 'start_size', 'drop_last')}
+    kept['preprocess'] = {k: v for k, v in kept['preprocess'].items() if k not in ('crop', 'resize_short', 'resize')}
+    fits = [{k: v for k, v in o.args.items() if k != 'n_epoch'} for o in plan.schedule]
+    return json.dumps([kept, plan.mix, asdict(plan.objective), fits, plan.callbacks, plan.precision], sort_keys=True, default=str)
+
+def draw_pictures(folder, n=16):
+    "A small data set with list files"
+    rng, lines = np.random.default_rng(0), []
+    for i in range(n):
+        Image.fromarray(rng.integers(0, 256, (48, 56, 3), np.uint8)).save(folder/f'{i}.png')
+        lines.append(f'{i}.png {i % 4}\n')
+    (folder/'list.txt').write_text(''.join(lines))
+
+def shrink(plan, folder, run, steps):
+    "The same recipe on few small pictures with a small network"
+    pre = dict(plan.data.preprocess, crop=[32, 32]) | (dict(resize_short=36) if plan.data.preprocess['resize_short']
+                                                       else dict(resize=[32, 32], crop=None))
+    sizes = ((32, 32), (24, 24)) if len(plan.data.sizes) > 1 else ((24, 24),) if plan.data.sizes else ()
+    data = replace(plan.data, path=str(folder), train='list.txt', valid='list.txt', label_file=None, num_classes=4, bs=8,
+                   valid_bs=8, size=(32, 32), preprocess=pre, sizes=sizes, start_size=plan.data.start_size and 24, cache=False,
+                   num_workers=0)
+    kwargs = {k: v for k, v in plan.model.kwargs.items() if k == 'in_chans'}
+    fit = plan.schedule[0]
+    args = fit.args | dict(n_epoch=2, warmup_epochs=min(1., fit.args['warmup_epochs']))
+    return replace(plan, data=data, model=replace(plan.model, arch='test_resnet', num_classes=4, pretrained=False, kwargs=kwargs),
+                   schedule=(replace(fit, args=args),), run=str(run), notes=(), device='cpu',
+                   callbacks=tuple(o for o in plan.callbacks if o[0] != 'distill'))
+
+def train(plan):
+    "Train, stop after the first epoch, and go on from what was saved"
+    from fastai.callback.core import Callback
+    class Stop(Callback):
+        order = 100
+        def after_epoch(self): raise KeyboardInterrupt
+    with contextlib.redirect_stdout(io.StringIO()):
+        learn = learner_from_plan(plan)
+        with contextlib.suppress(KeyboardInterrupt), learn.added_cbs(Stop()): run_schedule(learn, plan.schedule)
+        done = run_schedule(learner_from_plan(plan), plan.schedule, resume=True)
+    assert done.clock.epochs == 2 and all(p.isfinite().all() for p in done.model.parameters())
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('root', help='a checkout of PaddleClas, or a folder with its ImageNet and quick_start configs')
+    parser.add_argument('--steps', type=int, default=0, help='batches to train each distinct recipe for (default: none)')
+    parser.add_argument('--limit', type=int, help='recipes to train at most')
+    args = parser.parse_args()
+    warnings.simplefilter('ignore')
+    home, files = config_files(args.root)
+    refused, decay, recipes, built = {}, {}, {}, 0
+    for file in files:
+        name = file.relative_to(home).as_posix()
+        try:
+            cfg = has_teacher(read_config(file, ['Global.device=cpu']))
+            plan = plan_from_config(cfg)
+            with contextlib.redirect_stdout(io.StringIO()): model = build(plan)
+        except InputError as e: refused[name] = str(e)
+        else:
+            built += 1
+            recipes.setdefault(recipe(plan), (name, plan))
+            if not plan.objective.decay_norm_bias and cfg['Optimizer'].get('no_weight_decay_name'):
+                if odd := undecayed_otherwise(cfg, model): decay[name] = odd
+    print(f'{built} of {len(files)} configs are built, with {len(recipes)} distinct recipes. Refused:')
+    for why, n in Counter(refused.values()).most_common():
+        print(f"{n:4}  {next(k for k, v in refused.items() if v == why)}: {why}")
+    for name, odd in decay.items(): print(f"decay differs  {name}: {len(odd)} parameters, such as {', '.join(odd[:3])}")
+    if args.steps: train_all(list(recipes.values())[:args.limit])
+
+def train_all(recipes):
+    "Two steps of each"
+    failed = {}
+    with tempfile.TemporaryDirectory() as tmp:
+        folder = Path(tmp)/'pictures'
+        folder.mkdir()
+        draw_pictures(folder)
+        for i, (name, plan) in enumerate(recipes):
+            try: train(shrink(plan, folder, Path(tmp)/f'runs/{i}', 2))
+            except Exception as e: failed[name] = f'{type(e).__name__}: {e}' # what fails is what this is for
+    print(f'{len(recipes) - len(failed)} of {len(recipes)} recipes were trained, saved and resumed.')
+    for name, why in failed.items(): print(f'  {name}: {why}')
+
+if __name__ == '__main__': main()
