@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 import warnings
+from typing import NamedTuple
 
 from .core import InputError
 
@@ -44,8 +45,7 @@ def _run_infer(args):
     if args.config and args.run: args.run, args.pictures = None, [args.run, *args.pictures]
     from imgcls_nb.trained import TorchPredictor, trained_from_plan
     predictor = TorchPredictor(trained_from_plan(*_plan_and_weights(args)))
-    pictures = args.pictures or _infer_pictures(args)
-    return _show_predictions(predictor, pictures, args.topk)
+    return _label(predictor, args.pictures or _infer_pictures(args), args.topk, args)
 
 def _run_export(args):
     from imgcls_nb.export import export_onnx
@@ -57,8 +57,12 @@ def _run_export(args):
     print(f"Next: {shlex.join(['imgcls', 'predict', out, 'PICTURES'])}")
 
 def _run_predict(args):
-    from imgcls_nb.predict import Predictor
-    return _show_predictions(Predictor(args.model, threads=args.threads), args.pictures, args.topk)
+    from imgcls_nb.deploy import paddle_line, plain_line
+    if args.config: asked, line = _asked(args), paddle_line
+    else: asked, line = _asked_plainly(args), plain_line
+    named = any(o != str(i) for i, o in enumerate(asked.predictor.labels))
+    return _label(asked.predictor, asked.pictures, args.topk or asked.k, args, asked.bs,
+                  line if line is plain_line else lambda o: paddle_line(o, named))
 
 def _run_quickstart(args):
     from imgcls_nb.tutorials import describe_summary, quickstart
@@ -131,17 +135,38 @@ def _save_dir(args):
     g = read_config(args.config, args.override).get('Global') or {}
     return f"{g.get('save_inference_dir') or './inference'}/inference.onnx"
 
-def _show_predictions(predictor, pictures, k):
-    from imgcls_nb.core import list_images
-    files = [f for o in pictures for f in list_images(o)]
-    if not files: raise InputError(f"There are no pictures in {', '.join(map(str, pictures))}.")
-    bad = 0
-    for pred in predictor.batch(files, k):
-        if pred.error: print(pred.error, file=sys.stderr)
-        else: print(f'{pred.source}: {pred}', flush=True)
-        bad += bool(pred.error)
-    if bad: print(f'{bad} of {len(files)} pictures could not be read.', file=sys.stderr)
-    return int(bool(bad))
+def _asked(args): # by a config
+    from imgcls_nb.config import read_config
+    from imgcls_nb.deploy import open_inference
+    if lost := [f'--{o}' for o in 'engine provider threads labels threshold reject'.split() if getattr(args, o) is not None]:
+        raise InputError(f"{', '.join(lost)} cannot stand beside -c. Change the value in the YAML file with -o, "
+                         "such as -o Global.cpu_num_threads=2.")
+    cfg = read_config(args.config, args.override)
+    pictures = [o for o in [args.model, *args.pictures] if o]
+    if pictures: cfg.setdefault('Global', {})['infer_imgs'] = pictures[0]
+    asked = open_inference(cfg, [o.partition('=')[0].strip() for o in args.override])
+    return _Asked(asked.predictor, pictures or [asked.pictures], asked.k, asked.bs)
+
+def _asked_plainly(args):
+    from imgcls_nb.foreign import read_class_map
+    from imgcls_nb.predict import Predictor
+    _check_override(args)
+    if not args.model or not args.pictures: raise InputError("imgcls predict takes a model.onnx and pictures, or -c CONFIG.yaml.")
+    labels = read_class_map(args.labels) if args.labels else None
+    predictor = Predictor(args.model, args.engine or 'auto', args.provider, args.threads, threshold=args.threshold,
+                          reject=args.reject, labels=labels)
+    return _Asked(predictor, args.pictures, 5, 16)
+
+class _Asked(NamedTuple):
+    predictor: object
+    pictures: list
+    k: int
+    bs: int
+
+def _label(predictor, pictures, k, args, bs=16, line=None):
+    from imgcls_nb.deploy import plain_line, save_predictions, show_predictions
+    if args.out: return int(bool(save_predictions(predictor, pictures, args.out, k, args.bs or bs)))
+    return int(bool(show_predictions(predictor, pictures, k, args.bs or bs, line or plain_line)))
 
 # %% ../nbs/85_cli.ipynb #23c8e577
 def make_parser() -> argparse.ArgumentParser:
@@ -156,6 +181,11 @@ def make_parser() -> argparse.ArgumentParser:
             p.add_argument('-o', '--override', action='append', default=[], metavar='KEY=VALUE',
                            help='change one value of it; repeatable')
         return p
+
+    def labelling(p, k=None):
+        p.add_argument('--topk', type=int, default=k, help='classes to name (default: 5)')
+        p.add_argument('--out', metavar='FILE', help='write .csv, .json, .jsonl or .parquet; goes on where a killed one stopped')
+        p.add_argument('--bs', type=int, help='pictures given to the network at once')
 
     p = verb('quickstart', _run_quickstart, 'Run the quickstart notebook on your pictures, or on handwritten digits',
              config=False)
@@ -191,8 +221,8 @@ def make_parser() -> argparse.ArgumentParser:
         p = verb(name, func, text)
         p.add_argument('run', nargs='?', help='a run folder')
         p.add_argument('--weights', default='best_model', help='which checkpoint of the run (default: %(default)s)')
-        if name == 'infer': p.add_argument('pictures', nargs='*', help='pictures or folders of pictures')
-        if name == 'infer': p.add_argument('--topk', type=int, default=5)
+        if name == 'infer': p.add_argument('pictures', nargs='*', help='pictures, folders of pictures, or patterns')
+        if name == 'infer': labelling(p, 5)
         if name != 'export': continue
         p.add_argument('--out', help='the model file (default: RUN/model.onnx)')
         p.add_argument('--precision', default='fp32', help='fp32, fp16, int8, or auto: the fastest that passes')
@@ -200,11 +230,16 @@ def make_parser() -> argparse.ArgumentParser:
         p.add_argument('--softmax', action='store_true', help='probabilities instead of logits come out of the file')
         p.add_argument('--threshold', type=float, help='probability below which a prediction counts as unsure')
 
-    p = verb('predict', _run_predict, 'Label pictures with a model file; needs no torch', config=False)
-    p.add_argument('model', help='a model.onnx')
-    p.add_argument('pictures', nargs='+', help='pictures or folders of pictures')
-    p.add_argument('--topk', type=int, default=5, help='classes to name (default: %(default)s)')
-    p.add_argument('--threads', type=int, help='CPU threads')
+    p = verb('predict', _run_predict, 'Label pictures with a model file; needs no torch')
+    p.add_argument('model', nargs='?', help='a model.onnx, or a folder that holds one; with -c a picture')
+    p.add_argument('pictures', nargs='*', help='pictures, folders of pictures, or patterns')
+    labelling(p)
+    for name, kind, text in (('engine', str, 'auto, onnxruntime or openvino (default: auto, the fastest that was proven)'),
+                             ('provider', str, 'of ONNX Runtime, such as cuda, which must be there'),
+                             ('threads', int, 'CPU threads'), ('labels', str, "a class_id_map_file, for other names"),
+                             ('threshold', float, 'probability below which an answer is unsure'),
+                             ('reject', str, 'what to call a picture with an unsure answer')):
+        p.add_argument(f'--{name}', type=kind, help=text)
 
     p = verb('check-data', _run_check_data, 'Look for damaged files, copies and leakage before training',
              config=False)

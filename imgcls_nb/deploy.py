@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 
 from .core import InputError, did_you_mean
-from .foreign import open_foreign, preprocess_from_ops, read_class_map, read_inference_config
+from .foreign import open_foreign, preprocess_from_ops, read_class_map
 from .inputs import free_cpus, iter_pictures
 from .metadata import find_model, read_card
 from .predict import Prediction, Predictor
@@ -176,10 +176,10 @@ def show_predictions(
 ) -> int: # How many could not be read
     "Print a line for each picture, and what is wrong with one on the error stream"
     n = bad = 0
-    for n, pred in enumerate(predictor.batch(find_all(sources), k, bs), 1):
+    for pred in predictor.batch(find_all(sources), k, bs):
         if pred.error: print(_printable(pred.error), file=sys.stderr)
         else: print(_printable(line(pred)), flush=True)
-        bad += bool(pred.error)
+        n, bad = n + 1, bad + bool(pred.error)
     if bad: print(f'{bad} of {n} pictures could not be read.', file=sys.stderr)
     return bad
 

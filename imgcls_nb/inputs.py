@@ -33,13 +33,15 @@ def _walk(folder, seen, home):
 
 def _names(folder): # with a '/' at the end of subfolders
     try:
-        with os.scandir(folder) as entries:
-            for o in entries:
-                if o.name.startswith('.'): continue
-                if o.is_dir(): yield o.name + '/'
-                elif os.path.splitext(o.name)[1].lower() in IMAGE_SUFFIXES: yield o.name
+        with os.scandir(folder) as entries: yield from (o.name + '/'*o.is_dir() for o in entries if _is_wanted(o))
     except OSError as e:
         raise InputError(f"The folder '{folder}' cannot be read ({e.strerror}). Allow it to be read, or take it out.") from e
+
+def _is_wanted(o):
+    if o.name.startswith('.'): return False
+    if o.is_dir(): return True
+    is_picture = os.path.splitext(o.name)[1].lower() in IMAGE_SUFFIXES
+    return is_picture and (o.is_file() or o.is_symlink()) # a pipe would be waited for; a broken link is told of
 
 def _is_new(folder, seen, home): # not listed before by another name, nor above where the search began
     real = os.path.realpath(folder)
@@ -57,7 +59,7 @@ def iter_pictures(
     if os.path.isdir(sources): return walk_images(sources)
     if found := _matches(sources): return iter(found)
     if os.path.exists(sources): return iter((sources,))
-    raise InputError(f"There is no file or folder '{sources}'. Give a picture, a folder of pictures or a pattern such as '*.jpg'.")
+    raise InputError(f"There is no file or folder '{sources}'. Give a picture, a folder of pictures, or a pattern as '*.jpg'.")
 
 def _is_one(o):
     return isinstance(o, (bytes, bytearray, Image.Image)) or (isinstance(o, np.ndarray) and o.ndim < 4) or (

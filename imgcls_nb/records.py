@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -69,7 +69,8 @@ def format_of(
     "The format that a file's name asks for"
     name = Path(out).suffix[1:].lower()
     if name not in FORMATS:
-        raise InputError(f"'{out}' does not say its format. Let the name end in .{', .'.join(FORMATS)}.{did_you_mean(name, FORMATS)}")
+        raise InputError(f"'{out}' does not say its format. Let the name end in .{', .'.join(FORMATS)}."
+                         + did_you_mean(name, FORMATS))
     if name == 'parquet': _check_pyarrow()
     return name
 
@@ -156,12 +157,14 @@ def _lock(f, path): # until it is closed
     if os.name != 'posix': return
     import fcntl
     try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e: raise InputError(f"'{path}' is being written by another process. Wait for it, or name another file.") from e
+    except OSError as e:
+        raise InputError(f"'{path}' is being written by another process. Wait for it, or name another file.") from e
 
 def _other(path, first, head):
     try: was, now = json.loads(first), json.loads(head)
     except ValueError: was = None
-    if not isinstance(was, dict): return InputError(f"'{path}' is in the way, and no draft of ours. Move it, or name another file.")
+    if not isinstance(was, dict):
+        return InputError(f"'{path}' is in the way, and no draft of ours. Move it, or name another file.")
     off = [f'{k}: {was.get(k)}, now {v}' for k, v in now.items() if was.get(k) != v]
     return InputError(f"'{path}' holds rows that were made otherwise ({'; '.join(off)[:300]}). Go on with what made them, "
                       "or remove it to begin anew.")

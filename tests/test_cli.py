@@ -238,8 +238,8 @@ def test_infer_without_pictures(refused, trained_run):
 @pytest.mark.parametrize('args, says', [
     ([], 'required'), (['tarin', 'x'], "invalid choice: 'tarin'"),
     (['train', 'x', '--epohcs', '3'], 'unrecognized arguments: --epohcs'),
-    (['train', 'x', '--epochs', 'three'], "invalid int value: 'three'"), (['predict', 'm.onnx'], 'required'),
-    (['predict'], 'required'),
+    (['train', 'x', '--epochs', 'three'], "invalid int value: 'three'"),
+   
     (['config'], 'required')], ids=words)
 def test_what_cannot_be_parsed(imgcls, args, says):
     out, err = imgcls(*args, status=2)

@@ -130,7 +130,7 @@ def test_bad_pictures_stay_in_their_place(predictor, files, tmp_path):
 
 def test_a_generator_is_taken_as_it_comes(predictor, files):
     endless = itertools.cycle(files)
-    preds = list(itertools.islice(predictor.batch(endless, bs=2), 5))
+    preds = list(itertools.islice(predictor.batch(endless, bs=2, workers=0), 5))
     assert [o.source for o in preds] == [str(o) for o in files[:5]]
     assert next(endless) == files[6], "three groups of two were read, no more"
     assert list(predictor.batch(iter(()))) == []
