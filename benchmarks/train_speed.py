@@ -33,6 +33,7 @@ from imgcls_nb.data import image_dls  # first, because it imports fastai quietly
 # isort: split
 import fastai.vision.all as fv
 import numpy as np
+import paddleclas
 import timm
 import timm.data
 import timm.optim
@@ -145,6 +146,13 @@ def train_timm(folder, arch, state, epochs, bare):
     with torch.no_grad(): hits = [(net(x).argmax(1) == y).float().mean().item()*len(y) for x, y in valid]
     return beside, sum(hits)/len(sets[1])
 
+def train_paddleclas(folder, arch, state, epochs, bare, root, python):
+    "Its own command and weights of its own; the bare step runs after it, for as many steps"
+    beside = Beside(bare)
+    with tempfile.TemporaryDirectory() as out: beside.own, top1 = paddleclas.train(root, python, folder, arch, BS, epochs, out)
+    beside.bares = [bare.run(5)/5 for _ in beside.own]
+    return beside, top1
+
 CONTESTANTS = {'imgcls_nb': train_ours, 'fastai, its defaults': train_fastai, 'timm, bf16, channels-last': train_timm}
 
 def compare_steps(args, scratch):
@@ -153,10 +161,13 @@ def compare_steps(args, scratch):
           f'the package takes {auto_precision("cpu")} here\n')
     print('| network | loop | img/s, median of epochs (range) | share of the bare step beside it, median (range) '
           '| imgcls_nb is faster by | top-1 after it |\n|---|---|---|---|---|---|')
+    contestants = dict(CONTESTANTS)
+    if args.paddleclas:
+        contestants['PaddleClas, its command'] = partial(train_paddleclas, root=args.paddleclas, python=args.paddle_python)
     for arch in LR:
         net = make_net(arch, 6)
         bare, state, ours = BareStep(deepcopy(net)), deepcopy(net.state_dict()), None
-        for name, train in CONTESTANTS.items():
+        for name, train in contestants.items():
             with quiet(): beside, top1 = train(folder, arch, state, args.epochs, bare)
             ours = ours or beside
             show_steps(arch, name, beside, ours, top1)
@@ -261,6 +272,8 @@ def main():
     parser.add_argument('--minutes', type=float, default=25, help='that each arm of `fashion` may take (default 25)')
     parser.add_argument('--arms', nargs='+', choices=SIZES, default=[*SIZES], help='of `fashion`, ours first (default all)')
     parser.add_argument('--seeds', type=int, default=1, help='runs of `few` (default 1)')
+    parser.add_argument('--paddleclas', help='a checkout of PaddleClas, to run its own command as well in `steps`')
+    parser.add_argument('--paddle-python', default='python3', help='the Python that has Paddle (default: %(default)s)')
     parser.add_argument('--imagenet', help='file of the ImageNet weights for `few`')
     parser.add_argument('--json', help='file for every single measurement')
     args = parser.parse_args()
