@@ -75,6 +75,15 @@ def _run_check_data(args):
     print(report.to_text(args.limit))
     return int(not report.ok)
 
+def _run_models(args):
+    from imgcls_nb.zoo import models_table
+    limits = dict(max_params=args.max_params, max_gmacs=args.max_gmacs, min_top1=args.min_top1)
+    table = models_table(args.pattern, pretrained_only=not args.all, sort=args.sort, **limits)
+    shown = table.drop(columns=['source', *(['pretrained'] if not args.all else [])]).head(args.limit)
+    print(shown.to_string(index=False, na_rep='', float_format='{:.2f}'.format) if len(table) else 'There is no such network.')
+    if rest := len(table) - len(shown): print(f'and {rest} more; --limit {len(table)} shows all.')
+    return int(table.empty)
+
 def _run_config(args):
     from imgcls_nb.plan import plan_to_yaml
     print(plan_to_yaml(_config_plan(args)), end='')
@@ -200,6 +209,14 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('--seed', type=int, default=42, help='of the split, where a share is held out (default: %(default)s)')
     p.add_argument('--limit', type=int, default=10, help='files to name for each finding (default: %(default)s)')
     p.add_argument('--json', metavar='FILE', help='write the whole report there as well')
+
+    p = verb('models', _run_models, 'Search the networks there are, by name, size, cost and accuracy', config=False)
+    p.add_argument('pattern', nargs='?', default='*', help="part of a timm or PaddleClas name, or a pattern such as 'resnet*'")
+    for name, text in (('max-params', 'million parameters'), ('max-gmacs', 'billion multiply-adds for one picture'),
+                       ('min-top1', 'percent on ImageNet')): p.add_argument(f'--{name}', type=float, help=text)
+    p.add_argument('--all', action='store_true', help='also those without published weights')
+    p.add_argument('--sort', default='top1', help='a column (default: %(default)s)')
+    p.add_argument('--limit', type=int, default=20, help='rows to show (default: %(default)s)')
 
     p = verb('config', _run_config, 'Show the plan that a YAML file makes', config=False)
     p.add_argument('config', help='a PaddleClas YAML file')

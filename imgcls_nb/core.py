@@ -186,6 +186,7 @@ class Preprocess:
     antialias: bool = True # False samples single points when shrinking, as OpenCV does
     mean: tuple = IMAGENET_MEAN # Of each channel, for pixels scaled to 0..1; three numbers: RGB, one: grey
     std: tuple = IMAGENET_STD # Of each channel, same scale
+    channels: int|None = None # Planes of the array; those that a picture lacks are zeros; None: as many as `mean` has numbers
 
     def __post_init__(self): _check_preprocess(self)
 
@@ -194,6 +195,9 @@ class Preprocess:
 
     @property
     def size(self) -> tuple: return self.crop or self.resize # (height, width) that comes out
+
+    @property
+    def shape(self) -> tuple: return (self.channels or len(self.mean), *self.size) # Of the array, (C, H, W)
 
     def pixels(self,
         source, # Whatever `open_image` takes
@@ -210,13 +214,19 @@ class Preprocess:
     def normalize(self,
         pixels, # uint8, `(..., C, H, W)`, an array or a tensor
         constant=np.asarray, # Brings a float32 array to the library and device of `pixels`
-    ): # float32, same shape and library
+    ): # float32, same library, `(..., channels, H, W)`
         "Subtract the mean and divide by the standard deviation, channel by channel"
         mean, std = (constant((np.float32(o)*np.float32(255)).reshape(-1, 1, 1)) for o in (self.mean, self.std))
         out = pixels.astype(np.float32) if isinstance(pixels, np.ndarray) else pixels.float() # first, or torch is 20 times slower
         out -= mean
         out /= std
-        return out
+        return out if self.channels is None else self._fill(out)
+
+    def _fill(self, x): # indexing is what arrays and tensors both know
+        n = x.shape[-3]
+        x = x[..., [*range(n), *[0]*(self.channels - n)], :, :]
+        x[..., n:, :, :] = 0
+        return x
 
     def __call__(self,
         source, # Whatever `open_image` takes
@@ -255,7 +265,8 @@ class Preprocess:
 
     def to_dict(self) -> dict:
         "Plain values for JSON"
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        named = asdict(self) if self.channels else {k: v for k, v in asdict(self).items() if k != 'channels'}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in named.items()}
 
 # %% ../nbs/00_core.ipynb #7d3ce1c8
 def _are_numbers(o): # one a channel
@@ -281,6 +292,8 @@ def _check_preprocess(p):
         raise InputError(f"crop={p.crop} does not fit into a picture resized to {small}. Resize to at least the crop.")
     if not (_are_numbers(p.mean) and _are_numbers(p.std) and len(p.mean) == len(p.std) and min(p.std) > 0):
         raise InputError(f"mean={p.mean} and std={p.std} need one number a channel (3: RGB, 1: grey), std above zero.")
+    if p.channels is not None and not (type(p.channels) is int and len(p.mean) <= p.channels <= 16):
+        raise InputError(f"channels={p.channels!r} is no number of planes that a picture of {len(p.mean)} can be filled up to.")
 
 # %% ../nbs/00_core.ipynb #1c6ded1d
 CARD_KEY, CARD_SCHEMA = 'imgcls_nb', 1

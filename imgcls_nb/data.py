@@ -59,7 +59,7 @@ class NormalizePixels(DisplayedTransform):
     def decodes(self, x:TensorImage):
         pre = self.preprocess
         mean, std = (torch.as_tensor(o, dtype=x.dtype, device=x.device).view(-1, 1, 1) for o in (pre.mean, pre.std))
-        return (x*std + mean).clamp(0, 1)
+        return (x[..., :len(pre.mean), :, :]*std + mean).clamp(0, 1)
 
 # %% ../nbs/20_data.ipynb #4b336238
 def _name_label(self, o, full=True): return (o[0], Category(self.vocab[int(o[1])])) if len(o) > 1 else o

@@ -37,11 +37,10 @@ def _quiet():
 
 def to_onnx(
     model, # In evaluation mode, 32 bits, on the CPU
-    size, # `(height, width)` in pixels
-    channels:int=3, # Of a picture
+    shape, # `(C, H, W)` of a picture
 ):
     "A network as an ONNX graph in memory: `image` in, `logits` out, any number of pictures"
-    x = torch.zeros(2, channels, *size)
+    x = torch.zeros(2, *shape)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(model, (x,), dynamo=True, input_names=['image'], output_names=['logits'], verbose=False,
                                     dynamic_shapes=({0: torch.export.Dim('batch')},))
@@ -95,7 +94,7 @@ def export_onnx(
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.name}.part')
     try:
-        proto = to_onnx(trained.model, trained.preprocess.size, len(trained.preprocess.mean))
+        proto = to_onnx(trained.model, trained.preprocess.shape)
         onnx.helper.set_model_props(proto, {CARD_KEY: card.to_json()})
         onnx.save(proto, part)
         report = _gate(trained, part, path, pictures, max_rel_diff, proto.opset_import[0].version)
@@ -105,7 +104,7 @@ def export_onnx(
 
 def _gate(trained, part, path, pictures, max_rel_diff, opset):
     predictor = Predictor(part)
-    if not np.isfinite(predictor.logits(np.zeros((1, len(trained.preprocess.mean), *trained.preprocess.size), np.float32))).all():
+    if not np.isfinite(predictor.logits(np.zeros((1, *trained.preprocess.shape), np.float32))).all():
         raise InputError(f"'{path}' was not written: the exported model answers with numbers that are not finite.")
     a, b = compare(trained.model, predictor, pictures)
     diff, spread = np.abs(a - b), float(a.std())

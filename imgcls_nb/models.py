@@ -83,7 +83,7 @@ def create_model(
     num_classes:int=1000, # Outputs; 0: features
     size=None, # Pixels, for architectures that take one size only
     weights_key:str|None=None, # Which network of a weights file that holds several, such as 'state_dict_ema'
-    **kwargs # Handed to timm, such as `drop_rate`; `in_chans` is 3 for colour, 1 for grey
+    **kwargs # Handed to timm, such as `drop_rate`; `in_chans` is 3 for colour, 1 for grey, 4 for colour and a plane of zeros
 ) -> torch.nn.Module:
     "Build a network by name"
     found = find_arch(arch)
@@ -110,7 +110,8 @@ def _check_numbers(num_classes, in_chans):
     if type(num_classes) is not int or num_classes < 0:
         raise InputError(f"num_classes={num_classes!r} is no number of outputs. Give the number of classes.")
     if type(in_chans) is not int or in_chans < 1:
-        raise InputError(f"in_chans={in_chans!r} is no number of channels. Give 3 for colour, 1 for grey.")
+        raise InputError(f"in_chans={in_chans!r} is no number of channels. Give 3 for colour, 1 for grey, or 4 for colour "
+                         "and a plane of zeros.")
 
 def _check_published(found, pretrained):
     if found.library == 'hf-hub' and not (what := on_hub(found.base, ('config.json',))).available:
@@ -162,15 +163,15 @@ def model_preprocess(
     pct, filt = cfg.get('crop_pct') or 0.875, cfg.get('interpolation') or 'bicubic'
     scaled = tuple(math.floor(o/pct) for o in hw)
     how = dict(resize=scaled, resize_short=None) if cfg.get('crop_mode') == 'squash' else dict(resize_short=max(scaled))
-    mean, std = _for_channels(model, tuple(cfg.get('mean', IMAGENET_MEAN)), tuple(cfg.get('std', IMAGENET_STD)))
-    return Preprocess(crop=hw, interpolation='bicubic' if filt == 'random' else filt, mean=mean, std=std, **how)
+    colours = dict(mean=tuple(cfg.get('mean', IMAGENET_MEAN)), std=tuple(cfg.get('std', IMAGENET_STD)))
+    return Preprocess(crop=hw, interpolation='bicubic' if filt == 'random' else filt, **_for_channels(model, **colours), **how)
 
-def _for_channels(model, *values): # one number a channel
-    n = count_channels(model)
-    if n in (len(values[0]), 3): return values
-    if n == 1: return tuple((sum(o)/len(o),) for o in values)
-    raise InputError(f"This network takes {n} channels; pictures have 3 (RGB) or 1 (grey). "
-                     "Build it with in_chans=3 or in_chans=1, or feed it tensors of your own.")
+def _for_channels(model, **colours): # one number a channel
+    n, had = count_channels(model), len(colours['mean'])
+    if n == 1: return {k: (sum(v)/len(v),) for k, v in colours.items()}
+    if n == 2:
+        raise InputError("This network takes 2 channels; pictures have 3 (RGB) or 1 (grey). Build it with in_chans=1, 3 or 4.")
+    return colours if n in (had, 3) else colours | dict(channels=n)
 
 def count_channels(
     model, # From `create_model`

@@ -121,7 +121,7 @@ def _read_model_card(session, path):
                              "preprocessing are unknown. Write it with imgcls_nb.export.export_onnx or `imgcls export`.")
     card = ModelCard.from_json(text, f"'{path}'")
     shape, out = session.get_inputs()[0].shape, session.get_outputs()[0].shape
-    says = [len(card.preprocess.mean), *card.preprocess.size]
+    says = [*card.preprocess.shape]
     if len(shape) != 4 or any(isinstance(a, int) and a != b for a, b in zip(shape[1:], says)):
         raise ModelFileError(f"'{path}' says its pictures are {says}, but its graph takes {shape}. Export the model again.")
     if len(out) != 2 or out[1] != len(card.labels):

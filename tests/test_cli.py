@@ -288,3 +288,15 @@ def test_output_to_a_pipe_that_closes(model_file, shapes, tmp_path):
 
 def test_the_table_is_plain_where_there_is_no_terminal(trained):
     assert not re.search('[\r\x1b█]', trained[1]) and os.linesep in trained[1]
+
+# Searching the networks
+
+def test_models_are_searched(imgcls):
+    out, _ = imgcls('models', 'MobileNetV3', '--max-params', '6', '--sort', 'params_m', '--limit', '3')
+    assert 'mobilenetv3_small' in out and re.search(r'and \d+ more', out)
+    params = [float(line.split()[1]) for line in out.splitlines()[1:4]]
+    assert params == sorted(params) and max(params) <= 6
+
+def test_models_that_there_are_not(imgcls, refused):
+    assert imgcls('models', 'resnet18', '--min-top1', '99', status=1)[0] == 'There is no such network.\n'
+    assert "Did you mean 'top1'?" in refused('models', '--sort', 'tpo1')

@@ -322,3 +322,19 @@ def test_refused_cards(says, text):
 
 def test_an_unknown_schema_says_which():
     with pytest.raises(ModelFileError, match='schema 2; this version reads 1'): ModelCard.from_json(card(schema=2))
+
+# Planes that a picture lacks
+
+def test_more_planes_than_a_picture_has():
+    torch = pytest.importorskip('torch')
+    pre, plain = (Preprocess(crop=(6, 5), resize_short=8, channels=n) for n in (5, None))
+    x = np.stack([plain.pixels(noise(9, 11, 3))]*2)
+    for own in (pre.normalize(x), pre.normalize(torch.from_numpy(x), torch.as_tensor).numpy()):
+        assert own.shape == (2, *pre.shape) == (2, 5, 6, 5) and not own[:, 3:].any()
+        assert np.array_equal(own[:, :3], plain.normalize(x))
+    assert pre.resized((12, 10)).channels == 5 and Preprocess(**json.loads(json.dumps(pre.to_dict()))) == pre
+    assert 'channels' not in plain.to_dict(), "files that do not need it stay readable to older versions"
+
+@pytest.mark.parametrize('channels', [2, 0, -1, 3.5, '4', True, 17])
+def test_numbers_of_planes_that_cannot_be(channels):
+    with pytest.raises(InputError, match='channels='): Preprocess(channels=channels)

@@ -224,3 +224,16 @@ except SystemExit: pass
 print('loaded:', *sys.modules.keys() & {set(HEAVY)})"""
     args = [{'MODEL': model_file, 'PICTURE': files[0]}.get(o, o) for o in args]
     assert fresh(code, *args)[-1] == 'loaded:'
+
+# Four channels
+
+def test_four_channels_from_training_to_the_file(shapes, tmp_path):
+    from imgcls_nb.data import image_dls
+    from imgcls_nb.learner import image_learner
+    dls = image_dls(shapes, size=32, bs=8, device='cpu', num_workers=0)
+    learn = image_learner(dls, 'test_resnet', in_chans=4, precision='fp32')
+    with learn.no_bar(): learn.fit(1, 1e-3)
+    assert learn.dls.train.decode(learn.dls.one_batch())[0].shape[1] == 3, "shown as pictures"
+    export_onnx(learn, tmp_path/'four.onnx')
+    predictor, source = Predictor(tmp_path/'four.onnx'), learn.dls.valid_ds.source(0)
+    assert predictor.preprocess.channels == 4 and predictor(source).label in learn.dls.vocab

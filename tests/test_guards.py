@@ -362,3 +362,8 @@ def test_all_of_them_interrupted_anywhere(shapes):
     assert learn.swa.applied and 'ema_top1' in learn.epoch_metrics.values
 
 def learn_names(cbs): return {o.name for o in cbs}
+
+def test_weights_that_were_lost_before_the_fit_are_named():
+    learn = make(DivergenceGuard())
+    with torch.no_grad(): learn.model[4].weight[0, 0] = math.nan
+    with pytest.raises(InputError, match=r'no numbers when the fit began, such as 4\.weight'): fit(learn)

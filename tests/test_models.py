@@ -55,9 +55,12 @@ def test_numbers_of_channels_that_are_none(in_chans):
 def test_channels(arch, in_chans):
     model = create_model(arch, num_classes=2, in_chans=in_chans, **(dict(size=64) if arch == 'test_vit' else {})).eval()
     assert model(torch.zeros(1, in_chans, 64, 64)).shape == (1, 2) and count_channels(model) == in_chans
-    if in_chans == 4:
-        with pytest.raises(InputError, match='takes 4 channels; pictures have 3'): model_preprocess(model)
-    else: assert model_preprocess(model).mode == {1: 'L', 3: 'RGB'}[in_chans]
+    pre = model_preprocess(model)
+    assert pre.mode == {1: 'L', 3: 'RGB', 4: 'RGB'}[in_chans] and pre.shape[0] == in_chans
+
+def test_two_channels_have_no_pictures():
+    with pytest.raises(InputError, match='takes 2 channels; pictures have 3'):
+        model_preprocess(create_model('test_resnet', num_classes=2, in_chans=2))
 
 # Published weights, without a network
 

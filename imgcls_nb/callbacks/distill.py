@@ -55,10 +55,12 @@ def as_teacher_sees(
     teacher:Preprocess, # What the teacher was trained with
 ): # `x` itself where nothing differs
     "Normalize and resize a batch for another network"
+    if student.channels: x = x[..., :len(student.mean), :, :] # the rest is zeros
     if (student.mean, student.std) != (teacher.mean, teacher.std):
         m, s, n, t = (torch.tensor(o, dtype=x.dtype, device=x.device).view(-1, 1, 1)
                       for o in (student.mean, student.std, teacher.mean, teacher.std))
         x = x*(s/t) + (m - n)/t
+    if teacher.channels: x = F.pad(x, (0, 0, 0, 0, 0, teacher.channels - x.shape[-3]))
     if tuple(x.shape[-2:]) == teacher.size: return x
     mode = 'bicubic' if teacher.interpolation in ('bicubic', 'lanczos') else 'bilinear'
     return F.interpolate(x, teacher.size, mode=mode, antialias=True)

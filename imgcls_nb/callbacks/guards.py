@@ -270,11 +270,13 @@ class DivergenceGuard(Callback):
 def _explain(guard, since):
     lr, norm = guard.opt.hypers[-1]['lr'], 'unknown' if guard.grad_norm is None else f'{float(guard.grad_norm):.3g}'
     how = f'learning rate {lr:.3g}, length of the last gradient {norm}, typical loss {guard.watch.typical:.4g}'
-    causes = '\n'.join(f'- {o}' for o in _causes(guard.learn, lr))
+    causes = '\n'.join(f'- {o}' for o in _causes(guard.learn, lr, guard.watch.first is None and guard.good))
     return (f"Training stopped: {guard.why} ({how}). The network has its weights from after step {since}. "
             f"What it may be, likeliest first:\n{causes}")
 
-def _causes(learn, lr):
+def _causes(learn, lr, start):
+    if start and (odd := [k for k, v in start.items() if not v.isfinite().all()]):
+        yield f"The weights were no numbers when the fit began, such as {odd[0]}. Load others, or build the network again."
     odd = [str(i) for i, o in enumerate(learn.xb[0]) if not o.isfinite().all()]
     if odd: yield f"Pixels are no numbers, in this batch at {', '.join(odd[:8])}, counted from 0. Look where they come from."
     yield f"The learning rate is too high. Try {lr/10:.2g}, or what learn.lr_find() suggests, or clip_norm=1."
