@@ -186,7 +186,7 @@ def end_call(
     if learn.resumption is None: return
     call, epochs = _call(learn.plan.schedule[learn.call]), learn.resumption.epochs
     if learn.origin is None:
-        learn.resumption = None
+        learn.resumption, learn.run_writer.started = None, True
         if learn.clock.epochs == epochs: print(f"{call}: nothing was left to do; epoch {epochs} was its last.")
     elif learn.call < learn.origin.at.call: print(f"{call} was done already.")
     else: raise InputError(f"{call} ended before the place where the run stood, {learn.origin.at}.")

@@ -16,6 +16,7 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 from fastai.optimizer import Adam, OptimWrapper
+from fastcore.foundation import L
 from torch.optim import AdamW
 
 from imgcls_nb import files
@@ -47,8 +48,8 @@ def hash_of(values):
     def add(o):
         if isinstance(o, torch.Tensor): sha.update(o.detach().contiguous().numpy().tobytes())
         elif isinstance(o, dict): add([x for pair in sorted(o.items(), key=str) for x in pair])
-        elif isinstance(o, (list, tuple)): [add(x) for x in o]
-        else: sha.update(repr(o).encode())
+        elif isinstance(o, (list, tuple, L)): [add(x) for x in o]
+        else: sha.update(repr(o.item() if hasattr(o, 'item') else o).encode())
     add(values)
     return sha.hexdigest()
 
@@ -112,7 +113,7 @@ WAYS = dict(
     stops_early=(scheduled, dict(cbs=[('swa', dict(start=0.)), ('early_stop', dict(patience=1, min_delta=9.))])),
     several=(several, dict(opt='lamb', layer_decay=.8, cbs=[('ema', dict(decay=.9))])),
     sizes=(flat, dict(data=dict(sizes=[32, 24], balance='both'), opt='muon')),
-    grows=(flat, dict(data=dict(start_size=16, repeats=2, bs=7, cache=False), loss='focal')),
+    grows=(flat, dict(data=dict(start_size=24, repeats=2, bs=7, cache=False), loss='focal')),
     fastai_opt=(one_cycle, dict(opt=Adam, save_interval=0)),
     torch_opt=(fine_tune, dict(opt=partial(OptimWrapper, opt=AdamW), monitor='valid_loss')))
 
@@ -259,6 +260,14 @@ def test_more_epochs_are_another_schedule(pictures, copied):
 def test_another_call(pictures, copied, call, says):
     with pytest.raises(InputError, match=says): call(make(pictures, copied), resume=True)
 
+@posix
+def test_a_call_that_was_refused_is_made_again(pictures, copied, cut, tmp_path):
+    shutil.copytree(cut, tmp_path/'same', symlinks=True)
+    learn, before = make(pictures, copied), (copied/'run.jsonl').read_text()
+    with pytest.raises(InputError, match='lr_max'), learn.no_bar(): learn.fit_one_cycle(2, 1e-3, resume=True)
+    assert (copied/'run.jsonl').read_text() == before
+    assert outcome(resumed(learn, one_cycle)) == outcome(resumed(make(pictures, tmp_path/'same'), one_cycle))
+
 def test_another_call_before(pictures, tmp_path):
     learn = make(pictures, tmp_path/'run')
     with learn.no_bar(): several(learn)
@@ -294,7 +303,7 @@ def test_a_damaged_checkpoint_is_passed_over(pictures, tmp_path, damage, capsys)
     whole = make(pictures, tmp_path/'whole')
     with whole.no_bar(): one_cycle(whole)
     run = tmp_path/'run'
-    assert killed(make(pictures, run), one_cycle, 'before_batch', 6)
+    assert killed(make(pictures, run), one_cycle, 'after_train', 2)
     damage(read_checkpoint(run, 'latest').state_file)
     for o in run.glob('latest.state*'): o.unlink()
     learn = resumed(make(pictures, run), one_cycle)
@@ -320,7 +329,7 @@ def test_from_a_checkpoint_by_name(pictures, tmp_path, capsys):
 
 @posix
 def test_predictions_before_the_run_goes_on_are_the_runs(pictures, tmp_path):
-    assert killed(make(pictures, tmp_path/'run'), several, 'before_batch', 6)
+    assert killed(make(pictures, tmp_path/'run'), several, 'after_train', 2)
     learn = make(pictures, tmp_path/'run')
     with learn.no_bar():
         learn.freeze()

@@ -36,8 +36,8 @@ class RunWriter(Callback):
     def adopt(self,
         facts:dict, # For the log
     ):
-        "Go on with the folder as it is"
-        self.started, self.resumed = True, facts
+        "Go on with the folder as it is, when training does"
+        self.resumed = facts
 
     @property
     def _writes(self): return rank_distrib() == 0 and not self.clock.searching
@@ -45,7 +45,7 @@ class RunWriter(Callback):
     def before_train(self):
         if not self._writes: return
         self.run_folder.lock() # until the training call ends
-        if self.started: self.run_folder.write_plan(self.learn.whole_plan)
+        if self.started or self.resumed is not None: self.run_folder.write_plan(self.learn.whole_plan)
         else: self.run_folder.start(self.learn.whole_plan, self.data)
         if self.resumed is not None: self._go_on()
         self.started, self.trained, self.resumed, self.block = True, True, None, []
@@ -114,6 +114,7 @@ class RunWriter(Callback):
     def load_state(self, state:dict): self.train_start = time.monotonic() - state['seconds']
 
     def close(self): # called when a fit is interrupted, or fails
+        self.resumed = None
         if not self.started: return
         kind, error, _ = sys.exc_info()
         event = 'interrupted' if kind in (None, KeyboardInterrupt) else 'failed'
