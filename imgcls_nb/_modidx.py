@@ -138,6 +138,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'imgcls_nb.benchmark._note': ('benchmark.html#_note', 'imgcls_nb/benchmark.py'),
                                      'imgcls_nb.benchmark._one_by_one': ('benchmark.html#_one_by_one', 'imgcls_nb/benchmark.py'),
                                      'imgcls_nb.benchmark._opens': ('benchmark.html#_opens', 'imgcls_nb/benchmark.py'),
+                                     'imgcls_nb.benchmark._processor': ('benchmark.html#_processor', 'imgcls_nb/benchmark.py'),
                                      'imgcls_nb.benchmark._readable': ('benchmark.html#_readable', 'imgcls_nb/benchmark.py'),
                                      'imgcls_nb.benchmark._start_once': ('benchmark.html#_start_once', 'imgcls_nb/benchmark.py'),
                                      'imgcls_nb.benchmark._time_way': ('benchmark.html#_time_way', 'imgcls_nb/benchmark.py'),

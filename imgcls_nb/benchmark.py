@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime
 
 from .core import BadPictureError, InputError
-from .engines import ways_to_run
+from .engines import engines_here, ways_to_run
 from .inputs import free_cpus, iter_pictures
 from .metadata import find_model, read_card
 from .predict import Predictor
@@ -139,11 +139,15 @@ def _cells(o):
 
 def describe_machine() -> dict: # Processor, processors, load, versions
     "What measured times depend on"
-    try: name = next(o.split(':')[1].strip() for o in Path('/proc/cpuinfo').read_text().splitlines() if o.startswith('model name'))
-    except (OSError, StopIteration): name = platform.processor() or platform.machine()
     load = os.getloadavg()[0] if hasattr(os, 'getloadavg') else float('nan')
     versions = dict(python=platform.python_version(), onnxruntime=onnxruntime.__version__, numpy=np.__version__)
-    return dict(processor=name, cpus=free_cpus(), load=round(load, 2), versions=versions)
+    return dict(processor=_processor(), cpus=free_cpus(), load=round(load, 2), versions=versions)
+
+def _processor():
+    try: lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError: lines = []
+    named = [o.partition(':')[2].strip() for o in lines if o.startswith('model name')]
+    return named[0] if named else platform.processor() or platform.machine()
 
 # %% ../nbs/62_benchmark.ipynb #832c61ef
 def benchmark(
@@ -160,7 +164,7 @@ def benchmark(
     own, base = read_card(path), Predictor(path, threads=threads)
     files = _readable(base, pictures, limit)
     ways = [o for o in ways_to_run(own.precision) if engine in (None, o[0])]
-    if not ways: raise InputError(f"engine={engine!r} is not here. There are {', '.join({o for o, _ in ways_to_run(own.precision)})}.")
+    if not ways: raise InputError(f"engine={engine!r} is not here. There are {', '.join(engines_here())}.")
     machine = describe_machine()
     timings = tuple(_time_way(path, files, o, own, threads, seconds, bs) for o in ways)
     for o in timings: _note(own, base.preprocess.size, o)

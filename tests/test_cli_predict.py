@@ -186,3 +186,29 @@ def test_progress_is_for_terminals():
     Progress(None, to, every=0)(7)
     assert '7 pictures' in to.text
 
+
+# Benchmark
+
+def test_benchmark(imgcls, deploy, monkeypatch):
+    monkeypatch.setenv('IMGCLS_CACHE', str(deploy/'cache'))
+    write_model(deploy/'inference/inference.onnx', code=dict(arch='resnet18'))
+    for o in COLOURS: paint(deploy/'sorted'/o, [f'{o}_1.png', f'{o}_2.png'])
+    (deploy/'sorted/red/bad.png').write_text('no picture')
+    out, _ = imgcls('benchmark', '../inference', '../sorted', '--seconds', .05, '--json', 'times.json', '--engine', 'onnxruntime')
+    assert '| onnxruntime fp32 |' in out and '100.00% | chosen by auto |' in out
+    report = json.loads(Path('times.json').read_text())
+    (o,) = report['timings']
+    assert report['chosen'] == 'onnxruntime fp32' and (o['top1'], o['pictures'], o['proven']) == (1, 6, True)
+    assert 0 < o['p50_ms'] <= o['p90_ms'] <= o['p99_ms'] and o['run_ms'] < o['p50_ms'] and o['images_s'] > 0
+    assert .05 < o['start_s'] < 60 and (sys.platform == 'win32' or 20 < o['memory_mb'] < 2000)
+    pytest.importorskip('timm')
+    from imgcls_nb.zoo import models_table
+    assert models_table('resnet18', pretrained_only=False).query('size == 8').empty, "there is no row for 8 pixels"
+    noted = json.loads((deploy/'cache/latency/measured.jsonl').read_text())
+    assert (noted['name'], noted['size'], noted['engine']) == ('resnet18', [8, 8], 'onnxruntime')
+
+def test_benchmark_without_labels_or_pictures(imgcls):
+    out, _ = imgcls('benchmark', '../inference', '../dataset', '--seconds', .05, '--engine', 'onnxruntime')
+    assert '% |' not in out
+    assert 'no pictures' in imgcls('benchmark', '../inference', '../deploy', status=2)[1]
+    assert "engine='abacus' is not here" in imgcls('benchmark', '../inference', '../dataset', '--engine', 'abacus', status=2)[1]
