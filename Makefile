@@ -45,5 +45,5 @@ $(STAMP): settings.ini setup.py pyproject.toml
 	  { echo "imgcls_nb needs Python 3.11 or newer, and '$(PYTHON)' is not; name another one: make PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	@echo "Installing imgcls_nb and what it needs into .venv; the first time takes some minutes."
-	@$(BIN)/pip install --quiet -e ".[train,lab,dev]"
+	@$(BIN)/pip install --quiet -e ".[train,lab,serve,dev]"
 	@touch $@

@@ -64,6 +64,22 @@ def _run_predict(args):
     return _label(asked.predictor, asked.pictures, args.topk or asked.k, args, asked.bs,
                   line if line is plain_line else lambda o: paddle_line(o, named))
 
+def _run_serve(args):
+    try: from imgcls_nb.serve import serve
+    except ModuleNotFoundError as e:
+        raise InputError(f"imgcls serve needs {e.name}. Run: pip install 'imgcls_nb[serve]'") from e
+    from imgcls_nb.predict import Predictor
+    predictor = Predictor(args.model, args.engine or 'auto', args.provider, args.threads, threshold=args.threshold,
+                          reject=args.reject)
+    serve(predictor, args.host, args.port, max_bytes=int(args.max_mb*2**20), timeout_s=args.timeout)
+
+def _run_benchmark(args):
+    from imgcls_nb.benchmark import benchmark
+    from imgcls_nb.files import write_atomic
+    report = benchmark(args.model, args.pictures, args.engine, args.threads, args.seconds, args.limit)
+    if args.json: write_atomic(args.json, report.to_json().encode())
+    print(report)
+
 def _run_quickstart(args):
     from imgcls_nb.tutorials import describe_summary, quickstart
     settings = {k: getattr(args, k) for k in ('arch', 'epochs', 'size', 'seed') if getattr(args, k) is not None}
@@ -234,12 +250,29 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('model', nargs='?', help='a model.onnx, or a folder that holds one; with -c a picture')
     p.add_argument('pictures', nargs='*', help='pictures, folders of pictures, or patterns')
     labelling(p)
-    for name, kind, text in (('engine', str, 'auto, onnxruntime or openvino (default: auto, the fastest that was proven)'),
-                             ('provider', str, 'of ONNX Runtime, such as cuda, which must be there'),
-                             ('threads', int, 'CPU threads'), ('labels', str, "a class_id_map_file, for other names"),
-                             ('threshold', float, 'probability below which an answer is unsure'),
-                             ('reject', str, 'what to call a picture with an unsure answer')):
+    p.add_argument('--labels', metavar='FILE', help='a class_id_map_file, for other names')
+    running = (('engine', str, 'auto, onnxruntime or openvino (default: auto, the fastest that was proven)'),
+               ('provider', str, 'of ONNX Runtime, such as cuda, which must be there'), ('threads', int, 'CPU threads'),
+               ('threshold', float, 'probability below which an answer is unsure'),
+               ('reject', str, 'what to call a picture with an unsure answer'))
+    for name, kind, text in running: p.add_argument(f'--{name}', type=kind, help=text)
+
+    p = verb('benchmark', _run_benchmark, 'Measure a model file on your pictures in every engine there is', config=False)
+    p.add_argument('model', help='a model.onnx')
+    p.add_argument('pictures', help='a folder of pictures; subfolders that are named for classes give accuracy')
+    for name, kind, text in (('engine', str, 'only this one'), ('threads', int, 'CPU threads')):
         p.add_argument(f'--{name}', type=kind, help=text)
+    p.add_argument('--seconds', type=float, default=3, help='for each way to run it (default: %(default)s)')
+    p.add_argument('--limit', type=int, default=256, help='pictures at most (default: %(default)s)')
+    p.add_argument('--json', metavar='FILE', help='write the figures there as well')
+
+    p = verb('serve', _run_serve, 'Answer over HTTP, with a page to drop a picture on', config=False)
+    p.add_argument('model', help='a model.onnx')
+    for name, kind, text in running: p.add_argument(f'--{name}', type=kind, help=text)
+    for name, usual, text in (('host', '127.0.0.1', 'address to listen on; 0.0.0.0: for every machine'),
+                              ('port', 8000, '0: any that is free'), ('max-mb', 16., 'largest file of a picture'),
+                              ('timeout', 30., 'seconds for a picture to arrive, and again for its answer')):
+        p.add_argument(f'--{name}', type=type(usual), default=usual, help=f'{text} (default: %(default)s)')
 
     p = verb('check-data', _run_check_data, 'Look for damaged files, copies and leakage before training',
              config=False)
