@@ -181,6 +181,21 @@ def _infer_config(args):
     if bad: print(f'{bad} of {len(files)} pictures could not be read.', file=sys.stderr)
     return int(bool(bad))
 
+# %% ../nbs/85_cli.ipynb #0f7c647b
+def _run_convert(args):
+    from pathlib import Path
+
+    from safetensors.torch import save_file
+
+    from imgcls_nb.paddle import convert_pdparams
+    out = Path(args.out or Path(args.weights).with_suffix('.safetensors'))
+    if out.suffix != '.safetensors': raise InputError(f"'{out}' should end in .safetensors, which is what is written.")
+    state, kwargs = convert_pdparams(args.weights, args.arch, args.dropout)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, out)
+    more = ''.join(f' -o Arch.{k}={v}' for k, v in kwargs.items())
+    print(f"{out} holds {len(state)} tensors of {args.arch}.\nNext: -o Global.pretrained_model={out}{more}")
+
 # %% ../nbs/85_cli.ipynb #23c8e577
 def make_parser() -> argparse.ArgumentParser:
     "The arguments of every verb"
@@ -256,6 +271,13 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('--all', action='store_true', help='also those without published weights')
     p.add_argument('--sort', default='top1', help='a column (default: %(default)s)')
     p.add_argument('--limit', type=int, default=20, help='rows to show (default: %(default)s)')
+
+    p = verb('convert', _run_convert, "Make a safetensors file of PaddleClas's .pdparams; needs no Paddle", config=False)
+    p.add_argument('weights', help='a .pdparams file; nothing in it is run')
+    p.add_argument('out', nargs='?', help='the file to write (default: beside it, with the suffix .safetensors)')
+    p.add_argument('--arch', required=True, help='the PaddleClas name of its network, such as ResNet50_vd')
+    p.add_argument('--dropout', type=float, default=.2,
+                   help='dropout_prob that MobileNetV3 or PP-LCNet was trained with (default: %(default)s)')
 
     p = verb('config', _run_config, 'Say in plain words what a YAML file does here, and where that departs from it', config=False)
     p.add_argument('config', help='a PaddleClas YAML file')
