@@ -35,24 +35,26 @@ def _tell_run(learn):
     print(f"\nThe run is in {run}; its best weights are best_model.safetensors.\nNext: {shlex.join(['imgcls', 'export', run])}")
 
 def _run_eval(args):
-    from imgcls_nb.evaluate import evaluate_plan
-    plan, weights = _plan_and_weights(args)
-    ev = evaluate_plan(plan, weights)
+    if args.config: ev = _eval_config(args)
+    else:
+        from imgcls_nb.evaluate import evaluate_plan
+        ev = evaluate_plan(*_plan_and_weights(args))
     print(ev.report().to_string(float_format='{:.4f}'.format))
     print(f'\n{ev}')
 
 def _run_infer(args):
-    if args.config and args.run: args.run, args.pictures = None, [args.run, *args.pictures]
+    if args.config: return _infer_config(args)
     from imgcls_nb.trained import TorchPredictor, trained_from_plan
     predictor = TorchPredictor(trained_from_plan(*_plan_and_weights(args)))
-    return _label(predictor, args.pictures or _infer_pictures(args), args.topk, args)
+    if not args.pictures: raise InputError("There are no pictures to label. Name them behind the run folder.")
+    return _label(predictor, args.pictures, args.topk or 5, args)
 
 def _run_export(args):
     from imgcls_nb.export import export_onnx
     from imgcls_nb.trained import trained_from_plan
-    plan, weights = _plan_and_weights(args)
+    trained = _config_trained(args) if args.config else trained_from_plan(*_plan_and_weights(args))
     out = args.out or (_save_dir(args) if args.config else f'{args.run}/model.onnx')
-    print(export_onnx(trained_from_plan(plan, weights), out, precision=args.precision, softmax=args.softmax,
+    print(export_onnx(trained, out, precision=args.precision, softmax=args.softmax,
                       threshold=args.threshold, max_drop=args.max_drop))
     print(f"Next: {shlex.join(['imgcls', 'predict', out, 'PICTURES'])}")
 
@@ -106,15 +108,20 @@ def _run_models(args):
     return int(table.empty)
 
 def _run_config(args):
+    from imgcls_nb.config import plan_from_config, read_config
+    from imgcls_nb.config.words import plan_in_words
     from imgcls_nb.plan import plan_to_yaml
-    print(plan_to_yaml(_config_plan(args)), end='')
+    plan = plan_from_config(read_config(args.config, args.override), _overridden(args))
+    print(plan_to_yaml(plan) if args.yaml else f'{plan_in_words(plan)}\n', end='')
 
 # %% ../nbs/85_cli.ipynb #f6ed776c
 def _config_plan(args):
     from imgcls_nb.config import plan_from_config, read_config
-    plan = plan_from_config(read_config(args.config, args.override), tuple(o.partition('=')[0].strip() for o in args.override))
+    plan = plan_from_config(read_config(args.config, args.override), _overridden(args))
     for note in plan.notes: print(note, file=sys.stderr)
     return plan
+
+def _overridden(args): return tuple(o.partition('=')[0].strip() for o in args.override)
 
 def _folder_plan(args):
     from imgcls_nb.config import plan_from_folder
@@ -128,23 +135,10 @@ def _check_override(args):
     if args.override and not args.config: raise InputError("-o changes a value of a YAML file. Name the file: -c CONFIG.yaml.")
 
 def _plan_and_weights(args):
-    from imgcls_nb.models import find_weights
     _check_override(args)
-    if bool(args.config) == bool(args.run):
-        raise InputError(f"imgcls {args.verb} takes a run folder, or -c CONFIG.yaml with -o Global.pretrained_model=WEIGHTS.")
-    if args.run:
-        from imgcls_nb.trained import checkpoint_of
-        return checkpoint_of(args.run, args.weights)[:2]
-    plan = _config_plan(args)
-    if not isinstance(plan.model.pretrained, str):
-        raise InputError(f"imgcls {args.verb} -c needs weights: -o Global.pretrained_model={plan.run}/best_model")
-    return plan, find_weights(plan.model.pretrained)
-
-def _infer_pictures(args):
-    from imgcls_nb.config import read_config
-    pictures = args.config and (read_config(args.config, args.override).get('Infer') or {}).get('infer_imgs')
-    if not pictures: raise InputError("There are no pictures to label. Name them, or give -o Infer.infer_imgs=FOLDER.")
-    return [pictures]
+    _check_source(args)
+    from imgcls_nb.trained import checkpoint_of
+    return checkpoint_of(args.run, args.weights)[:2]
 
 def _save_dir(args):
     from imgcls_nb.config import read_config
@@ -183,6 +177,67 @@ def _label(predictor, pictures, k, args, bs=16, line=None):
     from imgcls_nb.deploy import plain_line, save_predictions, show_predictions
     if args.out: return int(bool(save_predictions(predictor, pictures, args.out, k, args.bs or bs)))
     return int(bool(show_predictions(predictor, pictures, k, args.bs or bs, line or plain_line)))
+
+# %% ../nbs/85_cli.ipynb #fa3bc778
+def _check_source(args):
+    if bool(args.config) == bool(args.run):
+        raise InputError(f"imgcls {args.verb} takes a run folder, or -c CONFIG.yaml with -o Global.pretrained_model=WEIGHTS.")
+
+def _config_trained(args):
+    from imgcls_nb.config.inference import trained_from_config
+    _check_source(args)
+    return trained_from_config(_config_plan(args), args.verb)
+
+def _log(plan, name, line): # a run's log; a folder that is not there is not made for it
+    from pathlib import Path
+
+    from imgcls_nb.callbacks.console import stamped, write_line
+    print(stamped(line), flush=True)
+    if Path(plan.run).is_dir(): write_line(Path(plan.run)/f'{name}.log', line)
+
+def _eval_config(args):
+    from imgcls_nb.config.inference import eval_line, evaluate_config
+    _check_source(args)
+    plan = _config_plan(args)
+    ev = evaluate_config(plan)
+    _log(plan, 'eval', eval_line(ev))
+    return ev
+
+def _infer_config(args):
+    from imgcls_nb.config import read_config
+    from imgcls_nb.config.inference import answers_file, infer_batches, infer_pictures, save_answers
+    from imgcls_nb.config.reading import Section
+    from imgcls_nb.core import list_images
+    named, args.run = [*filter(None, [args.run]), *args.pictures], None # behind -c there is no run
+    infer = Section(read_config(args.config, args.override).get('Infer'), 'Infer')
+    files = [f for o in named for f in list_images(o)] or infer_pictures(infer)
+    out = infer.text('save_dir') and answers_file(infer.text('save_dir'))
+    k, bs = infer.sub('PostProcess').count('topk', 5), infer.count('batch_size', 10)
+    trained, saved, bad = _config_trained(args), [], 0
+    for answers, errors in infer_batches(trained, files, k if args.topk is None else args.topk, bs):
+        for o in errors: print(o, file=sys.stderr)
+        if out: saved += answers
+        elif answers: _log(trained.plan, 'infer', answers)
+        bad += len(errors)
+    if out: save_answers(saved, out)
+    if out: print(f'{len(saved)} answers are in {out.as_posix()}.')
+    if bad: print(f'{bad} of {len(files)} pictures could not be read.', file=sys.stderr)
+    return int(bool(bad))
+
+# %% ../nbs/85_cli.ipynb #0f7c647b
+def _run_convert(args):
+    from pathlib import Path
+
+    from safetensors.torch import save_file
+
+    from imgcls_nb.paddle import convert_pdparams
+    out = Path(args.out or Path(args.weights).with_suffix('.safetensors'))
+    if out.suffix != '.safetensors': raise InputError(f"'{out}' should end in .safetensors, which is what is written.")
+    state, kwargs = convert_pdparams(args.weights, args.arch, args.dropout)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, out)
+    more = ''.join(f' -o Arch.{k}={v}' for k, v in kwargs.items())
+    print(f"{out} holds {len(state)} tensors of {args.arch}.\nNext: -o Global.pretrained_model={out}{more}")
 
 # %% ../nbs/85_cli.ipynb #23c8e577
 def make_parser() -> argparse.ArgumentParser:
@@ -238,7 +293,7 @@ def make_parser() -> argparse.ArgumentParser:
         p.add_argument('run', nargs='?', help='a run folder')
         p.add_argument('--weights', default='best_model', help='which checkpoint of the run (default: %(default)s)')
         if name == 'infer': p.add_argument('pictures', nargs='*', help='pictures, folders of pictures, or patterns')
-        if name == 'infer': labelling(p, 5)
+        if name == 'infer': labelling(p)
         if name != 'export': continue
         p.add_argument('--out', help='the model file (default: RUN/model.onnx)')
         p.add_argument('--precision', default='fp32', help='fp32, fp16, int8, or auto: the fastest that passes')
@@ -292,8 +347,16 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('--sort', default='top1', help='a column (default: %(default)s)')
     p.add_argument('--limit', type=int, default=20, help='rows to show (default: %(default)s)')
 
-    p = verb('config', _run_config, 'Show the plan that a YAML file makes', config=False)
+    p = verb('convert', _run_convert, "Make a safetensors file of PaddleClas's .pdparams; needs no Paddle", config=False)
+    p.add_argument('weights', help='a .pdparams file; nothing in it is run')
+    p.add_argument('out', nargs='?', help='the file to write (default: beside it, with the suffix .safetensors)')
+    p.add_argument('--arch', required=True, help='the PaddleClas name of its network, such as ResNet50_vd')
+    p.add_argument('--dropout', type=float, default=.2,
+                   help='dropout_prob that MobileNetV3 or PP-LCNet was trained with (default: %(default)s)')
+
+    p = verb('config', _run_config, 'Say in plain words what a YAML file does here, and where that departs from it', config=False)
     p.add_argument('config', help='a PaddleClas YAML file')
+    p.add_argument('--yaml', action='store_true', help='print the whole plan instead')
     p.add_argument('-o', '--override', action='append', default=[], metavar='KEY=VALUE',
                    help='change one value of it; repeatable')
     return parser

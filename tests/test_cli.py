@@ -1,4 +1,5 @@
 "`imgcls`: every stage after the other, as a person types it, and every slip answered in one message"
+import ast
 import json
 import os
 import re
@@ -105,19 +106,22 @@ def test_from_a_config_to_predictions(listed, imgcls, tmp_path):
     assert 'The run is in output/test_resnet' in out and (tmp_path/'output/test_resnet/epoch_1.safetensors').exists()
     weights = ['-o', 'Global.pretrained_model=output/test_resnet/best_model']
     report, _ = imgcls('eval', *listed, *weights)
-    facts = json.loads((tmp_path/'output/test_resnet/best_model.json').read_text())
+    facts = json.loads((tmp_path/'output/test_resnet/best_model.json').read_text())['facts']
     assert 'a circle' in report and f"Evaluation(15 pictures, 3 classes, top1 {facts['top1']:.4f})" in report
+    assert re.search(r'\[Eval\]\[Epoch 0\]\[Avg\]CELoss: \d\.\d{5}, loss: \d\.\d{5}, top1: \d\.\d{5}\n', report)
     inferred, _ = imgcls('infer', *listed, *weights)
-    assert len(inferred.splitlines()) == 20 and 'data/square/000.png: ' in inferred
+    answers = [o for line in inferred.splitlines() for o in ast.literal_eval(line.partition('INFO: ')[2])]
+    assert len(inferred.splitlines()) == 2 and len(answers) == 20 and answers[0]['file_name'] == 'data/square/000.png'
+    assert set(answers[0]) == {'class_ids', 'scores', 'file_name', 'label_names'} and 'a circle' in answers[0]['label_names']
     exported, _ = imgcls('export', *listed, *weights)
     assert (tmp_path/'inference/inference.onnx').exists() and 'inference/inference.onnx' in exported
     predicted, _ = imgcls('predict', 'inference/inference.onnx', 'data/square')
     assert predicted.splitlines()[0].startswith('data/square/000.png: ') and 'a circle' in predicted
-    assert re.findall(r'^.*?(?= [\d.]+%)', predicted, re.M) == re.findall(r'^.*?(?= [\d.]+%)', inferred, re.M)
-    plan, _ = imgcls('config', QUICK, *listed[2:], *weights)
+    assert re.findall(r'^(.*?): (.*?) [\d.]+%', predicted, re.M) == [(o['file_name'], o['label_names'][0]) for o in answers]
+    plan, _ = imgcls('config', QUICK, '--yaml', *listed[2:], *weights)
     assert 'arch: test_resnet' in plan and 'pretrained: output/test_resnet/best_model' in plan
     one, _ = imgcls('infer', *listed, *weights, 'data/circle/001.png')
-    assert one.startswith('data/circle/001.png: ') and len(one.splitlines()) == 1, "named pictures come before the config's"
+    assert "'file_name': 'data/circle/001.png'" in one and len(one.splitlines()) == 1, "named pictures come before the config's"
 
 # Pictures that cannot be read
 
@@ -262,7 +266,7 @@ def test_a_device_that_is_asked_for(refused, imgcls, monkeypatch):
     monkeypatch.setattr('torch.cuda.is_available', lambda: False)
     assert 'Global.device=gpu was asked for' in refused('config', QUICK, '-o', 'Global.device=gpu')
     out, err = imgcls('config', QUICK)
-    assert 'device: cpu' in out and 'the CPU is used' in err
+    assert re.search('device +cpu', out) and 'the CPU is used' in out
 
 @pytest.mark.parametrize('error, status, says', [
     (KeyboardInterrupt(), 130, 'interrupted; the run folder holds what was reached'),

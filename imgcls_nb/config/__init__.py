@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HARMLESS', 'plan_from_config', 'plan_from_folder', 'find_config', 'read_config', 'read_value']
 
-# %% ../../nbs/80_config.ipynb #f5996b26
+# %% ../../nbs/80_config.ipynb #e65b7c39
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,14 +18,14 @@ from ..plan import DataPlan, FitPlan, ModelPlan, Plan
 
 _all_ = ['find_config', 'read_config', 'read_value']
 
-# %% ../../nbs/80_config.ipynb #215b6392
+# %% ../../nbs/80_config.ipynb #2a76e244
 HARMLESS = dict(
     Global='to_static use_dali log_ranks print_mem_info pdx_model_name hpi_config_path save_inference_dir train_mode '
            'print_batch_step',
     Arch='use_sync_bn use_fused_attn use_fused_linear data_format infer_model_name infer_output_key',
     AMP='scale_loss use_dynamic_loss_scaling use_fp16_test use_promote')
 
-# %% ../../nbs/80_config.ipynb #cbdc48cf
+# %% ../../nbs/80_config.ipynb #ba1a22ae
 _DATASETS, _SAMPLERS = ('ImageNetDataset', 'MultiScaleDataset'), ('DistributedBatchSampler', 'BatchSampler', 'MultiScaleSampler',
                                                                   'RASampler')
 
@@ -60,10 +60,10 @@ def _lists(sets): # the root, the two list files, and what is between path and l
                          "Use their common parent.")
     return roots[0], lists, sets[0].text('delimiter', ' ')
 
-# %% ../../nbs/80_config.ipynb #9fffbd11
+# %% ../../nbs/80_config.ipynb #d17667af
 _ARGS = dict(drop_rate='drop_rate', drop_path_rate='drop_path_rate', dropout='drop_rate', classifier_dropout='drop_rate',
              dropout_prob='drop_rate', layer_scale_init_value='ls_init_value', head_init_scale='head_init_scale',
-             input_image_channel='in_chans')
+             input_image_channel='in_chans', width='width')
 
 def _model_plan(arch, weights, notes):
     name, num_classes = arch.text('name'), arch.count('class_num', 1000)
@@ -85,7 +85,7 @@ def _overridden(s): # of TinyNet; momentum is what stays, and in torch what come
     own = dict(bn_momentum=round(1 - momentum, 6)) if momentum != .9 else {}
     return own | (dict(bn_eps=eps) if eps != 1e-5 else {}) | (dict(drop_path_rate=drop) if drop is not None else {})
 
-# %% ../../nbs/80_config.ipynb #d2c8d65e
+# %% ../../nbs/80_config.ipynb #90a63a9a
 _TOPK = ('TopkAcc', 'DistillationTopkAcc', 'GoogLeNetTopkAcc')
 
 def _topk(metric, part): # the `k`s; (): none is wanted
@@ -105,7 +105,7 @@ def _metrics(cfg): # of the evaluation, as a plan has them, and of the training
     from imgcls_nb.metrics import read_metric
     return tuple(read_metric(f'top{k}') for k in valid), train
 
-# %% ../../nbs/80_config.ipynb #47dc4706
+# %% ../../nbs/80_config.ipynb #ed48e7e2
 def plan_from_config(
     cfg:dict, # From `read_config`
     demanded:tuple=(), # Paths that were overridden; a device among them is demanded, not preferred
@@ -131,7 +131,7 @@ def plan_from_config(
     device = _device(g.text('device', 'gpu'), 'Global.device' in demanded, notes)
     run, resume = _run(g.text('checkpoints'), Path(g.text('output_dir', './output'))/model.arch, notes)
     steps = read_step_callbacks(cfg, g.count('update_freq', 1), notes)
-    callbacks = (*steps, *taught, *_reports(g, train_ks, mix))
+    callbacks = (*steps, *taught, *_reports(g, cfg, train_ks, mix))
     _check_callbacks(callbacks, run)
     plan = Plan(data, model, read_objective(cfg, model.arch, float(smoothing), notes), read_schedule(cfg, epochs, notes), mix=mix,
                 metrics=metrics, callbacks=callbacks, precision=_precision(cfg, notes),
@@ -145,12 +145,12 @@ def _check_callbacks(pairs, run): # now, and not when training begins; a teacher
     from imgcls_nb.callbacks.catalog import make_callbacks
     make_callbacks([o for o in pairs if o[0] != 'distill'], run)
 
-def _reports(g, train_ks, mix): # callbacks that tell how the training goes
+def _reports(g, cfg, train_ks, mix): # callbacks that tell how the training goes
     if g.get('eval_interval', 1) != 1 or g.get('eval_during_train', True) is not True or g.get('use_visualdl', False):
         raise InputError("Global: eval_during_train=True, eval_interval=1 and use_visualdl=False are the values supported.")
     return ()
 
-# %% ../../nbs/80_config.ipynb #e29f2447
+# %% ../../nbs/80_config.ipynb #0633cb03
 def _check_rest(g, model, data, notes): # keys of Global that only one value makes sense of here
     g.one_of('eval_mode', ('classification',), 'classification'), g.one_of('use_multilabel', (False,), False)
     for k in ('uniform_output_enabled', 'export_for_fd'): g.one_of(k, (False,), False)
@@ -179,7 +179,7 @@ def _precision(cfg, notes):
     amp.done(HARMLESS['AMP'])
     return 'auto' if wanted or 'AMP' not in cfg else 'fp32'
 
-# %% ../../nbs/80_config.ipynb #80d9b122
+# %% ../../nbs/80_config.ipynb #f7135992
 def _run(checkpoint, usual, notes): # its folder, and the checkpoint to go on from
     if not checkpoint: return str(usual), None
     path = Path(checkpoint.removesuffix('.safetensors'))
@@ -218,7 +218,7 @@ def _device(name, demanded, notes):
     tell(notes, f"The config asks for device {name}; this machine has none, so the CPU is used.")
     return 'cpu'
 
-# %% ../../nbs/80_config.ipynb #2db71556
+# %% ../../nbs/80_config.ipynb #0f04119c
 def plan_from_folder(
     path, # Folder of pictures
     arch:str='resnet18', # A timm or PaddleClas name
