@@ -68,7 +68,7 @@ def test_from_a_folder_to_predictions(trained, shapes, imgcls, monkeypatch):
     monkeypatch.chdir(cwd)
     pictures = shapes/'circle', shapes/'square/003.png'
     report, inferred = imgcls('eval', 'runs/shapes')[0], imgcls('infer', 'runs/shapes', *pictures)[0]
-    top1 = json.loads((cwd/'runs/shapes/best_model.json').read_text())['top1']
+    top1 = json.loads((cwd/'runs/shapes/best_model.json').read_text())['facts']['top1']
     assert f'Evaluation(12 pictures, 3 classes, top1 {top1:.4f})' in report
     assert all(o in report for o in ('circle', 'square', 'triangle', 'precision', 'recall'))
     exported, _ = done(exporting)
