@@ -67,7 +67,7 @@ def test_from_a_folder_to_predictions(trained, shapes, imgcls, monkeypatch):
     monkeypatch.chdir(cwd)
     pictures = shapes/'circle', shapes/'square/003.png'
     report, inferred = imgcls('eval', 'runs/shapes')[0], imgcls('infer', 'runs/shapes', *pictures)[0]
-    top1 = json.loads((cwd/'runs/shapes/best_model.json').read_text())['top1']
+    top1 = json.loads((cwd/'runs/shapes/best_model.json').read_text())['facts']['top1']
     assert f'Evaluation(12 pictures, 3 classes, top1 {top1:.4f})' in report
     assert all(o in report for o in ('circle', 'square', 'triangle', 'precision', 'recall'))
     exported, _ = done(exporting)
@@ -105,7 +105,7 @@ def test_from_a_config_to_predictions(listed, imgcls, tmp_path):
     assert 'The run is in output/test_resnet' in out and (tmp_path/'output/test_resnet/epoch_1.safetensors').exists()
     weights = ['-o', 'Global.pretrained_model=output/test_resnet/best_model']
     report, _ = imgcls('eval', *listed, *weights)
-    facts = json.loads((tmp_path/'output/test_resnet/best_model.json').read_text())
+    facts = json.loads((tmp_path/'output/test_resnet/best_model.json').read_text())['facts']
     assert 'a circle' in report and f"Evaluation(15 pictures, 3 classes, top1 {facts['top1']:.4f})" in report
     inferred, _ = imgcls('infer', *listed, *weights)
     assert len(inferred.splitlines()) == 20 and 'data/square/000.png: ' in inferred
@@ -223,7 +223,7 @@ def test_runs_that_are_none(refused, tmp_path, trained_run, shapes, verb):
 
 def test_a_damaged_checkpoint(refused, trained_run, tmp_path):
     run = shutil.copytree(trained_run, tmp_path/'run')
-    (run/'best_model.safetensors').write_bytes((run/'best_model.safetensors').read_bytes()[:-1])
+    for o in run.rglob('*.safetensors'): o.write_bytes(o.read_bytes()[:-1]) # under all its names
     for verb in ('eval', 'infer', 'export'): assert "best_model.safetensors' is damaged" in refused(verb, 'run')
 
 def test_pictures_that_moved_away(refused, imgcls, trained_run, shapes, tmp_path):
