@@ -17,9 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from timm.utils import reparameterize_model
 
-from .callbacks.averaging import own_forward
 from .core import ACTIVATIONS, CARD_KEY, BadPictureError, InputError, ModelCard
 from .learner import ImageLearner
 from .pictures import PictureList
@@ -38,6 +36,7 @@ def to_onnx(
     "A network as an ONNX graph in memory: `image` in, `logits` out, any number of pictures"
     x, names = torch.zeros(2, *shape), dict(input_names=['image'], output_names=['logits'])
     with quiet(), torch.no_grad():
+        from timm.utils import reparameterize_model # timm warns when it is loaded
         try: program = torch.onnx.export(reparameterize_model(model), (x,), dynamo=True, verbose=False, **names,
                                          dynamic_shapes=({0: torch.export.Dim('batch')},))
         except Exception as e: # the exporter runs the network's own code, which may raise anything
@@ -218,8 +217,7 @@ def _run_and_name(source, weights):
     return (source.parent, source.stem) if source.suffix == '.safetensors' else (source, weights)
 
 def _from_learner(learn):
-    with own_forward(learn.model): model = copy.deepcopy(learn.model)
-    model = model.to('cpu', memory_format=torch.contiguous_format).float().eval()
+    model = copy.deepcopy(learn.model).to('cpu', memory_format=torch.contiguous_format).float().eval()
     trained = Trained(model, learn.preprocess, tuple(learn.dls.vocab), learn.plan, learn.epoch_metrics.values)
     sides = learn.dls.train_ds, learn.dls.valid_ds
     data = {k: dict(pictures=len(o), list_sha256=o.list_hash()) for k, o in zip(('train', 'valid'), sides)}

@@ -238,3 +238,68 @@ def test_four_channels_from_training_to_the_file(shapes, tmp_path):
     export_onnx(learn, tmp_path/'four.onnx')
     predictor, source = Predictor(tmp_path/'four.onnx'), learn.dls.valid_ds.source(0)
     assert predictor.preprocess.channels == 4 and predictor(source).label in learn.dls.vocab
+
+# What the outputs mean, and what the card says of it
+
+@pytest.fixture(scope='module')
+def each_for_itself(shapes, tmp_path_factory):
+    "A learner that asked every class for itself"
+    from imgcls_nb.data import image_dls
+    from imgcls_nb.learner import image_learner
+    dls = image_dls(shapes, size=32, bs=16, device='cpu', num_workers=0)
+    learn = image_learner(dls, 'test_resnet', loss='bce', run=tmp_path_factory.mktemp('runs')/'bce', precision='fp32')
+    with learn.no_bar(): learn.fit(1, 1e-3)
+    return learn
+
+def test_bce_gives_sigmoids_everywhere(each_for_itself, tmp_path, files):
+    trained = load_trained(each_for_itself.run_folder.path)
+    x = torch.from_numpy(np.stack([trained.preprocess(o) for o in files[:4]]))
+    with torch.no_grad(): want = trained.model(x).sigmoid().numpy()
+    assert np.abs(want.sum(1) - 1).max() > .01
+    for i, (source, softmax_inside) in enumerate([(each_for_itself, False), (each_for_itself.run_folder, True)]):
+        export_onnx(source, tmp_path/f'{i}.onnx', softmax=softmax_inside)
+        predictor = Predictor(tmp_path/f'{i}.onnx')
+        assert predictor.card.activation == 'sigmoid' and np.abs(predictor.probs(x.numpy()) - want).max() < 1e-5
+    assert np.abs(TorchPredictor(trained).probs(x.numpy()) - want).max() < 1e-6
+
+@pytest.mark.parametrize('temperature', [1., .5, 3.])
+def test_softmax_inside_or_outside_is_the_same(trained_run, exported, tmp_path, files, temperature):
+    found = []
+    for inside in (True, False):
+        exported(lambda b: b)
+        report = export_onnx(trained_run, tmp_path/f'{inside}.onnx', softmax=inside, temperature=temperature, threshold=.6)
+        found.append(Predictor(tmp_path/f'{inside}.onnx'))
+        assert report.output == found[-1].card.output == ('probabilities' if inside else 'logits')
+    a, b = found
+    x = np.stack([a.preprocess(o) for o in files[:5]])
+    assert np.abs(a.probs(x) - b.probs(x)).max() < 1e-6 and np.abs(b.probs(x) - softmax(b.logits(x), temperature)).max() < 1e-6
+    assert np.abs(softmax(a.logits(x), temperature) - b.probs(x)).max() < 1e-5, "logits are found again"
+    assert [o.sure for o in a.batch(files)] == [o.sure for o in b.batch(files)] == [o.prob >= .6 for o in b.batch(files)]
+    assert a.card.temperature == temperature
+
+class Calibrated: temperature = 1.7
+
+def test_what_can_be_exported(trained_run, exported, tmp_path):
+    from imgcls_nb.runs import Run
+    sources = [(trained_run, {}), (Run(trained_run), {}), (trained_run/'best_model.safetensors', {}),
+               (str(trained_run), dict(weights='latest'))]
+    for i, (source, how) in enumerate(sources):
+        exported(lambda b: b)
+        export_onnx(source, tmp_path/f'{i}.onnx', temperature=Calibrated(), **how, max_rel_diff=9)
+    cards = [Predictor(tmp_path/f'{i}.onnx').card for i in range(len(sources))]
+    assert {o.temperature for o in cards} == {1.7} and cards[0] == cards[1] == cards[2]
+    with pytest.raises(InputError, match='epoch_99|no checkpoint'):
+        export_onnx(trained_run, tmp_path/'x.onnx', weights='epoch_99')
+
+def test_the_card_names_data_and_versions(trained_run, predictor):
+    data, code = predictor.card.data, predictor.card.code
+    said = json.loads((trained_run/'data.json').read_text())
+    assert data['name'] == 'shapes' and data['train']['list_sha256'] == said['train']['list_sha256']
+    assert data['valid']['pictures'] == said['valid']['pictures'] and data['classes'] == 3
+    assert {'imgcls_nb', 'torch', 'timm', 'onnxruntime', 'arch'} <= set(code)
+
+@pytest.mark.parametrize('loss, want', [
+    (torch.nn.CrossEntropyLoss(), 'softmax'), (torch.nn.BCEWithLogitsLoss(), 'sigmoid'), (None, 'softmax')])
+def test_activation_of_anybodys_loss(loss, want):
+    from imgcls_nb.losses import as_loss
+    assert export._loss_activation(as_loss(loss) if loss else object()) == want

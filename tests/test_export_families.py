@@ -21,7 +21,7 @@ FAMILIES = dict(
     swin_tiny_patch4_window7_224=SMALL | dict(embed_dim=24, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8), window_size=2),
     mobilevit_xxs={}, levit_128s=SMALL, hgnetv2_b0={}, lcnet_035={}, repvgg_a0={}, maxvit_pico_rw_256=SMALL, regnety_002={},
     densenet121=dict(growth_rate=8, block_config=(2, 2, 2, 2)), ghostnet_050={}, edgenext_xx_small={}, efficientformer_l1=224,
-    poolformer_s12={}, mixer_s32_224=SMALL | dict(num_blocks=2), resmlp_12_224=SMALL | dict(num_blocks=2),
+    poolformer_s12={}, mixer_s32_224=SMALL, resmlp_12_224=SMALL,
     coat_tiny=SMALL | dict(serial_depths=(1, 1, 1, 1), parallel_depth=1), crossvit_tiny_240=240, inception_v3=96,
     legacy_xception=96, dpn48b={}, res2net50_14w_8s={}, mobileone_s0={}, vgg11={}, rexnet_100={})
 
@@ -31,8 +31,8 @@ def test_the_file_answers_as_torch_does(name):
     size, kwargs = (how, {}) if isinstance(how, int) else (64, how)
     torch.manual_seed(0)
     model = shake(timm.create_model(name, num_classes=7, **kwargs), (3, size, size))
-    off, spread = differences(model, (3, size, size))
-    assert off <= 1e-3*spread and spread > 1e-3
+    off, spread, most = differences(model, (3, size, size))
+    assert off <= most and most < .5*spread and spread > 1e-5
 
 def test_branches_become_one():
     "RepVGG is small in the file; what it was trained with stays as it is"

@@ -147,7 +147,7 @@ def test_making_leaves_the_original_alone(net):
         onnx.checker.check_model(proto)
         assert proto.graph.output[0].name == 'logits' and proto.graph.input[0].name == 'image'
         got = OnnxRuntime(proto.SerializeToString(), threads=1)(noise(8, 1))
-        assert np.abs(got - want).max() < (1e-6 if name == 'fp32' else .3)*want.std(), name
+        assert np.abs(got - want).max() < dict(fp32=1e-5, fp16=.02).get(name, .8)*want.std(), name
 
 def test_making_is_repeatable(net):
     a, b = (to_int8_static(prepared(net), [noise(8)], True).SerializeToString(deterministic=True) for _ in range(2))
