@@ -43,7 +43,8 @@ class Prediction:
     def to_dict(self) -> dict:
         "Plain values for JSON"
         topk = [dict(id=i, label=label, prob=round(p, 6)) for i, (label, p) in zip(self.ids, self.topk)]
-        return dict(source=self.source, label=self.label, prob=round(self.prob, 6), sure=self.sure, error=self.error, topk=topk)
+        prob, sure = (None, None) if self.error else (round(self.prob, 6), self.sure)
+        return dict(source=self.source, label=self.label, prob=prob, sure=sure, error=self.error, topk=topk)
 
 # %% ../nbs/02_predict.ipynb #63f73b9a
 def softmax(

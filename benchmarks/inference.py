@@ -1,0 +1,278 @@
+"""How fast a picture becomes a label, side by side with what people use now, in one run on the same files.
+
+    python benchmarks/inference.py                    # all of it, some minutes on two quiet cores
+    python benchmarks/inference.py picture start      # some of it: picture, folder, start, bits
+    python benchmarks/inference.py --work DIR         # keep the networks, and use them again
+
+Pictures are JPEGs of 500x375 pixels, drawn: noise of many sizes as photos have it, in a tint that is their class. ResNet-18 and
+MobileNetV3-large have random weights below a head that was fitted to the tints, so that each way has an accuracy on the same
+held-out pictures beside its time. fastai gets the very same network, in a `Learner` of its own with its usual transforms, and is
+asked by `learn.predict`.
+
+picture  One picture at a time, from the file to the top five. All ways take turns on each file; the median counts. The floor is
+         what cannot be less: decode + preprocess, and the engine's own run, each on the clock by itself.
+folder   Pictures of a folder in one second. The model of the limit: with k of n processors for decoding and preprocessing, and
+         the rest for the engine, the slower of the two is what comes out; the best k counts. Both are measured alone, on so many
+         threads. On one processor the limit is both one after the other.
+start    From the start of a process to the first prediction, and the most memory that it held. The bare script is what one would
+         write by hand on onnxruntime, with the same options of the session.
+bits     ResNet-50 with random weights in ONNX Runtime at 32 bits, and in OpenVINO at bf16, by turns; agreement is of the first
+         guesses. What fewer bits cost a MobileNetV2 that learned from ImageNet is `benchmarks/export.py precision`.
+
+Ratios on a busy machine are better than its times, and not good: the load is printed, look at it first.
+"""
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from imgcls_nb.engines import OnnxRuntime, can_run, engines_here
+from imgcls_nb.inputs import free_cpus
+from imgcls_nb.predict import Predictor
+
+ARCHS = 'resnet18', 'mobilenetv3_large_100'
+TINTS = dict(amber=(230, 160, 40), moss=(90, 140, 60), plum=(130, 50, 120), slate=(90, 110, 130))
+
+# Pictures and networks
+
+def draw(rng, tint):
+    noise = [Image.fromarray(rng.integers(0, 256, (375//s + 1, 500//s + 1, 3), np.uint8)).resize((500, 375)) for s in (2, 8, 40)]
+    return Image.fromarray((.65*sum(np.asarray(o, np.float32) for o in noise)/3 + .35*np.array(tint)).astype(np.uint8))
+
+def make_pictures(folder, side, n, seed):
+    rng = np.random.default_rng(seed)
+    for i in range(n):
+        for name, tint in TINTS.items():
+            (folder/side/name).mkdir(parents=True, exist_ok=True)
+            draw(rng, tint).save(folder/side/name/f'{i:03}.jpg', quality=90)
+
+def fit_head(model, files, labels, preprocess):
+    "A linear classifier for what the random layers below see, by least squares"
+    import torch
+    head, seen = model.get_classifier(), []
+    hook = head.register_forward_hook(lambda m, x, y: seen.append(x[0]))
+    with torch.no_grad():
+        for o in files: model(torch.from_numpy(preprocess(o))[None])
+        x, y = torch.cat(seen), torch.eye(len(TINTS))[torch.as_tensor(np.asarray(labels))]
+        mean, k = x.mean(0), (x - x.mean(0)) @ (x - x.mean(0)).T
+        w = 8*(x - mean).T @ torch.linalg.solve(k + 1e-3*k.trace()/len(k)*torch.eye(len(k)), y - .25)
+        head.weight.copy_(w.T), head.bias.copy_(-mean @ w)
+    hook.remove()
+
+def make_network(work, arch):
+    "model.onnx under the gate, and the same network exported by fastai"
+    import torch
+    from fastai.vision.all import CrossEntropyLossFlat, ImageDataLoaders, Learner, Normalize, Resize, imagenet_stats
+
+    from imgcls_nb.data import image_dls
+    from imgcls_nb.export import export_onnx
+    from imgcls_nb.learner import image_learner
+    dls = image_dls(work/'pictures', train='train', valid='valid', size=224, bs=8, aug='none', num_workers=0, seed=0)
+    with redirect_stdout(StringIO()): learn = image_learner(dls, arch, precision='fp32')
+    fit_head(learn.model.eval(), dls.train_ds.items, dls.train_ds.labels, learn.preprocess)
+    export_onnx(learn, work/f'{arch}.onnx')
+    auto = dict(precision='auto', calibration=dls.train_ds.items)
+    report = export_onnx(learn, work/f'{arch}-auto.onnx', **auto)
+    print(f'{arch}: {report}\n', file=sys.stderr)
+    plain = ImageDataLoaders.from_folder(work/'pictures', train='train', valid='valid', item_tfms=Resize(224), bs=8,
+                                         batch_tfms=Normalize.from_stats(*imagenet_stats), num_workers=0, device='cpu')
+    model = learn.model.to('cpu', torch.float32, memory_format=torch.contiguous_format)
+    Learner(plain, model, loss_func=CrossEntropyLossFlat()).export(work/f'{arch}.pkl')
+
+def prepare(work):
+    if not (work/'pictures/valid').is_dir():
+        make_pictures(work/'pictures', 'train', 8, 0)
+        make_pictures(work/'pictures', 'valid', 8, 1)
+    for o in ARCHS:
+        if not (work/f'{o}.pkl').exists(): make_network(work, o)
+
+def files_of(work): return sorted((work/'pictures/valid').rglob('*.jpg'))
+
+def top1(labels, files): return statistics.mean(a == o.parent.name for a, o in zip(labels, files))
+
+# The table
+
+ROWS = []
+def row(case, value, bar, passed, note, accuracy):
+    ROWS.append(passed)
+    verdict = {True: 'yes', False: 'NO', None: ''}[passed]
+    print(f"| {case} | {value} | {bar} | {verdict} | {note} | {'' if accuracy is None else f'{accuracy:.1%}'} |", flush=True)
+
+def head():
+    print(f"load {os.getloadavg()[0]:.1f} on {free_cpus()} processors\n\n| case | measured | bar | met | how | top-1 |\n|{'---|'*6}")
+
+def clock(f, *args):
+    began = time.perf_counter()
+    got = f(*args)
+    return got, 1e3*(time.perf_counter() - began)
+
+# One picture
+
+def fastai_predict(work, arch):
+    from fastai.learner import load_learner
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        learn = load_learner(work/f'{arch}.pkl')
+    def predict(file):
+        with learn.no_bar(): return learn.predict(file)[0]
+    return predict
+
+def picture(work, rounds=2):
+    files = files_of(work)
+    for arch in ARCHS: one_picture(work, arch, files, rounds)
+
+def one_picture(work, arch, files, rounds):
+    ours, auto = Predictor(work/f'{arch}.onnx', engine='onnxruntime'), Predictor(work/f'{arch}-auto.onnx')
+    ways = dict(theirs=fastai_predict(work, arch), ours=lambda o: ours(o).label, auto=lambda o: auto(o).label)
+    said, ms, floor = {k: [f(o) for o in files] for k, f in ways.items()}, {o: [] for o in ways}, [] # the first pass warms up
+    for o in files*rounds:
+        x, read = clock(ours.preprocess, o)
+        floor.append(read + clock(ours.outputs, x[None])[1])
+        for name, f in ways.items(): ms[name].append(clock(f, o)[1])
+    theirs, mine, best = (statistics.median(ms[o]) for o in ways)
+    low, (a, b, c) = statistics.median(floor), (top1(said[o], files) for o in ways)
+    row(f'{arch}, one picture, fastai', f'{theirs:.1f} ms', '', None, 'learn.predict', a)
+    row(f'{arch}, one picture, fp32', f'{mine:.2f} ms', f'{low:.2f} + 1.5 ms', mine <= low + 1.5,
+        f'{theirs/mine:.1f} times fastai', b)
+    row(f'{arch}, one picture, auto', f'{theirs/best:.1f} times', '5 times fastai', theirs >= 5*best,
+        f'{best:.2f} ms, {auto.way}', c)
+
+# A folder
+
+def rate(f, n):
+    "Calls in a second, the best of three"
+    return max(1e3*n/clock(f)[1] for _ in range(3))
+
+def reading(predictor, files, threads):
+    def run():
+        with ThreadPoolExecutor(threads) as pool: list(pool.map(predictor.preprocess, files))
+    return rate(run, len(files))
+
+def running(file, x, threads):
+    engine = OnnxRuntime(file, threads)
+    def run():
+        for i in range(0, len(x), 16): engine(x[i:i + 16])
+    run()
+    return rate(run, len(x))
+
+def folder(work):
+    files, n = files_of(work), free_cpus()
+    for arch in ARCHS:
+        predictor = Predictor(work/f'{arch}.onnx', engine='onnxruntime')
+        x = np.stack([predictor.preprocess(o) for o in files])
+        preds = list(predictor.batch(files))
+        got = rate(lambda predictor=predictor: list(predictor.batch(files)), len(files))
+        alone = {k: (reading(predictor, files, k), running(work/f'{arch}.onnx', x, max(1, n - k))) for k in range(1, max(2, n))}
+        limits = {k: min(o) if n > 1 else 1/sum(1/v for v in o) for k, o in alone.items()}
+        k = max(limits, key=limits.get)
+        note = f'alone: {alone[k][0]:.0f} read on {k}, {alone[k][1]:.0f} run on {max(1, n - k)}'
+        row(f'{arch}, a folder', f'{got:.1f} pictures/s', f'0.9 of {limits[k]:.1f}', got >= .9*limits[k], note,
+            top1([o.label for o in preds], files))
+
+# The start
+
+STARTS = {'fastai': '''
+import warnings
+warnings.simplefilter('ignore')
+from fastai.vision.all import load_learner
+learn = load_learner(sys.argv[1] + '.pkl')
+with learn.no_bar(): label = learn.predict(sys.argv[2])[0]
+''', 'bare onnxruntime': '''
+import json
+import numpy as np
+import onnxruntime as ort
+from PIL import Image
+options = ort.SessionOptions()
+options.log_severity_level = 3
+session = ort.InferenceSession(sys.argv[1] + '.onnx', options, providers=['CPUExecutionProvider'])
+card = json.loads(session.get_modelmeta().custom_metadata_map['imgcls_nb'])
+p = card['preprocess']
+im = Image.open(sys.argv[2]).convert('RGB')
+short = p['resize_short']
+im = im.resize([round(o*short/min(im.size)) for o in im.size], Image.Resampling[p['interpolation'].upper()])
+h, w = p['crop']
+left, top = (im.width - w)//2, (im.height - h)//2
+x = np.asarray(im.crop((left, top, left + w, top + h)), np.float32)/255
+x = ((x - np.array(p['mean'], np.float32))/np.array(p['std'], np.float32)).transpose(2, 0, 1)[None]
+label = card['labels'][session.run(None, {session.get_inputs()[0].name: np.ascontiguousarray(x)})[0][0].argmax()]
+''', 'Predictor': '''
+from imgcls_nb.predict import Predictor
+label = Predictor(sys.argv[1] + '.onnx')(sys.argv[2]).label
+'''}
+LAST = '''
+import resource, time
+print(time.time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024, label)
+'''
+
+def start(work, rounds=5, arch='resnet18'):
+    files, found = files_of(work), {o: [] for o in STARTS}
+    for i in range(rounds):
+        for name in STARTS: found[name].append(start_once(work/arch, files[i*len(files)//rounds], STARTS[name]))
+    theirs, bare, ours = ([statistics.median(v) for v in zip(*((s, mb) for s, mb, _ in found[o]))] for o in STARTS)
+    right = {k: statistics.mean(o[2] for o in v) for k, v in found.items()}
+    for o, (s, mb) in zip(STARTS, (theirs, bare, ours)): row(f'{arch}, start, {o}', f'{s:.2f} s, {mb:.0f} MB', '', None, '', right[o])
+    row(f'{arch}, start', f'{theirs[0]/ours[0]:.1f} times', '8 times fastai', theirs[0] >= 8*ours[0], '', right['Predictor'])
+    for i, unit in enumerate(('time', 'memory')):
+        row(f'{arch}, start, {unit}', f'{ours[i]/bare[i]:.2f} of bare', '1.15', ours[i] <= 1.15*bare[i], '', right['Predictor'])
+
+def start_once(model, file, code):
+    began = time.time()
+    command = [sys.executable, '-c', f'import sys{code}{LAST}', model, file]
+    end, mb, label = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-3:]
+    return float(end) - began, float(mb), label == file.parent.name
+
+# Fewer bits
+
+def bits(work, rounds=40):
+    if 'openvino' not in engines_here() or not can_run('bf16'):
+        return row('ResNet-50, bf16', 'not run', '3 times ORT fp32', None, 'needs openvino, and a processor with bf16', None)
+    import onnx
+    import timm
+    import torch
+
+    from imgcls_nb.core import CARD_KEY, ModelCard
+    from imgcls_nb.export import to_onnx
+    file = work/'resnet50.onnx'
+    if not file.exists():
+        torch.manual_seed(0)
+        card = ModelCard(tuple(map(str, range(1000))), Predictor(work/'resnet18.onnx').preprocess)
+        proto = to_onnx(timm.create_model('resnet50').eval(), (3, 224, 224))
+        onnx.helper.set_model_props(proto, {CARD_KEY: card.to_json()})
+        onnx.save(proto, file)
+    ways = [Predictor(file, engine='onnxruntime'), Predictor(file, engine='openvino', precision='bf16')]
+    x = [ways[0].preprocess(o)[None] for o in files_of(work)]
+    same = statistics.mean(int(ways[0].outputs(o).argmax() == ways[1].outputs(o).argmax()) for o in x)
+    ms = [[clock(w.outputs, x[i % len(x)])[1] for w in ways] for i in range(rounds)]
+    fp32, bf16 = (statistics.median(o) for o in zip(*ms))
+    row('ResNet-50, OpenVINO bf16', f'{fp32/bf16:.1f} times', '3 times ORT fp32', fp32 >= 3*bf16,
+        f'{fp32:.1f} to {bf16:.1f} ms; first guesses agree on {same:.0%}', None)
+
+PARTS = dict(picture=picture, folder=folder, start=start, bits=bits)
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('parts', nargs='*', metavar='PART', help=f"some of {', '.join(PARTS)}")
+    parser.add_argument('--work', type=Path, help='a folder that keeps pictures and networks')
+    args = parser.parse_args()
+    if odd := [o for o in args.parts if o not in PARTS]: parser.error(f"there is no part {odd[0]!r}; there are {', '.join(PARTS)}")
+    with tempfile.TemporaryDirectory() as tmp:
+        work = args.work or Path(tmp)
+        prepare(work)
+        head()
+        for o in args.parts or PARTS: PARTS[o](work)
+    print(f"\n{json.dumps(dict(load=os.getloadavg()[0], met=ROWS.count(True), missed=ROWS.count(False)))}")
+    return int(False in ROWS)
+
+if __name__ == '__main__': sys.exit(main())
