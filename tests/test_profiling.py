@@ -62,7 +62,7 @@ def test_nothing_changes(dls, tmp_path, how):
     assert [o['event'] for o in learn.run_folder.events()] == [o['event'] for o in twin.run_folder.events()]
 
 def test_what_grows_or_varies_stays(shapes):
-    for how in (dict(start_size=16), dict(sizes=(24, 32))):
+    for how in (dict(start_size=24), dict(sizes=(24, 32))):
         dls = image_dls(shapes, size=32, bs=16, device='cpu', num_workers=0, **how)
         learn = image_learner(dls, 'test_resnet')
         before = everything(learn)
