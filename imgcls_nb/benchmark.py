@@ -32,11 +32,8 @@ from imgcls_nb.predict import Predictor
 model, picture, how = sys.argv[1:]
 said = Predictor(model, **json.loads(how))(picture)
 done = time.time()
-try:
-    import resource
-    unit = 1 if sys.platform == 'darwin' else 1024
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*unit/1e6
-except ImportError: memory = None
+try: memory = int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])*1024/1e6
+except (OSError, IndexError): memory = None
 print(json.dumps(dict(done=done, memory=memory)))
 '''
 

@@ -182,7 +182,7 @@ def _write(path, proto, card, report, pictures, logits):
     return report
 
 def _check_file(part, path, card, pictures, logits): # opened as its users will open it
-    predictor = Predictor(part)
+    predictor = Predictor(part, engine='onnxruntime', precision=card.precision)
     groups = [pictures[i:i + BATCH] for i in range(0, len(pictures), BATCH)] # the same: dynamic ranges are those of a batch
     got = np.concatenate([predictor.probs(np.stack([predictor.preprocess(o) for o in group])) for group in groups])
     off = np.abs(got - probabilities(logits[:len(got)], card)).max()

@@ -200,7 +200,7 @@ def test_benchmark(imgcls, deploy, monkeypatch):
     (o,) = report['timings']
     assert report['chosen'] == 'onnxruntime fp32' and (o['top1'], o['pictures'], o['proven']) == (1, 6, True)
     assert 0 < o['p50_ms'] <= o['p90_ms'] <= o['p99_ms'] and o['run_ms'] < o['p50_ms'] and o['images_s'] > 0
-    assert .05 < o['start_s'] < 60 and (sys.platform == 'win32' or 20 < o['memory_mb'] < 2000)
+    assert .05 < o['start_s'] < 60 and (sys.platform != 'linux' or 20 < o['memory_mb'] < 1000)
     pytest.importorskip('timm')
     from imgcls_nb.zoo import models_table
     assert models_table('resnet18', pretrained_only=False).query('size == 8').empty, "there is no row for 8 pixels"
