@@ -25,6 +25,7 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.tracker import TrackerCallback
 from fastai.imports import noop
+from fastai.learner import Learner
 from fastai.torch_core import find_bs
 from fastcore.basics import GetAttr, patch
 from fastcore.foundation import L
@@ -76,7 +77,7 @@ class _NoMore(Callback):
 
 def _train(twin, n, batch=None, warm=2): # `Step`s
     timer = StepTimer()
-    twin.fit(1, lr=0., cbs=[_Steps(n + warm, batch), timer, _NoMore()])
+    Learner.fit(twin, 1, lr=0., cbs=[_Steps(n + warm, batch), timer, _NoMore()])
     _sync(twin)
     return timer.last_steps(n)
 

@@ -10,7 +10,6 @@ import sys
 import time
 from datetime import timedelta
 
-import torch
 from fastai.callback.core import Callback
 from fastai.imports import noop
 from fastai.torch_core import rank_distrib
