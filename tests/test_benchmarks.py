@@ -64,13 +64,9 @@ def test_an_arm_that_fails_is_out(monkeypatch):
     compete(arms, turn=5, cap=20, show=None)
     assert list(table({k: o.epochs for k, o in arms.items()}, 20))[-1].endswith('did not reach 94.0%.')
 
-<<<<<<< HEAD
 SCRIPTS = sorted(o.name for o in BENCHMARKS.glob('*.py') if 'argparse' in o.read_text('utf-8'))
 
 @pytest.mark.parametrize('script', SCRIPTS)
-=======
-@pytest.mark.parametrize('script', ['data_pipeline.py', 'export.py', 'inference.py', 'train_speed.py'])
->>>>>>> w-x2
 def test_scripts_say_what_they_do(script):
     done = subprocess.run([sys.executable, BENCHMARKS/script, '--help'], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and not done.stderr.count('Traceback'), done.stderr

@@ -324,7 +324,8 @@ def test_from_a_checkpoint_by_name(pictures, tmp_path, capsys):
     learn = make(pictures, tmp_path/'run', cbs='ema', monitor='ema_top1')
     with learn.no_bar(): scheduled(learn, resume='epoch_1')
     assert "goes on from 'epoch_1': after epoch 1 of 3" in capsys.readouterr().out and outcome(learn) == want
-    with pytest.raises(InputError, match="'best_model'.*holds weights alone"): make(pictures, tmp_path/'run', cbs='ema', monitor='ema_top1').fit(
+    learn = make(pictures, tmp_path/'run', cbs='ema', monitor='ema_top1')
+    with pytest.raises(InputError, match="'best_model'.*holds weights alone"): learn.fit(
         1, resume='best_model')
 
 @posix
