@@ -377,7 +377,7 @@ def load(cls:Evaluation,
                         for k in ('probs', 'targs'))
         names = json.loads(files['names'].read_text('utf-8'))
         return cls(probs, targs, said['vocab'], names, said['root'], said['temperature'], said['facts'],
-                   next((o for o in (Path(path), folder.parents[1]) if (o/'config.yaml').is_file()), None))
+                   next((o for o in folder.absolute().parents[:2] if (o/'config.yaml').is_file()), None))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         if isinstance(e, InputError): raise
         raise InputError(f"'{folder}' is damaged: {e}. Evaluate again.") from e

@@ -368,3 +368,9 @@ def test_of_nothing_nothing_is_different():
     both.plot()
 
 def test_count_pairs_of_nothing(): assert count_pairs([], [], 3).tolist() == [[0]*3]*3
+
+def test_a_relative_folder_is_reopened(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ev = Evaluation(np.eye(3), [0, 1, 2], 'abc')
+    ev.save('kept')
+    assert Evaluation.load('kept').top1 == 1 and Evaluation.load('kept').run is None
