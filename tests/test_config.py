@@ -231,8 +231,7 @@ def test_unknown_sections_are_refused():
     ('DataLoader.Train.dataset.cls_label_path=None', 'need image_root and cls_label_path'),
     ('Arch.name=None', 'Arch.name is missing'),
     ('EMA.decay=2', 'decay=2.0 is no share'),
-    ('Global.checkpoints=output/x/latest', 'Weights alone are for Global.pretrained_model'),
-    ('Global.eval_during_train=False', 'eval_during_train')])
+    ('Global.checkpoints=output/x/latest', 'Weights alone are for Global.pretrained_model')])
 def test_what_is_not_supported_is_refused(override, says):
     with pytest.raises(InputError, match=says): plan(override)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HARMLESS', 'plan_from_config', 'plan_from_folder', 'find_config', 'read_config', 'read_value']
 
-# %% ../../nbs/80_config.ipynb #e65b7c39
+# %% ../../nbs/80_config.ipynb #be92a219
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,14 +18,14 @@ from ..plan import DataPlan, FitPlan, ModelPlan, Plan
 
 _all_ = ['find_config', 'read_config', 'read_value']
 
-# %% ../../nbs/80_config.ipynb #2a76e244
+# %% ../../nbs/80_config.ipynb #abf4e117
 HARMLESS = dict(
     Global='to_static use_dali log_ranks print_mem_info pdx_model_name hpi_config_path save_inference_dir train_mode '
            'print_batch_step',
     Arch='use_sync_bn use_fused_attn use_fused_linear data_format infer_model_name infer_output_key',
     AMP='scale_loss use_dynamic_loss_scaling use_fp16_test use_promote')
 
-# %% ../../nbs/80_config.ipynb #ba1a22ae
+# %% ../../nbs/80_config.ipynb #380700b1
 _DATASETS, _SAMPLERS = ('ImageNetDataset', 'MultiScaleDataset'), ('DistributedBatchSampler', 'BatchSampler', 'MultiScaleSampler',
                                                                   'RASampler')
 
@@ -33,7 +33,7 @@ def _data_plan(cfg, num_classes, seed, label_file, notes):
     loaders = Section(cfg.get('DataLoader'), 'DataLoader')
     train, valid = (loaders.sub(o) for o in ('Train', 'Eval'))
     sets, samplers, procs = zip(*((o.sub('dataset'), o.sub('sampler'), o.sub('loader')) for o in (train, valid)))
-    root, lists, delimiter = _lists(sets)
+    (root, lists), delimiter = _named(sets) or _lists(sets), sets[0].text('delimiter', ' ')
     relabel = [o.flag('relabel', False) for o in sets][0]
     preprocess = read_preprocess(sets[1], notes)
     augment, mix = read_augmentation(sets[0], preprocess, notes), read_mixing(sets[0])
@@ -50,17 +50,26 @@ def _data_plan(cfg, num_classes, seed, label_file, notes):
     for s in (train, valid, loaders): s.done()
     return plan, mix
 
-def _lists(sets): # the root, the two list files, and what is between path and label
-    for s in sets: s.one_of('name', _DATASETS, _DATASETS[0])
+def _named(sets): # a data set that is known by its name, if it is one
+    from imgcls_nb.datasets import MAKERS, PUBLISHED, named_dataset
+    names = [dict(Cifar10='cifar10', Cifar100='cifar100').get(o, o) for o in (s.text('name') for s in sets)]
+    if not set(names) & {*MAKERS, *PUBLISHED}: return
+    if names[0] != names[1]:
+        raise InputError(f"DataLoader: Train is of {names[0]} and Eval of {names[1]}. Name the same data set.")
+    return str(named_dataset(names[0], [s.text('image_root') for s in sets][0])), (None, None)
+
+def _lists(sets): # the root, and the two list files
+    from imgcls_nb.datasets import MAKERS, PUBLISHED
+    for s in sets: s.one_of('name', (*_DATASETS, *MAKERS, *PUBLISHED), _DATASETS[0])
     roots, lists = ([s.text(k) for s in sets] for k in ('image_root', 'cls_label_path'))
     if None in roots + lists:
         raise InputError("DataLoader: both Train.dataset and Eval.dataset need image_root and cls_label_path.")
     if roots[0] != roots[1]:
         raise InputError(f"DataLoader: Train and Eval have different image_root, {roots[0]} and {roots[1]}. "
                          "Use their common parent.")
-    return roots[0], lists, sets[0].text('delimiter', ' ')
+    return roots[0], lists
 
-# %% ../../nbs/80_config.ipynb #d17667af
+# %% ../../nbs/80_config.ipynb #5ce13273
 _ARGS = dict(drop_rate='drop_rate', drop_path_rate='drop_path_rate', dropout='drop_rate', classifier_dropout='drop_rate',
              dropout_prob='drop_rate', layer_scale_init_value='ls_init_value', head_init_scale='head_init_scale',
              input_image_channel='in_chans', width='width')
@@ -85,7 +94,7 @@ def _overridden(s): # of TinyNet; momentum is what stays, and in torch what come
     own = dict(bn_momentum=round(1 - momentum, 6)) if momentum != .9 else {}
     return own | (dict(bn_eps=eps) if eps != 1e-5 else {}) | (dict(drop_path_rate=drop) if drop is not None else {})
 
-# %% ../../nbs/80_config.ipynb #90a63a9a
+# %% ../../nbs/80_config.ipynb #89537797
 _TOPK = ('TopkAcc', 'DistillationTopkAcc', 'GoogLeNetTopkAcc')
 
 def _topk(metric, part): # the `k`s; (): none is wanted
@@ -105,7 +114,7 @@ def _metrics(cfg): # of the evaluation, as a plan has them, and of the training
     from imgcls_nb.metrics import read_metric
     return tuple(read_metric(f'top{k}') for k in valid), train
 
-# %% ../../nbs/80_config.ipynb #ed48e7e2
+# %% ../../nbs/80_config.ipynb #851ce5e3
 def plan_from_config(
     cfg:dict, # From `read_config`
     demanded:tuple=(), # Paths that were overridden; a device among them is demanded, not preferred
@@ -150,7 +159,7 @@ def _reports(g, cfg, train_ks, mix): # callbacks that tell how the training goes
         raise InputError("Global: eval_during_train=True, eval_interval=1 and use_visualdl=False are the values supported.")
     return ()
 
-# %% ../../nbs/80_config.ipynb #0633cb03
+# %% ../../nbs/80_config.ipynb #c171fa68
 def _check_rest(g, model, data, notes): # keys of Global that only one value makes sense of here
     g.one_of('eval_mode', ('classification',), 'classification'), g.one_of('use_multilabel', (False,), False)
     for k in ('uniform_output_enabled', 'export_for_fd'): g.one_of(k, (False,), False)
@@ -179,7 +188,7 @@ def _precision(cfg, notes):
     amp.done(HARMLESS['AMP'])
     return 'auto' if wanted or 'AMP' not in cfg else 'fp32'
 
-# %% ../../nbs/80_config.ipynb #f7135992
+# %% ../../nbs/80_config.ipynb #d0557239
 def _run(checkpoint, usual, notes): # its folder, and the checkpoint to go on from
     if not checkpoint: return str(usual), None
     path = Path(checkpoint.removesuffix('.safetensors'))
@@ -218,7 +227,7 @@ def _device(name, demanded, notes):
     tell(notes, f"The config asks for device {name}; this machine has none, so the CPU is used.")
     return 'cpu'
 
-# %% ../../nbs/80_config.ipynb #0f04119c
+# %% ../../nbs/80_config.ipynb #0f3beb49
 def plan_from_folder(
     path, # Folder of pictures
     arch:str='resnet18', # A timm or PaddleClas name

@@ -6,13 +6,13 @@
 __all__ = ['LOSSES', 'OTHER_TASKS', 'OPTIMIZERS', 'NO_NORM_DECAY', 'SCHEDULES', 'read_smoothing', 'read_objective',
            'read_schedule', 'schedule_name', 'read_step_callbacks']
 
-# %% ../../nbs/78_config.objective.ipynb #abf6f7f6
+# %% ../../nbs/78_config.objective.ipynb #026a8bd2
 from .reading import Section, single_ops
 from .transforms import tell
 from ..core import InputError, did_you_mean
 from ..plan import FitPlan, ObjectivePlan
 
-# %% ../../nbs/78_config.objective.ipynb #d27c8140
+# %% ../../nbs/78_config.objective.ipynb #8fca79c7
 LOSSES = ('CELoss', 'GoogLeNetLoss')
 OTHER_TASKS = dict(MultiLabelLoss='several labels a picture', TripletLossV2='retrieval', TripletLoss='retrieval',
                    CenterLoss='retrieval', DSHSDLoss='retrieval', PairwiseCosface='retrieval', ArcFace='retrieval')
@@ -41,7 +41,7 @@ def _check_loss(op, s):
     for k in ('weight', 'epsilon'): s.number(k)
     s.done()
 
-# %% ../../nbs/78_config.objective.ipynb #2c1124db
+# %% ../../nbs/78_config.objective.ipynb #d2bbdc13
 OPTIMIZERS = dict(Momentum='sgd', SGD='sgd', RMSProp='rmsproptf', Adam='adam', AdamW='adamw', AdamWDL='adamw')
 
 def _optimizer_args(s, name, notes):
@@ -52,7 +52,7 @@ def _optimizer_args(s, name, notes):
     tell(notes, "RMSProp: the running mean of squares begins at 1, as in TensorFlow, and not at 0.")
     return dict(mom=s.number('momentum', 0.), sqr_mom=s.number('rho', .95), eps=s.number('epsilon', 1e-6))
 
-# %% ../../nbs/78_config.objective.ipynb #8002d080
+# %% ../../nbs/78_config.objective.ipynb #44485a23
 NO_NORM_DECAY = ('MobileNetV3', 'MobileNetV4', 'PPHGNet', 'PPLCNet', 'ESNet', 'EfficientNetV2', 'GhostNet', 'LeViT',
                  'pcpvt', 'alt_gvt')
 
@@ -89,7 +89,7 @@ def read_objective(
     return ObjectivePlan('cross_entropy', label_smoothing=smoothing, opt=OPTIMIZERS[name], opt_args=args, weight_decay=wd,
                          decay_norm_bias=everywhere, layer_decay=layers)
 
-# %% ../../nbs/78_config.objective.ipynb #b8a7602c
+# %% ../../nbs/78_config.objective.ipynb #3340406b
 def _cosine(s): return dict(schedule='cosine', lr_min=float(s.number('eta_min', 0.)))
 def _constant(s): return dict(schedule='constant')
 def _step(s): return dict(schedule='step', step_epochs=s.number('step_size'), gamma=s.number('gamma', .1))
@@ -114,7 +114,7 @@ def _one_cycle(s):
 SCHEDULES = dict(Cosine=_cosine, Linear=_linear, Piecewise=_piecewise, Step=_step, MultiStepDecay=_multi, ConstLR=_constant,
                  OneCycleLR=_one_cycle)
 
-# %% ../../nbs/78_config.objective.ipynb #21e2b589
+# %% ../../nbs/78_config.objective.ipynb #c51a8cc6
 def read_schedule(
     cfg:dict, # From `read_config`
     epochs:int, # Of the training
@@ -154,18 +154,18 @@ def _check_schedule(args, name): # now, and not when training begins
     try: Schedule(args['schedule'], args=others, **named)
     except InputError as e: raise InputError(f"{name}: {e}") from e
 
-# %% ../../nbs/78_config.objective.ipynb #97534c55
+# %% ../../nbs/78_config.objective.ipynb #bbf60f76
 _CLASSES = dict(Cosine='CosineAnnealingDecay', Linear='PolynomialDecay', Piecewise='PiecewiseDecay', Step='StepDecay')
 
 def schedule_name(
     cfg:dict, # From `read_config`
 ) -> str:
     "What the original's log calls the schedule"
-    lr = (cfg.get('Optimizer') or {}).get('lr') or {}
-    name = lr.get('name') or 'Cosine'
+    lr = Section(Section(cfg.get('Optimizer'), 'Optimizer').get('lr'), 'Optimizer.lr')
+    name = lr.get('name', 'Cosine')
     return 'LinearWarmup' if lr.get('warmup_epoch') else _CLASSES.get(name, name)
 
-# %% ../../nbs/78_config.objective.ipynb #f2a7b830
+# %% ../../nbs/78_config.objective.ipynb #33364b18
 def read_step_callbacks(
     cfg:dict, # From `read_config`
     update_freq:int, # Batches a step

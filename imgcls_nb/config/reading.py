@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SECTIONS', 'read_value', 'find_config', 'read_config', 'Section', 'single_ops', 'unknown_op']
 
-# %% ../../nbs/76_config.reading.ipynb #4d70b87c
+# %% ../../nbs/76_config.reading.ipynb #1edae2dd
 import ast
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ from ..core import InputError, did_you_mean, size_hw
 from ..documents import read_yaml
 from ..shipped import shipped_path
 
-# %% ../../nbs/76_config.reading.ipynb #7058a86f
+# %% ../../nbs/76_config.reading.ipynb #76e9c8ba
 _WORDS = {'true': True, 'false': False, 'null': None, 'none': None}
 
 def read_value(
@@ -28,7 +28,7 @@ def read_value(
     try: return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError): return text
 
-# %% ../../nbs/76_config.reading.ipynb #1b2365f8
+# %% ../../nbs/76_config.reading.ipynb #7d2dd274
 def find_config(
     path, # As given behind `-c`
 ) -> Path: # An existing file
@@ -55,7 +55,7 @@ def _read_values(o):
     if isinstance(o, dict): return {k: _read_values(v) for k, v in o.items()}
     return [_read_values(v) for v in o] if isinstance(o, list) else read_value(o)
 
-# %% ../../nbs/76_config.reading.ipynb #640ef1c1
+# %% ../../nbs/76_config.reading.ipynb #c1f23a6a
 SECTIONS = 'Global Arch Loss Optimizer DataLoader Metric AMP EMA Infer'.split()
 _PARTS = {'Optimizer': ('lr', 'regularizer'), 'DataLoader': ('Train', 'Eval'), 'Infer': ('PostProcess',),
           'DataLoader.Train': ('dataset', 'sampler', 'loader'), 'DataLoader.Eval': ('dataset', 'sampler', 'loader')}
@@ -68,8 +68,8 @@ def _override(cfg, text):
     for key in parents:
         here = _step(here, key, walked, text)
         walked.append(key)
-    if isinstance(here, list): here[_position(here, last, walked, text)] = read_value(value)
-    elif isinstance(here, dict): here[last] = read_value(value)
+    if isinstance(here, list): here[_position(here, last, walked, text)] = _read_values(read_value(value))
+    elif isinstance(here, dict): here[last] = _read_values(read_value(value))
     else: raise _no_keys(here, walked, text)
 
 def _step(here, key, walked, text):
@@ -84,7 +84,7 @@ def _step(here, key, walked, text):
 def _no_keys(here, walked, text):
     return InputError(f"-o {text}: '{'.'.join(walked)}' is {here!r} and has no keys below it.")
 
-# %% ../../nbs/76_config.reading.ipynb #5db3f128
+# %% ../../nbs/76_config.reading.ipynb #52d454de
 def _position(here, key, walked, text):
     if re.fullmatch(r'-?\d+', key) and -len(here) <= int(key) < len(here): return int(key)
     names = [next(iter(o), '') if isinstance(o, dict) else str(o) for o in here]
@@ -93,7 +93,7 @@ def _position(here, key, walked, text):
     raise InputError(f"-o {text}: '{where}' is a list of {len(here)}; '{key}' is no position in it (0 to {len(here) - 1})."
                      f"{meant} It holds: {listed}.")
 
-# %% ../../nbs/76_config.reading.ipynb #63b27e8e
+# %% ../../nbs/76_config.reading.ipynb #5402a37e
 class Section:
     "One section of a config, which remembers what was asked for"
     def __init__(self,
@@ -124,7 +124,7 @@ class Section:
         if v is None or v >= least: return v
         raise InputError(f"{self.name}.{key}={v} is too small: at least {least}.")
 
-# %% ../../nbs/76_config.reading.ipynb #e283d832
+# %% ../../nbs/76_config.reading.ipynb #d9f7ecec
 def _numbers(self, key, default):
     v = self.items(key, default)
     if all(isinstance(o, (int, float)) and not isinstance(o, bool) for o in v): return v
@@ -149,7 +149,7 @@ def _done(self, harmless=()):
 
 Section.numbers, Section.size, Section.one_of, Section.done = _numbers, _size, _one_of, _done
 
-# %% ../../nbs/76_config.reading.ipynb #a88096b8
+# %% ../../nbs/76_config.reading.ipynb #622d10e0
 def single_ops(
     section:Section, # Has the list
     key:str, # Under this name
