@@ -172,7 +172,7 @@ def running(file, x, threads):
 def folder(work):
     files, n = files_of(work), free_cpus()
     for arch in ARCHS:
-        predictor = Predictor(work/f'{arch}.onnx', engine='onnxruntime')
+        predictor = Predictor(work/f'{arch}.onnx', engine='onnxruntime', idle=True)
         x = np.stack([predictor.preprocess(o) for o in files])
         preds = list(predictor.batch(files))
         got = rate(lambda predictor=predictor: list(predictor.batch(files)), len(files))

@@ -72,7 +72,7 @@ def _run_serve(args):
         raise InputError(f"imgcls serve needs {e.name}. Run: pip install 'imgcls_nb[serve]'") from e
     from imgcls_nb.predict import Predictor
     predictor = Predictor(args.model, args.engine or 'auto', args.provider, args.threads, threshold=args.threshold,
-                          reject=args.reject)
+                          reject=args.reject, idle=True)
     serve(predictor, args.host, args.port, max_bytes=int(args.max_mb*2**20), timeout_s=args.timeout)
 
 def _run_benchmark(args):
@@ -164,7 +164,7 @@ def _asked_plainly(args):
     if not args.model or not args.pictures: raise InputError("imgcls predict takes a model.onnx and pictures, or -c CONFIG.yaml.")
     labels = read_class_map(args.labels) if args.labels else None
     predictor = Predictor(args.model, args.engine or 'auto', args.provider, args.threads, threshold=args.threshold,
-                          reject=args.reject, labels=labels)
+                          reject=args.reject, labels=labels, idle=True)
     return _Asked(predictor, args.pictures, 5, 16)
 
 class _Asked(NamedTuple):

@@ -103,8 +103,8 @@ def open_inference(
     model = find_model(_with_suffix(g.text('inference_model_dir', 'model folder')))
     own, where, pictures = read_card(model), _where(g), g.text('infer_imgs', 'picture or folder')
     prep, labels = _prepared(own, cfg, named), _class_map(cfg, named)
-    if own: predictor = Predictor(model, card=replace(own, preprocess=prep), labels=labels, **where)
-    else: predictor = open_foreign(model, cfg, preprocess=prep, **where)
+    if own: predictor = Predictor(model, card=replace(own, preprocess=prep), labels=labels, idle=True, **where)
+    else: predictor = open_foreign(model, cfg, preprocess=prep, idle=True, **where)
     if g.flag('enable_mkldnn') and predictor.provider.startswith(('CUDA', 'Tensorrt')):
         print("enable_mkldnn is ignored: it is for CPUs, and this runs on a GPU.", file=sys.stderr)
     return Inference(predictor, pictures, _topk(cfg), g.count('batch_size', 1))

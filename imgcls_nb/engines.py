@@ -37,10 +37,12 @@ class OnnxRuntime:
         threads:int|None=None, # Of the CPU; None: its own choice
         providers=('CPUExecutionProvider',), # Where to run, in order of preference
         exact:bool=False, # Take 8 bit numbers as places to round, and calculate in 32 bits
+        idle:bool=False, # Threads sleep while they wait; else they look again and again, which takes the processor from others
     ):
         options = ort.SessionOptions()
         options.log_severity_level = 3
         if threads: options.intra_op_num_threads = threads
+        if idle: options.add_session_config_entry('session.intra_op.allow_spinning', '0')
         if exact: options.add_session_config_entry('session.disable_quant_qdq', '1')
         self.session = ort.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers=list(providers))
         self._input = self.session.get_inputs()[0].name

@@ -81,19 +81,20 @@ class Predictor:
         reject:str|None=None, # What to call a picture with an unsure prediction; None: still the first guess
         labels=None, # Class names in place of the model's: all in order, or some by their number
         prefer=None, # As `providers`, but where it is not there, the CPU and a line of notice
+        idle:bool=False, # The engine's threads sleep while they wait: for folders, services, and machines with other work
         card=None, # What the file does not say about itself: a card, or a function of the engine that makes one; see `foreign`
     ):
         _check_count(threads, 'threads')
         if engine == 'torch': self._open_run(path)
-        else: self._open_file(path, engine, providers, threads, precision, prefer, card)
+        else: self._open_file(path, engine, providers, threads, precision, prefer, idle, card)
         self.card = _with(self.card, threshold, labels)
         self.labels, self.preprocess, self.reject = self.card.labels, self.card.preprocess, reject
 
-    def _open_file(self, path, engine, providers, threads, precision, prefer, card):
+    def _open_file(self, path, engine, providers, threads, precision, prefer, idle, card):
         self.path = find_model(path)
         own = card if isinstance(card, ModelCard) else None if card else read_card(self.path)
         self.way = choose_way(own, 'onnxruntime' if engine == 'auto' and (providers or prefer) else engine, precision)
-        self._run = open_model(self.path, self.way, threads, providers, prefer)
+        self._run = open_model(self.path, self.way, threads, providers, prefer, idle)
         self.card = own or (card and card(self._run)) or _not_ours(self.path)
         self._lock = Lock() if self.way.engine == 'openvino' else None # it has one place for the answer
         self._fixed = _check_shapes(self._run, self.card, self.path)

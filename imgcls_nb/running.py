@@ -86,6 +86,7 @@ def open_model(
     threads:int|None=None, # Of the CPU; None: the engine's own choice
     providers=None, # Of ONNX Runtime, that must be there; None: the CPU
     prefer=None, # Of ONNX Runtime, taken if they are there, in place of `providers`
+    idle:bool=False, # Of ONNX Runtime: threads sleep while they wait
 ): # Called with pictures, `(B, C, H, W)`, it gives the network's answers
     "Open a model file in an engine"
     if providers and way.engine != 'onnxruntime':
@@ -93,7 +94,7 @@ def open_model(
     try:
         if way.engine != 'onnxruntime': return open_engine(path, way.engine, way.precision, threads)
         where = read_providers(providers or prefer or [], bool(providers))
-        run = OnnxRuntime(path, threads, where, way.exact)
+        run = OnnxRuntime(path, threads, where, way.exact, idle)
     except InputError: raise
     except Exception as e: # engines raise types of their own, none of them public
         raise ModelFileError(f"'{path}' cannot be opened as an ONNX model ({_first_line(e)}).") from e
