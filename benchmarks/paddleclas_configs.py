@@ -134,7 +134,10 @@ def main():
             if not plan.objective.decay_norm_bias and cfg['Optimizer'].get('no_weight_decay_name'):
                 if odd := undecayed_otherwise(cfg, model): decay[name] = odd
     print(f'{built} of {len(files)} configs are built, with {len(recipes)} distinct recipes. Refused:')
-    for why, n in Counter(refused.values()).most_common():
+    missing = {k: v for k, v in refused.items() if 'neither timm nor torchvision has' in v}
+    families = ', '.join(dict.fromkeys(o.split('/')[1] for o in missing))
+    print(f'{len(missing):4}  have an architecture without an equivalent: {families}')
+    for why, n in Counter(v for k, v in refused.items() if k not in missing).most_common():
         print(f"{n:4}  {next(k for k, v in refused.items() if v == why)}: {why}")
     for name, odd in decay.items(): print(f"decay differs  {name}: {len(odd)} parameters, such as {', '.join(odd[:3])}")
     if args.steps: train_all(list(recipes.values())[:args.limit])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HARMLESS', 'plan_from_config', 'plan_from_folder', 'find_config', 'read_config', 'read_value']
 
-# %% ../../nbs/80_config.ipynb #be92a219
+# %% ../../nbs/80_config.ipynb #9fdfb252
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,14 +18,14 @@ from ..plan import DataPlan, FitPlan, ModelPlan, Plan
 
 _all_ = ['find_config', 'read_config', 'read_value']
 
-# %% ../../nbs/80_config.ipynb #abf4e117
+# %% ../../nbs/80_config.ipynb #c8e6ac7d
 HARMLESS = dict(
     Global='to_static use_dali log_ranks print_mem_info pdx_model_name hpi_config_path save_inference_dir train_mode '
            'print_batch_step',
     Arch='use_sync_bn use_fused_attn use_fused_linear data_format infer_model_name infer_output_key',
     AMP='scale_loss use_dynamic_loss_scaling use_fp16_test use_promote')
 
-# %% ../../nbs/80_config.ipynb #380700b1
+# %% ../../nbs/80_config.ipynb #d9155303
 _DATASETS, _SAMPLERS = ('ImageNetDataset', 'MultiScaleDataset'), ('DistributedBatchSampler', 'BatchSampler', 'MultiScaleSampler',
                                                                   'RASampler')
 
@@ -69,7 +69,7 @@ def _lists(sets): # the root, and the two list files
                          "Use their common parent.")
     return roots[0], lists
 
-# %% ../../nbs/80_config.ipynb #5ce13273
+# %% ../../nbs/80_config.ipynb #bc98d807
 _ARGS = dict(drop_rate='drop_rate', drop_path_rate='drop_path_rate', dropout='drop_rate', classifier_dropout='drop_rate',
              dropout_prob='drop_rate', layer_scale_init_value='ls_init_value', head_init_scale='head_init_scale',
              input_image_channel='in_chans', width='width')
@@ -94,7 +94,7 @@ def _overridden(s): # of TinyNet; momentum is what stays, and in torch what come
     own = dict(bn_momentum=round(1 - momentum, 6)) if momentum != .9 else {}
     return own | (dict(bn_eps=eps) if eps != 1e-5 else {}) | (dict(drop_path_rate=drop) if drop is not None else {})
 
-# %% ../../nbs/80_config.ipynb #89537797
+# %% ../../nbs/80_config.ipynb #678355bf
 _TOPK = ('TopkAcc', 'DistillationTopkAcc', 'GoogLeNetTopkAcc')
 
 def _topk(metric, part): # the `k`s; (): none is wanted
@@ -114,7 +114,7 @@ def _metrics(cfg): # of the evaluation, as a plan has them, and of the training
     from imgcls_nb.metrics import read_metric
     return tuple(read_metric(f'top{k}') for k in valid), train
 
-# %% ../../nbs/80_config.ipynb #851ce5e3
+# %% ../../nbs/80_config.ipynb #73ae29fc
 def plan_from_config(
     cfg:dict, # From `read_config`
     demanded:tuple=(), # Paths that were overridden; a device among them is demanded, not preferred
@@ -151,6 +151,7 @@ def plan_from_config(
     return replace(plan, notes=tuple(notes))
 
 def _check_callbacks(pairs, run): # now, and not when training begins; a teacher may come later
+    import imgcls_nb.data # noqa: F401 (first, because it imports fastai quietly)
     from imgcls_nb.callbacks.catalog import make_callbacks
     make_callbacks([o for o in pairs if o[0] != 'distill'], run)
 
@@ -159,7 +160,7 @@ def _reports(g, cfg, train_ks, mix): # callbacks that tell how the training goes
         raise InputError("Global: eval_during_train=True, eval_interval=1 and use_visualdl=False are the values supported.")
     return ()
 
-# %% ../../nbs/80_config.ipynb #c171fa68
+# %% ../../nbs/80_config.ipynb #9a1f5de5
 def _check_rest(g, model, data, notes): # keys of Global that only one value makes sense of here
     g.one_of('eval_mode', ('classification',), 'classification'), g.one_of('use_multilabel', (False,), False)
     for k in ('uniform_output_enabled', 'export_for_fd'): g.one_of(k, (False,), False)
@@ -188,7 +189,7 @@ def _precision(cfg, notes):
     amp.done(HARMLESS['AMP'])
     return 'auto' if wanted or 'AMP' not in cfg else 'fp32'
 
-# %% ../../nbs/80_config.ipynb #d0557239
+# %% ../../nbs/80_config.ipynb #9b85cf3b
 def _run(checkpoint, usual, notes): # its folder, and the checkpoint to go on from
     if not checkpoint: return str(usual), None
     path = Path(checkpoint.removesuffix('.safetensors'))
@@ -227,7 +228,7 @@ def _device(name, demanded, notes):
     tell(notes, f"The config asks for device {name}; this machine has none, so the CPU is used.")
     return 'cpu'
 
-# %% ../../nbs/80_config.ipynb #0f3beb49
+# %% ../../nbs/80_config.ipynb #23b0cec0
 def plan_from_folder(
     path, # Folder of pictures
     arch:str='resnet18', # A timm or PaddleClas name
