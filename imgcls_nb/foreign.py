@@ -8,6 +8,7 @@ __all__ = ['OPS', 'FILTER_NAMES', 'POSTS', 'preprocess_from_ops', 'read_class_ma
 # %% ../nbs/04_foreign.ipynb #02a15a3a
 import math
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,7 +117,7 @@ def read_class_map(
 def _find_class_map(file, folder):
     near = [o for o in (Path(file), folder/file) if o.is_file()]
     if near: return read_class_map(near[0])
-    print(f"There is no '{file}' (class_id_map_file): classes are named by their numbers.")
+    print(f"There is no '{file}' (class_id_map_file): classes are named by their numbers.", file=sys.stderr)
     return {}
 
 def _labels(given, n): # a list, or numbers to names
