@@ -85,7 +85,7 @@ def test_labels_come_from_where_they_are(folder, monkeypatch, capsys):
     assert open_foreign(model, config, labels=folder/'labels.txt').labels[0] == 'red fox'
     (folder/'labels.txt').unlink()
     assert open_foreign(model, config).labels == tuple('0123')
-    assert "There is no 'labels.txt'" in capsys.readouterr().out
+    assert "There is no 'labels.txt'" in capsys.readouterr().err
     values = yaml.safe_load(SHIPPED)
     values['PostProcess'] = dict(Topk=dict(topk=1, label_list=list('wxyz')))
     assert open_foreign(model, values).labels == tuple('wxyz')
