@@ -13,10 +13,12 @@ from fastai.callback.core import Callback
 
 from .averaging import EMA, SWA
 from .compile import CompileModel
+from .console import Console
 from .distill import Distill
 from .guards import DivergenceGuard, EarlyStop, TimeLimit
 from .steps import Accumulate, BackOff, ClipNorm
 from .trackers import TRACKERS, make_tracker
+from .validating import ValidateEvery
 from ..core import InputError
 from ..mixing import MIX_OPS
 from ..names import find_name, nearest
@@ -24,7 +26,8 @@ from ..schedules import SCHEDULES
 
 # %% ../../nbs/44_callbacks.catalog.ipynb #c23fd166
 CALLBACKS = dict(accumulate=Accumulate, clip_norm=ClipNorm, back_off=BackOff, ema=EMA, swa=SWA, divergence_guard=DivergenceGuard,
-                 early_stop=EarlyStop, time_limit=TimeLimit, compile=CompileModel, distill=Distill)
+                 early_stop=EarlyStop, time_limit=TimeLimit, compile=CompileModel, distill=Distill,
+                 console=Console, validate_every=ValidateEvery)
 
 def callback_ops(
     cbs, # A name, a `(name, arguments)` pair, a fastai callback, or a list of these; None: none

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .distillation import read_distillation_losses, read_pair
-from .objective import read_objective, read_schedule, read_smoothing, read_step_callbacks
+from .objective import read_objective, read_schedule, read_smoothing, read_step_callbacks, schedule_name
 from .reading import SECTIONS, Section, find_config, read_config, read_value, single_ops
 from .transforms import read_augmentation, read_mixing, read_preprocess, read_sizes, tell
 from ..core import InputError, did_you_mean, size_hw
@@ -20,8 +20,7 @@ _all_ = ['find_config', 'read_config', 'read_value']
 
 # %% ../../nbs/80_config.ipynb #c8e6ac7d
 HARMLESS = dict(
-    Global='to_static use_dali log_ranks print_mem_info pdx_model_name hpi_config_path save_inference_dir train_mode '
-           'print_batch_step',
+    Global='to_static use_dali log_ranks print_mem_info pdx_model_name hpi_config_path save_inference_dir train_mode',
     Arch='use_sync_bn use_fused_attn use_fused_linear data_format infer_model_name infer_output_key',
     AMP='scale_loss use_dynamic_loss_scaling use_fp16_test use_promote')
 
@@ -145,10 +144,17 @@ def plan_from_config(
     plan = Plan(data, model, read_objective(cfg, model.arch, float(smoothing), notes), read_schedule(cfg, epochs, notes), mix=mix,
                 metrics=metrics, callbacks=callbacks, precision=_precision(cfg, notes),
                 device=device, run=run, resume=resume,
-                save_interval=max(0, g.kind('save_interval', 1, (int,), 'a whole number')))
+                save_interval=max(0, g.kind('save_interval', 1, (int,), 'a whole number')), **_best(g, cfg, notes))
     _check_rest(g, model, data, notes)
     _compare_inference(cfg, data, notes)
     return replace(plan, notes=tuple(notes))
+
+def _best(g, cfg, notes): # what tells the best epoch where not all are validated
+    if g.flag('eval_during_train', True):
+        some = g.get('eval_interval', 1) != 1 or g.get('start_eval_epoch', 0)
+        return dict(monitor='top1') if some and 'EMA' not in cfg else {}
+    tell(notes, "Global.eval_during_train=False: best_model is the epoch with the lowest training loss.")
+    return dict(monitor='train_loss', monitor_mode='min')
 
 def _check_callbacks(pairs, run): # now, and not when training begins; a teacher may come later
     import imgcls_nb.data # noqa: F401 (first, because it imports fastai quietly)
@@ -156,9 +162,13 @@ def _check_callbacks(pairs, run): # now, and not when training begins; a teacher
     make_callbacks([o for o in pairs if o[0] != 'distill'], run)
 
 def _reports(g, cfg, train_ks, mix): # callbacks that tell how the training goes
-    if g.get('eval_interval', 1) != 1 or g.get('eval_during_train', True) is not True or g.get('use_visualdl', False):
-        raise InputError("Global: eval_during_train=True, eval_interval=1 and use_visualdl=False are the values supported.")
-    return ()
+    every, n = g.count('print_batch_step', 10), g.count('eval_interval', 1)
+    after, during = g.count('start_eval_epoch', 0, least=0), g.flag('eval_during_train', True)
+    out = [('console', dict(every=every, topk=[] if mix else list(train_ks), schedule=schedule_name(cfg)))]
+    if not during or n > 1 or after: out.append(('validate_every', dict(n=n if during else 0, after=after)))
+    if g.flag('use_visualdl', False):
+        out.append(('tensorboard', dict(every=every, graph=True, samples=8, histograms=True, embedding=256)))
+    return tuple(out)
 
 # %% ../../nbs/80_config.ipynb #9a1f5de5
 def _check_rest(g, model, data, notes): # keys of Global that only one value makes sense of here
