@@ -209,11 +209,11 @@ def _infer_config(args):
     from imgcls_nb.config.reading import Section
     from imgcls_nb.core import list_images
     named, args.run = [*filter(None, [args.run]), *args.pictures], None # behind -c there is no run
-    infer = Section(read_config(args.config, args.override).get('Infer'), 'Infer')
+    infer, trained = Section(read_config(args.config, args.override).get('Infer'), 'Infer'), _config_trained(args)
     files = [f for o in named for f in list_images(o)] or infer_pictures(infer)
     out = infer.text('save_dir') and answers_file(infer.text('save_dir'))
     k, bs = infer.sub('PostProcess').count('topk', 5), infer.count('batch_size', 10)
-    trained, saved, bad = _config_trained(args), [], 0
+    saved, bad = [], 0
     for answers, errors in infer_batches(trained, files, k if args.topk is None else args.topk, bs):
         for o in errors: print(o, file=sys.stderr)
         if out: saved += answers

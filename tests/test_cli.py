@@ -237,7 +237,7 @@ def test_pictures_that_moved_away(refused, imgcls, trained_run, shapes, tmp_path
     assert labels(imgcls('infer', 'run', shapes/'circle')[0]), "to label other pictures they are not needed"
 
 def test_infer_without_pictures(refused, trained_run):
-    assert 'no pictures to label. Name them, or give -o Infer.infer_imgs' in refused('infer', trained_run)
+    assert 'no pictures to label. Name them behind the run folder' in refused('infer', trained_run)
 
 @pytest.mark.parametrize('args, says', [
     ([], 'required'), (['tarin', 'x'], "invalid choice: 'tarin'"),

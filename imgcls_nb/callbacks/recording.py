@@ -258,7 +258,7 @@ def best_of(
     if monitor: return score_of(values, monitor, mode, metrics), monitor.startswith('ema_')
     plain, averaged = (score_of({k.removeprefix('ema_'): v for k, v in values.items() if k.startswith('ema_') == ema})
                        for ema in (False, True))
-    return max((plain, False), (averaged, True))
+    return (averaged, True) if averaged > plain else (plain, False)
 
 def tell_best(
     facts:dict, # Of the epoch: its number and values
