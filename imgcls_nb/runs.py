@@ -6,6 +6,7 @@
 __all__ = ['STEP_VALUES', 'NOT_SCORES', 'Run', 'describe_env']
 
 # %% ../nbs/40_runs.ipynb #17817002
+import errno
 import json
 import os
 import platform
@@ -71,13 +72,18 @@ def log(self:Run,
 ):
     "Append one line to `run.jsonl`"
     line = json.dumps(dict(event=event, time=round(time.time(), 3)) | values, ensure_ascii=False)
-    try:
-        with open(self.path/'run.jsonl', 'a+b') as f:
-            f.seek(max(0, f.tell() - 1))
-            cut = f.read(1) not in (b'', b'\n') # a line that a crash cut short must not spoil this one
-            f.write(b'\n'*cut + line.encode('utf-8', 'replace') + b'\n')
+    with self._explained('log'), open(self.path/'run.jsonl', 'a+b', buffering=0) as f: # a line is one write: threads log, too
+        f.seek(max(0, f.tell() - 1))
+        cut = f.read(1) not in (b'', b'\n') # a line that a crash cut short must not spoil this one
+        line = b'\n'*cut + line.encode('utf-8', 'replace') + b'\n'
+        if f.write(line) < len(line): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+@patch
+@contextmanager
+def _explained(self:Run, what):
+    try: yield
     except OSError as e:
-        raise InputError(f"The log of the run '{self.path}' cannot be written: {in_words(e)} and resume the run.") from e
+        raise InputError(f"The {what} of the run '{self.path}' cannot be written: {in_words(e)} and resume the run.") from e
 
 @patch
 def events(self:Run,
@@ -142,7 +148,8 @@ def _is_saved(self:Run, file): # by fastai's `learn.save`, or by a start that wa
     return file.relative_to(self.path).parts[0] in ('models', 'run.lock', '.config.yaml.part')
 
 @patch
-def write_plan(self:Run, plan): write_atomic(self.path/'config.yaml', plan_to_yaml(plan).encode())
+def write_plan(self:Run, plan):
+    with self._explained('plan'): write_atomic(self.path/'config.yaml', plan_to_yaml(plan).encode())
 
 def _write_json(file, values): write_atomic(file, json.dumps(values, indent=1, ensure_ascii=False).encode())
 
@@ -176,7 +183,8 @@ def lock(self:Run):
 @patch
 def unlock(self:Run):
     "Let others write"
-    self._lock.give_back()
+    try: self._lock.give_back()
+    except OSError as e: print(f"The lock '{self.path/'run.lock'}' stays: {in_words(e)}.") # others see that its process ends
 
 @patch
 @contextmanager
@@ -189,13 +197,21 @@ def locked(self:Run):
         if not mine: self.unlock()
 
 @patch(as_prop=True)
-def status(self:Run) -> str: # 'running', 'killed', 'interrupted', 'failed', 'stopped' (early), 'finished'; 'empty': no epoch yet
+def status(self:Run) -> str: # 'running', or as `last_status`
     "How it stands with the run"
     if holder := self._lock.holder: return 'running' if holder.alive else 'killed'
-    for o in reversed(self.events()):
-        if o['event'] in ('interrupted', 'failed', 'stopped'): return o['event']
-        if o['event'] in ('epoch', 'checkpoint'): return 'finished'
-    return 'empty'
+    return self.last_status
+
+@patch(as_prop=True)
+def last_status(self:Run) -> str: # 'killed', 'interrupted', 'failed', 'stopped' (early), 'finished'; 'empty': no epoch yet
+    "How its log ends, whoever may write on"
+    status, at = 'empty', -1
+    for o in self.events():
+        if o['event'] in ('interrupted', 'failed', 'stopped'): status, at = o['event'], _at(o, 'step')
+        elif o['event'] == 'end': status = status if status == 'stopped' else 'finished'
+        elif o['event'] == 'resume': status, at = 'killed', _at(o, 'step') # unless more is said
+        elif o['event'] in ('epoch', 'checkpoint') and _at(o, 'step') > at: status = 'killed'
+    return status
 
 # %% ../nbs/40_runs.ipynb #0375d8fc
 STEP_VALUES = ('loss', 'lr', 'lr_first', 'wait')

@@ -1,4 +1,5 @@
 "A run that was killed at any moment ends as if nothing had happened, or says why it cannot"
+import errno
 import hashlib
 import itertools
 import json
@@ -354,6 +355,39 @@ def test_one_writer_at_a_time(pictures, tmp_path):
     learn = make(pictures, tmp_path/'run', cbs=Other())
     with learn.no_bar(): one_cycle(learn)
     assert 'is being written by' in said[0] and Run(tmp_path/'run').status == 'finished'
+
+def fill_the_disk(monkeypatch): # as far as the run writes
+    def full(*args, **kwargs): raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(files, '_write_synced', full)
+
+def test_a_full_disk(pictures, tmp_path, monkeypatch, capsys):
+    class Fill(Callback):
+        def after_batch(self):
+            if self.clock.steps == 1: fill_the_disk(monkeypatch)
+    class Careless(Callback):
+        order = -99
+        def close(self): raise ZeroDivisionError('of its own')
+    learn = make(pictures, tmp_path/'run', cbs=[Fill(), Careless()])
+    with pytest.raises(InputError, match="checkpoint 'latest' could not be written.*disk is full.*whole: latest"), learn.no_bar():
+        one_cycle(learn)
+    run, out = Run(tmp_path/'run'), capsys.readouterr().out
+    assert run.status == 'failed' and 'disk is full' in run.events('failed')[0]['error']
+    assert run.steps().step.tolist() == [1, 2, 3]
+    assert "The plan of the run" in out and 'careless could not put back what it had changed: of its own' in out
+    monkeypatch.undo()
+    for cb in (learn.fill, learn.careless): learn.remove_cb(cb)
+    with learn.no_bar(): one_cycle(learn, resume=True)
+    assert run.status == 'finished' and learn.clock.steps == 6
+
+def test_a_copy_of_a_run_that_goes_on_is_not_finished(pictures, tmp_path):
+    class Copy(Callback):
+        order = 99
+        def before_train(self):
+            self.checkpointer.wait()
+            if self.clock.epochs == 1: shutil.copytree(tmp_path/'run', tmp_path/'copy', ignore=shutil.ignore_patterns('run.lock'))
+    learn = make(pictures, tmp_path/'run', cbs=Copy())
+    with learn.no_bar(): one_cycle(learn)
+    assert (Run(tmp_path/'copy').status, Run(tmp_path/'run').status) == ('killed', 'finished')
 
 # Parts
 

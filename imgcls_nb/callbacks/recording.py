@@ -11,6 +11,7 @@ import math
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 
 import torch
 from fastai.callback.core import Callback
@@ -113,15 +114,22 @@ class RunWriter(Callback):
 
     def load_state(self, state:dict): self.train_start = time.monotonic() - state['seconds']
 
+    def end(self):
+        "Note that the training was not cut"
+        if self.started and self.run_folder.last_status not in ('finished', 'stopped'): self.run_folder.log('end', **self._counts)
+
+    @property
+    def _counts(self): return dict(epoch=self.clock.epochs, step=self.clock.steps)
+
     def close(self): # called when a fit is interrupted, or fails
-        self.resumed = None
+        self.resumed, self.trained = None, False
         if not self.started: return
         kind, error, _ = sys.exc_info()
         event = 'interrupted' if kind in (None, KeyboardInterrupt) else 'failed'
-        self.log_steps()
-        self.trained = False
-        self.run_folder.write_plan(self.learn.whole_plan)
-        self.run_folder.log(event, epoch=self.clock.epochs, step=self.clock.steps, error=str(error or '') or None)
+        whole = partial(self.run_folder.write_plan, self.learn.whole_plan)
+        for act in (self.log_steps, whole, partial(self.run_folder.log, event, **self._counts, error=str(error or '') or None)):
+            try: act()
+            except InputError as e: print(e) # what ended the fit is to be heard, and this may be its consequence
 
 def _short(v): return None if v is None else _number(f'{v:.6g}')
 
