@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback
-from fastai.optimizer import Adam, OptimWrapper
+from fastai.optimizer import SGD, Adam, OptimWrapper
 from fastcore.foundation import L
 from torch.optim import AdamW
 
@@ -260,6 +260,31 @@ def test_more_epochs_are_another_schedule(pictures, copied):
     (lambda learn, **kw: learn.fit_one_cycle(2, 1e-3, **kw), r'fit_one_cycle.lr_max was 0.004 and is 0.001.*allow=\[.lr_max.\]')])
 def test_another_call(pictures, copied, call, says):
     with pytest.raises(InputError, match=says): call(make(pictures, copied), resume=True)
+
+def own_loss(pred, targ): return 5*torch.nn.functional.cross_entropy(pred, targ)
+
+@posix
+@pytest.mark.parametrize('then, now, name', [({}, dict(loss=own_loss), 'loss'), (dict(loss=own_loss), {}, 'loss'),
+                                             ({}, dict(opt=Adam), 'opt'), ({}, dict(cbs=Callback()), 'cbs')], ids=str)
+def test_an_object_that_is_given_or_dropped(pictures, tmp_path, then, now, name):
+    assert killed(make(pictures, tmp_path/'run', **then), one_cycle, 'before_batch', 6)
+    with pytest.raises(InputError, match=fr"objects.{name} was '(not )?given' and is.*allow=\['{name}'\]"):
+        resumed(make(pictures, tmp_path/'run', **now), one_cycle)
+    learn = make(pictures, tmp_path/'run', **now)
+    with learn.no_bar(): one_cycle(learn, resume=True, allow=name)
+    assert learn.clock.epochs == 2 and not Run(tmp_path/'run').events('resume')[-1]['exact']
+
+@posix
+def test_objects_cannot_be_compared(pictures, tmp_path, capsys):
+    assert killed(make(pictures, tmp_path/'run', opt=Adam), one_cycle, 'before_batch', 6)
+    with pytest.raises(InputError, match=r"The optimizer is another one.*allow=\['opt'\]"):
+        resumed(make(pictures, tmp_path/'run', opt=SGD), one_cycle)
+    with pytest.raises(InputError, match="The optimizer is another one"):
+        resumed(make(pictures, tmp_path/'run', opt=AdamW), one_cycle)
+    learn = make(pictures, tmp_path/'run', opt=SGD)
+    with learn.no_bar(): one_cycle(learn, resume=True, allow='opt')
+    assert 'nobody can tell whether these are what they were: opt.' in capsys.readouterr().out
+    assert not Run(tmp_path/'run').events('resume')[-1]['exact'] and learn.clock.epochs == 2
 
 @posix
 def test_a_call_that_was_refused_is_made_again(pictures, copied, cut, tmp_path):
