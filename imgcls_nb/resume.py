@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from .checkpoints import Checkpoint, newest_checkpoint, read_checkpoint
 from .core import InputError
-from .moments import Moment
+from .moments import Moment, keeps_state
 from .plan import FitPlan, Plan, plan_to_dict
 from .runs import Run, describe_env
 
@@ -201,6 +201,10 @@ def _doubt_objects(learn):
     if not (objects := [o for o in learn.plan.custom if o not in INSIDE]): return
     learn.resumption.exact = False
     print(f"Objects are in no plan, so nobody can tell whether these are what they were: {', '.join(objects)}.")
+    for cb in learn.cbs:
+        if not (keeps_state(cb) or type(cb).__module__.startswith(_KNOWN)): print(f"The callback '{cb.name}' keeps no state.")
+
+_KNOWN = 'imgcls_nb.', 'fastai.learner', 'fastai.callback.core', 'fastai.callback.progress' # what needs none
 
 def _call(fit): return f"{fit.method}({', '.join(f'{k}={v}' for k, v in fit.args.items())})"
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback
+from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
 from fastai.optimizer import SGD, Adam, OptimWrapper
 from fastcore.foundation import L
 from torch.optim import AdamW
@@ -260,6 +261,28 @@ def test_more_epochs_are_another_schedule(pictures, copied):
     (lambda learn, **kw: learn.fit_one_cycle(2, 1e-3, **kw), r'fit_one_cycle.lr_max was 0.004 and is 0.001.*allow=\[.lr_max.\]')])
 def test_another_call(pictures, copied, call, says):
     with pytest.raises(InputError, match=says): call(make(pictures, copied), resume=True)
+
+def trackers(): # a random network's loss is never lower by five
+    return [EarlyStoppingCallback('valid_loss', patience=2, min_delta=5.), ReduceLROnPlateau('train_loss', patience=3, min_delta=5.),
+            SaveModelCallback(), Counting()]
+
+class Counting(Callback): pass
+
+@posix
+@pytest.mark.parametrize('moment', [dict(event='before_batch', n=5), dict(event='after_epoch', n=1), dict(event='after_fit', n=1)],
+                         ids=str)
+def test_callbacks_of_fastai_remember(pictures, tmp_path, moment, capsys):
+    def train(learn, **kwargs): learn.fit(5, 1e-3, **kwargs)
+    whole = make(pictures, tmp_path/'whole', cbs=trackers())
+    with whole.no_bar(): train(whole)
+    run = Run(tmp_path/'whole')
+    assert run.history().epoch.tolist() == [1, 2, 3] and run.steps().step.tolist() == list(range(1, 10))
+    assert read_checkpoint(run.path, 'latest').facts['step'] == 9
+    assert killed(make(pictures, tmp_path/'run', cbs=trackers()), train, **moment)
+    capsys.readouterr()
+    got, want = outcome(resumed(make(pictures, tmp_path/'run', cbs=trackers()), train)), outcome(whole)
+    out = capsys.readouterr().out
+    assert got == want and "The callback 'counting' keeps no state" in out and 'early_stopping' not in out
 
 def own_loss(pred, targ): return 5*torch.nn.functional.cross_entropy(pred, targ)
 
