@@ -23,7 +23,7 @@ from torch.optim import AdamW
 
 from imgcls_nb import files
 from imgcls_nb.callbacks.clock import Clock
-from imgcls_nb.checkpoints import read_checkpoint
+from imgcls_nb.checkpoints import read_checkpoint, save_checkpoint
 from imgcls_nb.config import plan_from_config, read_config
 from imgcls_nb.core import InputError
 from imgcls_nb.data import image_dls
@@ -367,14 +367,48 @@ def test_no_checkpoint_is_whole(pictures, copied):
 
 @posix
 def test_from_a_checkpoint_by_name(pictures, tmp_path, capsys):
-    whole = make(pictures, tmp_path/'run', cbs='ema')
+    how = dict(cbs='ema', monitor='ema_valid_loss')
+    whole = make(pictures, tmp_path/'run', **how)
     with whole.no_bar(): scheduled(whole)
     want = outcome(whole)
-    learn = make(pictures, tmp_path/'run', cbs='ema')
+    learn = make(pictures, tmp_path/'run', **how)
     with learn.no_bar(): scheduled(learn, resume='epoch_1')
     assert "goes on from 'epoch_1': after epoch 1 of 3" in capsys.readouterr().out and outcome(learn) == want
-    with pytest.raises(InputError, match="'best_model'.*holds weights alone"): make(pictures, tmp_path/'run', cbs='ema').fit(
+    with pytest.raises(InputError, match="'best_model'.*holds weights alone"): make(pictures, tmp_path/'run', **how).fit(
         1, resume='best_model')
+
+def names_of(run): return {o.stem: json.loads(o.read_text())['facts']['step'] for o in run.path.glob('*.json')
+                           if o.stem not in ('data', 'env')}
+
+@posix
+@pytest.mark.parametrize('how', [{}, dict(save_interval=2, cbs='ema')], ids=str)
+def test_going_back_is_kept_by_a_crash(pictures, tmp_path, how):
+    def train(learn, rate=4e-3, **kwargs): learn.fit(4, rate, **kwargs)
+    run = Run(tmp_path/'run')
+    learn = make(pictures, run.path, monitor='train_loss', monitor_mode='max', keep_last=None, **how)
+    learn.checkpointer.mode = 'min' # the last epoch is the best
+    with learn.no_bar(): train(learn)
+    assert names_of(run)['best_model'] == names_of(run)['latest'] == 12
+    back = make(pictures, run.path, monitor='train_loss', monitor_mode='max', keep_last=None, **how)
+    back.checkpointer.mode = 'min'
+    assert killed(back, partial(train, rate=1e-9, resume='epoch_2', allow='lr'), 'before_batch', 1)
+    assert names_of(run) == {k: 3*int(k[-1]) for k in ('epoch_1', 'epoch_2') if not how or k != 'epoch_1'} | dict(latest=6, best_model=6)
+    again = make(pictures, run.path, monitor='train_loss', monitor_mode='max', keep_last=None, **how)
+    with again.no_bar(): train(again, rate=1e-9, resume=True, allow='lr')
+    assert run.events('resume')[-1]['checkpoint'] == 'latest' and run.history().epoch.tolist() == [1, 2, 3, 4]
+    assert again.clock.steps == names_of(run)['latest'] == 12
+
+def test_the_best_of_what_is_left(pictures, tmp_path):
+    learn = make(pictures, tmp_path/'run', save_interval=0)
+    with learn.no_bar(): learn.fit(1, 1e-3)
+    learn.checkpointer.best, learn.clock.steps = (2., 2.), 2 # as if it had gone back into the first epoch
+    for o in ('best_model', 'latest'): save_checkpoint(tmp_path/'run', o, {}, None, dict(step=3 if o == 'best_model' else 2, epoch=0))
+    learn.checkpointer.go_back('latest')
+    assert learn.checkpointer.best is None and names_of(Run(tmp_path/'run')) == dict(latest=2)
+    save_checkpoint(tmp_path/'run', 'epoch_1', {}, None, dict(step=2, epoch=1, top1='nan', valid_loss=.5))
+    save_checkpoint(tmp_path/'run', 'best_model', {}, None, dict(step=3, epoch=1))
+    learn.checkpointer.go_back('latest')
+    assert learn.checkpointer.best == (-np.inf, -.5) and names_of(Run(tmp_path/'run'))['best_model'] == 2
 
 @posix
 def test_predictions_before_the_run_goes_on_are_the_runs(pictures, tmp_path):

@@ -17,7 +17,8 @@ import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import rank_distrib
 
-from ..checkpoints import Background, drop_checkpoint, link_checkpoint, take_snapshot, write_snapshot
+from ..checkpoints import (Background, drop_checkpoint, drop_later, link_checkpoint, read_manifest, take_snapshot,
+                                   write_snapshot)
 from ..core import InputError
 from ..files import write_atomic
 from ..metrics import counts_of, lower_is_better
@@ -54,6 +55,7 @@ class RunWriter(Callback):
         self.epochs_before = self.clock.epochs
 
     def _go_on(self):
+        self.learn.checkpointer.go_back(self.resumed['checkpoint'])
         if any(o.startswith('pictures') for o in self.resumed['changed']):
             write_atomic(self.run_folder.path/'data.json', json.dumps(self.data, indent=1, ensure_ascii=False).encode())
         self.run_folder.log('resume', epoch=self.clock.epochs, step=self.clock.steps, **self.resumed)
@@ -219,11 +221,25 @@ class Checkpointer(Callback):
         if best: write_snapshot(path, 'best_model', best, {k: v for k, v in facts.items() if k != 'position'})
         write_snapshot(path, names[0], shot, facts)
         for o in names[1:]: link_checkpoint(path, names[0], o)
-        there = sorted(int(o.stem.removeprefix('epoch_')) for o in path.glob('epoch_*.json'))
-        for n in there[:-self.keep_last] if self.keep_last else (): drop_checkpoint(path, f'epoch_{n}')
+        for o in _epochs(path)[:-self.keep_last] if self.keep_last else (): drop_checkpoint(path, o)
         if not facts['step']: return # nothing has happened yet
         kept = any(o.startswith('epoch_') for o in names)
         self.run_folder.log('checkpoint', **counts, best=bool(best) or 'best_model' in names, kept=kept)
+
+    def go_back(self,
+        name:str, # Of a checkpoint, whose state the learner has entered
+    ):
+        "Let the run stand there, also for those who come after a crash, and forget what came later"
+        path = self.run_folder.path
+        if name != 'latest': link_checkpoint(path, name, 'latest')
+        if 'best_model' in drop_later(path, self.clock.steps): self._find_best(['latest', *_epochs(path)])
+
+    def _find_best(self, names): # of what is left
+        found = [(score_of(_values(read_manifest(self.run_folder.path, o)), self.monitor, self.mode, self.learn.metrics), o)
+                 for o in names]
+        self.best, name = max(found)
+        if max(self.best) == -math.inf: self.best = None # it is within an epoch, which has no values yet
+        else: link_checkpoint(self.run_folder.path, name, 'best_model')
 
     def wait(self):
         "Come back when all that was to be saved is on disk"
@@ -243,6 +259,12 @@ class Checkpointer(Callback):
     def state(self) -> dict: return dict(best=self.best) # for a checkpoint
 
     def load_state(self, state:dict): self.best, self.saved_at = state['best'] and tuple(state['best']), time.monotonic()
+
+def _epochs(path): # names of checkpoints, the newest last
+    return sorted((o.stem for o in path.glob('epoch_*.json')), key=lambda name: int('0' + name.removeprefix('epoch_')))
+
+def _values(facts): # of a manifest, which has texts for what is no number
+    return {k: float(v) for k, v in facts.items() if isinstance(v, (int, float)) or v in ('nan', 'inf', '-inf')}
 
 # %% ../../nbs/41_callbacks.recording.ipynb #8f9c1333
 def score_of(
