@@ -70,7 +70,7 @@ def check_changes(
     if lost := [k for k in asked if k in NEVER]: raise InputError(_LOST.format(where=where, what=_said(changes, lost)))
     if left := [k for k in asked if not is_allowed(k, allow)]:
         raise InputError(_REFUSED.format(where=where, what=_said(changes, left), allow=', '.join(map(repr, map(_last, left)))))
-    return not asked and not any(_last(k) in LENGTH and k != 'fit.n_epoch' for k in changes)
+    return not asked and not any(_last(k) in LENGTH for k in changes)
 
 def is_allowed(
     name:str, # Dotted
@@ -125,9 +125,11 @@ def env_changes(
     run:Run, # As it began
 ) -> dict: # Name to a pair of values
     "Differences of machine and packages that may change the last digits of a result"
-    flat = lambda env: {k: env.get(k) for k in ('torch_threads', 'gpu', 'machine')} | env.get('packages', {})
+    flat = lambda env: {k: env.get(k) for k in _MACHINE} | env.get('packages', {})
     a, b = flat(run.env), flat(describe_env())
     return {k: (a[k], b.get(k)) for k in a if a[k] != b.get(k) and k != 'onnxruntime'}
+
+_MACHINE = 'machine', 'cpu', 'cpu_units', 'torch_cpu', 'torch_threads', 'gpu'
 
 # %% ../nbs/44_resume.ipynb #9a035589
 @dataclass
@@ -136,12 +138,15 @@ class Resumption:
     plan: Plan # As it was
     checkpoint: str # Where it goes on
     epochs: int # How many were done there
+    steps: int # And how many of these
     changes: dict = field(default_factory=dict) # Name to a pair of values
-    exact: bool = True # Whether it will end as if nothing had happened
+    env: dict = field(default_factory=dict) # The same, of machine and packages
+    exact: bool = True # Whether it will end as if nothing had happened, on the same machine
 
     @property
     def facts(self) -> dict: # For the log
-        return dict(checkpoint=self.checkpoint, exact=self.exact, changed={k: list(v) for k, v in self.changes.items()})
+        changed = self.changes | {f'env.{k}': v for k, v in self.env.items()}
+        return dict(checkpoint=self.checkpoint, exact=self.exact and not self.env, changed={k: list(v) for k, v in changed.items()})
 
 def take_up(
     learn, # An `ImageLearner` with a run
@@ -159,10 +164,10 @@ def take_up(
     then = run.plan
     changes = plan_changes(then, learn.plan) | data_changes(run, learn.run_writer.data)
     exact = check_changes(changes, allow, f"The run '{run.path}'")
-    _go_on(learn, Resumption(then, found.name, found.facts['epoch'], changes, exact), found, env_changes(run))
+    _go_on(learn, Resumption(then, found.name, found.facts['epoch'], found.facts['step'], changes, env_changes(run), exact), found)
 
 # %% ../nbs/44_resume.ipynb #275d174e
-def _go_on(learn, resumption, found, env):
+def _go_on(learn, resumption, found):
     moment, n_iter = Moment.read(found), len(learn.dls.train)
     at = replace(moment.at, batch=moment.at.batch*n_iter//moment.at.n_iter, n_iter=n_iter) # batches of another size, perhaps
     changed = resumption.changes.keys()
@@ -170,10 +175,6 @@ def _go_on(learn, resumption, found, env):
     learn.model.load_state_dict(moment.weights) # for those who predict before
     learn.plan = replace(learn.plan, custom=tuple(o for o in learn.plan.custom if o != INTERRUPTED))
     learn.resumption = resumption
-    print(f"The run '{learn.run_folder.path}' goes on from '{found.name}': {at}, step {found.facts['step']}."
-          + (f" Changed: {_said(resumption.changes, changed)}." if changed else ''))
-    if env: print(f"The last digits may come out differently, because this is another machine or version: {_said(env, env)}.")
-    resumption.changes |= {f'env.{k}': v for k, v in env.items()}
     learn.run_writer.adopt(resumption.facts)
 
 _OTHER_OPT = {f'objective.{o}' for o in ('opt', 'layer_decay', 'decay_norm_bias')}
@@ -191,11 +192,22 @@ def check_call(
         raise InputError(f"{run} had {_call(then)} as training call {i + 1}, which is done, and not {_call(now)}. "
                          "Make the calls that were made, in their order, each with resume=True.")
     if i == learn.origin.at.call: changes |= object_changes(o.plan, learn.plan)
-    exact = check_changes(changes, allow, f"{run}, in training call {i + 1},")
+    exact = check_changes(changes, allow, f"{run}, in training call {i + 1},") or _only_longer(learn, changes)
     o.changes, o.exact, learn.own_rates = o.changes | changes, o.exact and exact, learn.own_rates or not exact
     learn.any_opt = is_allowed('opt', allow)
-    if i == learn.origin.at.call: _doubt_objects(learn)
+    if i == learn.origin.at.call: _tell(learn)
     learn.run_writer.adopt(o.facts)
+
+def _tell(learn): # what goes on from where, and how
+    o = learn.resumption
+    print(f"The run '{learn.run_folder.path}' goes on from '{o.checkpoint}': {learn.origin.at}, step {o.steps}."
+          + (f" Changed: {_said(o.changes, o.changes)}." if o.changes else ''))
+    if o.env: print(f"The last digits may come out differently, because this is another machine or version: {_said(o.env, o.env)}.")
+    _doubt_objects(learn)
+
+def _only_longer(learn, changes): # at a constant rate, with nothing that depends on the length
+    ends = learn.plan.data.start_size or any(name == 'swa' for name, _ in learn.plan.callbacks)
+    return [*changes] == ['fit.n_epoch'] and not ends
 
 def _doubt_objects(learn):
     if not (objects := [o for o in learn.plan.custom if o not in INSIDE]): return

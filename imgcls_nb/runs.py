@@ -13,7 +13,7 @@ import platform
 import subprocess
 import time
 from bisect import bisect_left
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -158,8 +158,16 @@ def describe_env() -> dict: # Plain values
     "Versions and hardware of this machine, and the git revision of the working directory"
     packages = 'imgcls_nb torch torchvision timm fastai numpy pillow onnxruntime'.split()
     return dict(python=platform.python_version(), system=platform.system(), machine=platform.machine(), cpus=os.cpu_count(),
-                torch_threads=torch.get_num_threads(), gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+                **_describe_cpu(), torch_threads=torch.get_num_threads(), gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
                 packages={p: _version(p) for p in packages}, git=_git_revision())
+
+def _describe_cpu(): # which instructions there are decides in what order numbers are added up
+    facts = {'model name': platform.processor(), 'flags': ''}
+    with suppress(OSError), open('/proc/cpuinfo') as f: # of Linux
+        lines = iter(f.readline, '\n') # up to the second processor
+        facts |= {k.strip(): v.strip() for k, _, v in (o.partition(':') for o in lines)}
+    units = sorted(o for o in facts['flags'].split() if o.startswith(('avx', 'amx', 'fma', 'sve')))
+    return dict(cpu=facts['model name'], cpu_units=' '.join(units), torch_cpu=torch.backends.cpu.get_cpu_capability())
 
 def _version(package):
     try: return version(package)

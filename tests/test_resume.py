@@ -33,7 +33,7 @@ from imgcls_nb.learner import image_learner, learner_from_plan, resume_run, run_
 from imgcls_nb.moments import Moment, Position, put_state, state_of
 from imgcls_nb.plan import FitPlan
 from imgcls_nb.resume import find_checkpoint
-from imgcls_nb.runs import Run
+from imgcls_nb.runs import Run, describe_env
 
 posix = pytest.mark.skipif(os.name != 'posix', reason="needs fork and SIGKILL")
 
@@ -254,6 +254,31 @@ def test_more_epochs_are_another_schedule(pictures, copied):
     long = make(pictures, None)
     with long.no_bar(): long.fit_one_cycle(4, 4e-3)
     assert learn.recorder.lrs[6:] == long.recorder.lrs[6:] and np.allclose(learn.recorder.lrs[4:6], long.recorder.lrs[4:6])
+
+@pytest.mark.parametrize('how, exact', [({}, True), (dict(cbs=[('swa', dict(start=.5))]), False),
+                                        (dict(data=dict(start_size=24)), False), (dict(cbs=Callback()), False)], ids=str)
+def test_a_longer_fit_is_exact_where_nothing_depends_on_the_length(pictures, tmp_path, how, exact, capsys):
+    run = Run(tmp_path/'run')
+    first = make(pictures, run.path, **how)
+    with first.no_bar(): first.fit(3, 1e-3)
+    learn, whole = make(pictures, run.path, **how), make(pictures, tmp_path/'whole', **how)
+    capsys.readouterr()
+    with learn.no_bar(): learn.fit(6, 1e-3, resume=True)
+    assert 'Changed: fit.n_epoch was 3 and is 6.' in capsys.readouterr().out and run.events('resume')[-1]['exact'] == exact
+    with whole.no_bar(): whole.fit(6, 1e-3)
+    if exact: assert hash_of(learn.model.state_dict()) == hash_of(whole.model.state_dict())
+    if 'swa' in str(how): assert whole.swa.n_averaged == 3 and learn.swa.n_averaged == 3, "an average begun too early is none"
+
+def test_another_machine_is_not_exact(pictures, tmp_path, monkeypatch, capsys):
+    first, run = make(pictures, tmp_path/'run'), Run(tmp_path/'run')
+    with first.no_bar(): first.fit(1, 1e-3)
+    assert {'cpu', 'cpu_units', 'torch_cpu'} <= set(run.env)
+    for k, v in (('torch_threads', 64), ('cpu_units', 'none')):
+        (run.path/'env.json').write_text(json.dumps(describe_env() | {k: v}))
+        learn = make(pictures, run.path)
+        with learn.no_bar(): learn.fit(1 + run.plan.schedule[0].args['n_epoch'], 1e-3, resume=True)
+        said = run.events('resume')[-1]
+        assert f'{k} was {v!r} and is' in capsys.readouterr().out and f'env.{k}' in said['changed'] and not said['exact']
 
 @posix
 @pytest.mark.parametrize('call, says', [
