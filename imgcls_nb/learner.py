@@ -47,7 +47,7 @@ from .moments import ResumableLearner
 from .names import is_number
 from .optim import make_optimizer, read_optimizer
 from .plan import FitPlan, ModelPlan, ObjectivePlan, Plan
-from .resume import INSIDE, INTERRUPTED, check_call, end_call, take_up
+from .resume import INSIDE, INTERRUPTED, check_call, end_call, take_up, tell_again
 from .runs import Run
 from .samplers import class_weights
 from .schedules import fit_scheduled
@@ -90,6 +90,7 @@ class ImageLearner(Idioms, ResumableLearner):
         self.call, self.fits, self.interrupted = len(self.plan.schedule), 0, True # until it has ended
         self._note(method, args)
         if self.origin: check_call(self, allow)
+        elif resume: tell_again(self)
 
     def _end_call(self):
         end_call(self)

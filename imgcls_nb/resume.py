@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ASIDE', 'FREE', 'NEVER', 'LENGTH', 'INTERRUPTED', 'INSIDE', 'plan_changes', 'call_changes', 'object_changes',
            'check_changes', 'is_allowed', 'find_checkpoint', 'data_changes', 'env_changes', 'Resumption', 'take_up',
-           'check_call', 'end_call']
+           'check_call', 'end_call', 'tell_again']
 
 # %% ../nbs/44_resume.ipynb #f25d92dc
 from contextlib import suppress
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from .checkpoints import Checkpoint, newest_checkpoint, read_checkpoint
 from .core import InputError
-from .moments import Moment, keeps_state
+from .moments import Moment, Position, keeps_state
 from .plan import FitPlan, Plan, plan_to_dict
 from .runs import Run, describe_env
 
@@ -117,6 +117,7 @@ def data_changes(
     then = run.data
     pairs = {f'pictures.{o}': (_pictures(then[o]), _pictures(data[o])) for o in ('train', 'valid')}
     pairs['classes'] = then['vocab'], data['vocab']
+    if {'teacher'} <= then.keys() & data.keys(): pairs['teacher'] = then['teacher'][:16], data['teacher'][:16] # of a distillation
     return {k: v for k, v in pairs.items() if v[0] != v[1]}
 
 def _pictures(part): return f"{part['pictures']:,} of checksum {part['list_sha256'][:8]}"
@@ -141,6 +142,7 @@ class Resumption:
     steps: int # And how many of these
     changes: dict = field(default_factory=dict) # Name to a pair of values
     env: dict = field(default_factory=dict) # The same, of machine and packages
+    at: Position|None = None # Where in the training calls
     exact: bool = True # Whether it will end as if nothing had happened, on the same machine
 
     @property
@@ -162,9 +164,10 @@ def take_up(
     if found is None: return print(f"There is nothing to resume in '{run.path}' yet; it starts.")
     if learn.interrupted: learn.plan = replace(learn.plan, schedule=learn.plan.schedule[:-1])
     then = run.plan
-    changes = plan_changes(then, learn.plan) | data_changes(run, learn.run_writer.data)
+    changes = plan_changes(then, learn.plan) | data_changes(run, learn.run_writer.facts)
+    if 'data.seed' in changes: changes = {k: v for k, v in changes.items() if not k.startswith('pictures.')} # it splits them
     exact = check_changes(changes, allow, f"The run '{run.path}'")
-    _go_on(learn, Resumption(then, found.name, found.facts['epoch'], found.facts['step'], changes, env_changes(run), exact), found)
+    _go_on(learn, Resumption(then, found.name, found.facts['epoch'], found.facts['step'], changes, env_changes(run), exact=exact), found)
 
 # %% ../nbs/44_resume.ipynb #275d174e
 def _go_on(learn, resumption, found):
@@ -199,7 +202,7 @@ def check_call(
     learn.run_writer.adopt(o.facts)
 
 def _tell(learn): # what goes on from where, and how
-    o = learn.resumption
+    o, learn.resumption.at = learn.resumption, learn.origin.at
     print(f"The run '{learn.run_folder.path}' goes on from '{o.checkpoint}': {learn.origin.at}, step {o.steps}."
           + (f" Changed: {_said(o.changes, o.changes)}." if o.changes else ''))
     if o.env: print(f"The last digits may come out differently, because this is another machine or version: {_said(o.env, o.env)}.")
@@ -227,7 +230,23 @@ def end_call(
     if learn.resumption is None: return
     call, epochs = _call(learn.plan.schedule[learn.call]), learn.resumption.epochs
     if learn.origin is None:
+        if learn.clock.steps == learn.resumption.steps: _nothing_left(learn, call, epochs)
         learn.resumption, learn.run_writer.started = None, True
-        if learn.clock.epochs == epochs: print(f"{call}: nothing was left to do; epoch {epochs} was its last.")
     elif learn.call < learn.origin.at.call: print(f"{call} was done already.")
     else: raise InputError(f"{call} ended before the place where the run stood, {learn.origin.at}.")
+
+def _nothing_left(learn, call, epochs): # plan and folder agree on what was done
+    *before, now = learn.plan.schedule
+    then, more = learn.resumption.plan.schedule[learn.call], learn.resumption.at.epoch > learn.n_epoch
+    if more: learn.plan = replace(learn.plan, schedule=(*before, then))
+    elif then != now: learn.run_folder.write_plan(learn.whole_plan)
+    print(f"{call}: nothing was left to do; epoch {epochs} was its last."
+          + (f" That is more than it asks for: the run stays {_call(then)}." if more else ''))
+
+def tell_again(
+    learn, # Its plan ends with a call that is to resume, and has nothing to go on with
+):
+    "Say that a call is one more, where it looks like the one before"
+    *_, before, now = None, *learn.plan.schedule
+    if before == now: print(f"{_call(now)} came to its end before, so this is one more, training call {len(learn.plan.schedule)}. "
+                            "resume=True goes on with what was cut.")

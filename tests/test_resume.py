@@ -269,6 +269,50 @@ def test_a_longer_fit_is_exact_where_nothing_depends_on_the_length(pictures, tmp
     if exact: assert hash_of(learn.model.state_dict()) == hash_of(whole.model.state_dict())
     if 'swa' in str(how): assert whole.swa.n_averaged == 3 and learn.swa.n_averaged == 3, "an average begun too early is none"
 
+def test_another_teacher(pictures, tmp_path):
+    def distilled(): return make(pictures, tmp_path/'run', cbs=[('distill', dict(teacher=str(tmp_path/'teacher')))])
+    for seed in (1, 2):
+        teacher = make(pictures, tmp_path/'teacher', dict(seed=seed))
+        with teacher.no_bar(): teacher.fit(1, 1e-3)
+        shutil.rmtree(tmp_path/'teacher-1', ignore_errors=True)
+        learn = distilled()
+        if seed == 1: resumed(learn, lambda learn, **kwargs: learn.fit(1, 1e-3, **kwargs))
+    with pytest.raises(InputError, match=r"teacher was '\w{16}' and is '\w{16}'.*allow=\['teacher'\]"): learn.fit(2, 1e-3, resume=True)
+    with learn.no_bar(): learn.fit(2, 1e-3, resume=True, allow='teacher')
+    assert not Run(tmp_path/'run').events('resume')[0]['exact']
+    resumed(distilled(), lambda learn, **kwargs: learn.fit(3, 1e-3, **kwargs))
+    assert Run(tmp_path/'run').events('resume')[1]['exact'], "another teacher is new once"
+
+@posix
+def test_another_seed_is_one_change(pictures, copied):
+    with pytest.raises(InputError, match='data.seed') as e: one_cycle(make(pictures, copied, dict(seed=1)), resume=True)
+    assert 'pictures' not in str(e.value)
+    learn = make(pictures, copied, dict(seed=1))
+    with learn.no_bar(): one_cycle(learn, resume=True, allow='seed')
+    assert learn.clock.epochs == 2
+
+def test_fewer_epochs_than_are_done(pictures, tmp_path, capsys):
+    run, first = Run(tmp_path/'run'), make(pictures, tmp_path/'run')
+    with first.no_bar(): first.fit_one_cycle(3, 4e-3)
+    learn = make(pictures, tmp_path/'run')
+    with learn.no_bar(): learn.fit_one_cycle(2, 4e-3, resume=True)
+    out = capsys.readouterr().out
+    assert 'epoch 3 was its last. That is more than it asks for: the run stays fit_one_cycle(n_epoch=3, lr_max=0.004).' in out
+    assert learn.plan.schedule == run.plan.schedule == first.plan.schedule and run.status == 'finished'
+
+@posix
+def test_as_many_epochs_as_are_done(pictures, tmp_path):
+    def train(learn, n=3, **kwargs): learn.fit(n, 1e-3, **kwargs)
+    assert killed(make(pictures, tmp_path/'run'), train, 'before_batch', 9) # the first of an epoch, after validation
+    learn, run = make(pictures, tmp_path/'run', save_steps=None), Run(tmp_path/'run')
+    with learn.no_bar(): learn.fit(1, 1e-3, resume='epoch_1')
+    assert learn.plan.schedule == run.plan.schedule == (FitPlan('fit', dict(n_epoch=1, lr=1e-3)),) and run.status == 'finished'
+
+def test_a_cell_that_is_run_twice(pictures, tmp_path, capsys):
+    learn = make(pictures, tmp_path/'run')
+    for _ in range(2): resumed(learn, one_cycle)
+    assert 'came to its end before, so this is one more, training call 2.' in capsys.readouterr().out and learn.clock.epochs == 4
+
 def test_another_machine_is_not_exact(pictures, tmp_path, monkeypatch, capsys):
     first, run = make(pictures, tmp_path/'run'), Run(tmp_path/'run')
     with first.no_bar(): first.fit(1, 1e-3)
