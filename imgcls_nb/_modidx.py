@@ -2491,6 +2491,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'imgcls_nb.resume._doubt_objects': ('resume.html#_doubt_objects', 'imgcls_nb/resume.py'),
                                   'imgcls_nb.resume._flat': ('resume.html#_flat', 'imgcls_nb/resume.py'),
                                   'imgcls_nb.resume._go_on': ('resume.html#_go_on', 'imgcls_nb/resume.py'),
+                                  'imgcls_nb.resume._is_place': ('resume.html#_is_place', 'imgcls_nb/resume.py'),
                                   'imgcls_nb.resume._last': ('resume.html#_last', 'imgcls_nb/resume.py'),
                                   'imgcls_nb.resume._nothing_left': ('resume.html#_nothing_left', 'imgcls_nb/resume.py'),
                                   'imgcls_nb.resume._only_longer': ('resume.html#_only_longer', 'imgcls_nb/resume.py'),

@@ -103,8 +103,18 @@ def find_checkpoint(
 
 _NAMES = 'latest', 'epoch_*', 'best_model'
 
+def _is_place(facts):
+    try: at = Position(**facts['position'])
+    except TypeError: return False
+    counts = at.call, at.fit, at.epoch, at.batch, at.n_epoch, at.n_iter, facts.get('epoch'), facts.get('step')
+    return all(type(o) is int and o >= 0 for o in counts) and at.epoch <= at.n_epoch and at.batch <= at.n_iter > 0
+
 def _resumable(checkpoint, run):
-    if checkpoint.state_file and 'position' in checkpoint.facts: return checkpoint
+    facts = checkpoint.facts
+    if checkpoint.state_file and 'position' in facts:
+        if _is_place(facts): return checkpoint
+        raise InputError(f"The manifest '{run.path/checkpoint.name}.json' does not say where the training stood. Use another "
+                         "checkpoint of the run, such as resume='epoch_1'.")
     raise InputError(f"'{checkpoint.name}' of the run '{run.path}' holds weights alone, and no training can go on from it. "
                      "Use 'latest' or an 'epoch_N'.")
 
@@ -114,9 +124,9 @@ def data_changes(
     data:dict, # What `data.json` would say now
 ) -> dict: # Name to a pair of values
     "Differences in pictures and classes"
-    then = run.data
-    pairs = {f'pictures.{o}': (_pictures(then[o]), _pictures(data[o])) for o in ('train', 'valid')}
-    pairs['classes'] = then['vocab'], data['vocab']
+    try: then, pairs = run.data, {f'pictures.{o}': (_pictures(run.data[o]), _pictures(data[o])) for o in ('train', 'valid')}
+    except (InputError, KeyError, TypeError, ValueError): return dict(pictures=('unknown, for data.json is damaged', 'those here'))
+    pairs['classes'] = then.get('vocab'), data['vocab']
     if {'teacher'} <= then.keys() & data.keys(): pairs['teacher'] = then['teacher'][:16], data['teacher'][:16] # of a distillation
     return {k: v for k, v in pairs.items() if v[0] != v[1]}
 
@@ -127,7 +137,8 @@ def env_changes(
 ) -> dict: # Name to a pair of values
     "Differences of machine and packages that may change the last digits of a result"
     flat = lambda env: {k: env.get(k) for k in _MACHINE} | env.get('packages', {})
-    a, b = flat(run.env), flat(describe_env())
+    try: a, b = flat(run.env), flat(describe_env())
+    except (InputError, AttributeError, TypeError): return {'env.json': ('damaged', 'of this machine')} # no reason to stop
     return {k: (a[k], b.get(k)) for k in a if a[k] != b.get(k) and k != 'onnxruntime'}
 
 _MACHINE = 'machine', 'cpu', 'cpu_units', 'torch_cpu', 'torch_threads', 'gpu'

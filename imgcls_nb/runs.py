@@ -47,7 +47,12 @@ class Run:
     def exists(self) -> bool: return (self.path/'config.yaml').is_file()
 
     @property
-    def plan(self) -> Plan: return plan_from_yaml(_read(self.path/'config.yaml'), str(self.path/'config.yaml'))
+    def plan(self) -> Plan:
+        file = self.path/'config.yaml'
+        try: return plan_from_yaml(_read(file), str(file))
+        except InputError as e:
+            raise InputError(f"{e} Without it the run cannot go on. Put the file back as it was; or start a new run from its "
+                             f"weights: pretrained='{self.path/'latest.safetensors'}'.") from e
 
     @property
     def data(self) -> dict: return read_json(_read(self.path/'data.json'), str(self.path/'data.json'))

@@ -429,6 +429,51 @@ def test_a_damaged_checkpoint_is_passed_over(pictures, tmp_path, damage, capsys)
     assert 'latest.state.safetensors' in out and "goes on from 'epoch_1'" in out
     assert outcome(learn) == outcome(whole)
 
+def position_of(run, **changes): # a manifest that is whole, and says nonsense
+    facts = read_checkpoint(run, 'latest').facts
+    link = json.loads((run/'latest.json').read_text())
+    link['facts'] = facts | {k: v for k, v in changes.items() if k == 'epoch'}
+    link['facts']['position'] = dict(facts['position'], **changes) if changes.get('n_iter') != 'none' else dict(call=0)
+    link.pop('sha256')
+    link['sha256'] = hashlib.sha256(json.dumps(link, sort_keys=True).encode()).hexdigest()
+    (run/'latest.json').write_text(json.dumps(link))
+
+@posix
+@pytest.mark.parametrize('changes', [dict(n_iter='none'), dict(n_iter=0), dict(epoch=9), dict(batch=-1), dict(n_epoch='2')], ids=str)
+def test_a_position_that_is_none(pictures, copied, changes, capsys):
+    position_of(copied, **changes)
+    with pytest.raises(InputError, match="'.*latest.json' does not say where the training stood.*resume='epoch_1'"):
+        make(pictures, copied).fit_one_cycle(2, 4e-3, resume='latest')
+
+@posix
+@pytest.mark.parametrize('file, text', [('data.json', '{}'), ('data.json', None), ('data.json', '{"train": [1]}'),
+                                        ('env.json', '[]'), ('env.json', None), ('env.json', '{"packages": 3}'),
+                                        ('run.jsonl', None)])
+def test_a_file_beside_is_damaged(pictures, copied, file, text, capsys):
+    if text is None: (copied/file).unlink()
+    else: (copied/file).write_text(text)
+    learn = make(pictures, copied)
+    if file == 'data.json':
+        with pytest.raises(InputError, match=r"data.json is damaged.*allow=\['pictures'\]"): one_cycle(learn, resume=True)
+    with learn.no_bar(): one_cycle(learn, resume=True, allow='pictures')
+    said = Run(copied).events('resume')[-1]
+    assert learn.clock.epochs == 2 and said['exact'] == (file == 'run.jsonl') and Run(copied).status == 'finished'
+    if file == 'data.json': assert Run(copied).data['vocab']
+    if file == 'env.json': assert "env.json was 'damaged'" in capsys.readouterr().out
+
+@posix
+def test_a_folder_in_place_of_the_log(pictures, copied):
+    (copied/'run.jsonl').unlink()
+    (copied/'run.jsonl').mkdir()
+    with pytest.raises(InputError, match="The log of the run .*is a directory. Set this right"): one_cycle(make(pictures, copied), resume=True)
+
+@posix
+@pytest.mark.parametrize('cut_to', [0, 100])
+def test_a_plan_that_was_cut(pictures, copied, cut_to):
+    (copied/'config.yaml').write_bytes((copied/'config.yaml').read_bytes()[:cut_to])
+    for act in (lambda: one_cycle(make(pictures, copied), resume=True), lambda: resume_run(copied)):
+        with pytest.raises(InputError, match=r"config.yaml.*Put the file back.*pretrained='.*latest.safetensors'"): act()
+
 @posix
 def test_no_checkpoint_is_whole(pictures, copied):
     for o in copied.rglob('*.safetensors'): o.write_bytes(b'')
