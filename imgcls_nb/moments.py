@@ -153,7 +153,8 @@ def opt_fits(
 
 def _opt_form(state): # of fastai, or of torch
     groups = state.get('hypers') or state['param_groups']
-    return [sorted({*o} - {'params'}) for o in groups], len(state['state']) if 'hypers' in state else [len(o['params']) for o in groups]
+    sizes = len(state['state']) if 'hypers' in state else [len(o['params']) for o in groups]
+    return [sorted({*o} - {'params'}) for o in groups], sizes
 
 _OTHER_OPT = ("The optimizer is another one than that which the checkpoint was saved with: its settings have other names, or "
               "there are more or fewer parameters. Give opt= as it was, or go on with a new one: allow=['opt'].")

@@ -124,8 +124,11 @@ def data_changes(
     data:dict, # What `data.json` would say now
 ) -> dict: # Name to a pair of values
     "Differences in pictures and classes"
-    try: then, pairs = run.data, {f'pictures.{o}': (_pictures(run.data[o]), _pictures(data[o])) for o in ('train', 'valid')}
-    except (InputError, KeyError, TypeError, ValueError): return dict(pictures=('unknown, for data.json is damaged', 'those here'))
+    try:
+        then = run.data
+        pairs = {f'pictures.{o}': (_pictures(then[o]), _pictures(data[o])) for o in ('train', 'valid')}
+    except (InputError, KeyError, TypeError, ValueError):
+        return dict(pictures=('unknown, for data.json is damaged', 'those here'))
     pairs['classes'] = then.get('vocab'), data['vocab']
     if {'teacher'} <= then.keys() & data.keys(): pairs['teacher'] = then['teacher'][:16], data['teacher'][:16] # of a distillation
     return {k: v for k, v in pairs.items() if v[0] != v[1]}
@@ -159,7 +162,8 @@ class Resumption:
     @property
     def facts(self) -> dict: # For the log
         changed = self.changes | {f'env.{k}': v for k, v in self.env.items()}
-        return dict(checkpoint=self.checkpoint, exact=self.exact and not self.env, changed={k: list(v) for k, v in changed.items()})
+        exact = self.exact and not self.env
+        return dict(checkpoint=self.checkpoint, exact=exact, changed={k: list(v) for k, v in changed.items()})
 
 def take_up(
     learn, # An `ImageLearner` with a run
@@ -178,7 +182,8 @@ def take_up(
     changes = plan_changes(then, learn.plan) | data_changes(run, learn.run_writer.facts)
     if 'data.seed' in changes: changes = {k: v for k, v in changes.items() if not k.startswith('pictures.')} # it splits them
     exact = check_changes(changes, allow, f"The run '{run.path}'")
-    _go_on(learn, Resumption(then, found.name, found.facts['epoch'], found.facts['step'], changes, env_changes(run), exact=exact), found)
+    facts = found.facts
+    _go_on(learn, Resumption(then, found.name, facts['epoch'], facts['step'], changes, env_changes(run), exact=exact), found)
 
 # %% ../nbs/44_resume.ipynb #275d174e
 def _go_on(learn, resumption, found):
@@ -216,7 +221,8 @@ def _tell(learn): # what goes on from where, and how
     o, learn.resumption.at = learn.resumption, learn.origin.at
     print(f"The run '{learn.run_folder.path}' goes on from '{o.checkpoint}': {learn.origin.at}, step {o.steps}."
           + (f" Changed: {_said(o.changes, o.changes)}." if o.changes else ''))
-    if o.env: print(f"The last digits may come out differently, because this is another machine or version: {_said(o.env, o.env)}.")
+    if o.env: print("The last digits may come out differently, because this is another machine or version: "
+                    f"{_said(o.env, o.env)}.")
     _doubt_objects(learn)
 
 def _only_longer(learn, changes): # at a constant rate, with nothing that depends on the length
@@ -259,5 +265,6 @@ def tell_again(
 ):
     "Say that a call is one more, where it looks like the one before"
     *_, before, now = None, *learn.plan.schedule
-    if before == now: print(f"{_call(now)} came to its end before, so this is one more, training call {len(learn.plan.schedule)}. "
-                            "resume=True goes on with what was cut.")
+    if before != now: return
+    print(f"{_call(now)} came to its end before, so this is one more, training call {len(learn.plan.schedule)}. "
+          "resume=True goes on with what was cut.")

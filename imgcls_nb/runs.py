@@ -163,7 +163,8 @@ def describe_env() -> dict: # Plain values
     "Versions and hardware of this machine, and the git revision of the working directory"
     packages = 'imgcls_nb torch torchvision timm fastai numpy pillow onnxruntime'.split()
     return dict(python=platform.python_version(), system=platform.system(), machine=platform.machine(), cpus=os.cpu_count(),
-                **_describe_cpu(), torch_threads=torch.get_num_threads(), gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+                **_describe_cpu(), torch_threads=torch.get_num_threads(),
+                gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
                 packages={p: _version(p) for p in packages}, git=_git_revision())
 
 def _describe_cpu(): # which instructions there are decides in what order numbers are added up

@@ -227,7 +227,8 @@ class SWA(Callback):
 
     def state(self) -> dict: # for a checkpoint
         weights = self.average.state_dict() if self.average else {}
-        return dict(rates=self.rates, trained=self.trained, since=self.since, weights={k: v.detach().cpu().clone() for k, v in weights.items()})
+        return dict(rates=self.rates, trained=self.trained, since=self.since,
+                    weights={k: v.detach().cpu().clone() for k, v in weights.items()})
 
     def load_state(self, state:dict): # the running fit goes on with it, or else the next one
         if self.starts is None: self.resumed = True # there is none yet
