@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'PARTS', 'FORMAT', 'Snapshot', 'take_snapshot', 'save_checkpoint', 'write_snapshot', 'Checkpoint',
-           'read_checkpoint', 'read_manifest', 'link_checkpoint', 'drop_checkpoint', 'newest_checkpoint', 'Background']
+           'read_checkpoint', 'read_manifest', 'link_checkpoint', 'drop_checkpoint', 'drop_later', 'newest_checkpoint',
+           'Background']
 
 # %% ../nbs/39_checkpoints.ipynb #f0f096b4
 import hashlib
@@ -209,6 +210,15 @@ def drop_checkpoint(
     remove_file(file)
     sync_folder(file.parent)
     _tidy(file.parent)
+
+def drop_later(
+    folder, # A run's
+    step:int, # Whose checkpoints stay, and those before it
+) -> list: # The names of the others
+    "Remove the checkpoints of later steps"
+    later = [name for name, o in _manifests(Path(folder)) if o['facts'].get('step', 0) > step]
+    for name in later: drop_checkpoint(folder, name)
+    return later
 
 # %% ../nbs/39_checkpoints.ipynb #bfd4c967
 def newest_checkpoint(

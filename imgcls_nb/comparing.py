@@ -87,5 +87,5 @@ def _outcome(run): # the best epoch, as its checkpoint says; without one, the la
     history = run.history()
     try: facts = read_manifest(run.path, 'best_model')
     except InputError: facts = {} if history.empty else history.iloc[-1].to_dict()
-    values = {k: v for k, v in facts.items() if k not in NOT_SCORES}
+    values = {k: v for k, v in facts.items() if k not in NOT_SCORES and not isinstance(v, dict)} # such as its position
     return dict(status=run.status, epochs=len(history), best_epoch=facts.get('epoch', '')) | values

@@ -11,7 +11,7 @@ from .data import ImageDataLoaders, dls_from_plan # first, because it imports fa
 # %% ../nbs/45_learner.ipynb #d43e4f05
 import copy
 import inspect
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from fastai.callback.progress import ProgressCallback
 from fastai.learner import Learner
+from fastai.torch_core import rank_distrib
 from fastcore.basics import noop, patch
 from fastcore.foundation import L
 
@@ -46,7 +47,7 @@ from .moments import ResumableLearner
 from .names import is_number
 from .optim import make_optimizer, read_optimizer
 from .plan import FitPlan, ModelPlan, ObjectivePlan, Plan
-from .resume import INSIDE, INTERRUPTED, check_call, end_call, take_up
+from .resume import INSIDE, INTERRUPTED, check_call, end_call, take_up, tell_again
 from .runs import Run
 from .samplers import class_weights
 from .schedules import fit_scheduled
@@ -89,10 +90,12 @@ class ImageLearner(Idioms, ResumableLearner):
         self.call, self.fits, self.interrupted = len(self.plan.schedule), 0, True # until it has ended
         self._note(method, args)
         if self.origin: check_call(self, allow)
+        elif resume: tell_again(self)
 
     def _end_call(self):
         end_call(self)
         self.interrupted = False
+        if self.run_folder and not (self.origin or self.ahead) and not rank_distrib(): self.run_writer.end()
 
     def _note(self, method, args):
         check_fit(args)
@@ -109,7 +112,11 @@ class ImageLearner(Idioms, ResumableLearner):
     def _tidy(self, gone): # after an interrupt or an error: ready for the next call; some callbacks are no longer there
         gone = [o for o in gone if not isinstance(o, type)] # of a class fastai made an instance, which is not known here
         for cb in gone: cb.learn = self
-        for cb in [*self.cbs, *gone]: getattr(cb, 'close', noop)()
+        with ExitStack() as steps: # each of them, also when another one fails, or is interrupted again
+            steps.callback(self._forget, gone)
+            for cb in reversed([*self.cbs, *gone]): steps.callback(_close, cb)
+
+    def _forget(self, gone): # the fit that was cut
         for cb in gone: cb.learn = None
         if self.opt: self.opt.zero_grad()
         self.origin, self.resumption, self.dls.train.first = None, None, 0
@@ -131,6 +138,10 @@ class ImageLearner(Idioms, ResumableLearner):
     def no_bar(self):
         "Within the block, training shows nothing"
         with self.removed_cbs(self._grab_cbs(EpochTable)), self.no_logging(): yield self
+
+def _close(cb):
+    try: getattr(cb, 'close', noop)()
+    except Exception as e: print(f"{cb.name} could not put back what it had changed: {e}") # what ended the fit is raised
 
 def _bare(v): return v.tolist() if hasattr(v, 'tolist') else v # numpy's numbers and arrays, tensors
 

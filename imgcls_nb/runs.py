@@ -6,13 +6,14 @@
 __all__ = ['STEP_VALUES', 'NOT_SCORES', 'Run', 'describe_env']
 
 # %% ../nbs/40_runs.ipynb #17817002
+import errno
 import json
 import os
 import platform
 import subprocess
 import time
 from bisect import bisect_left
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -46,7 +47,12 @@ class Run:
     def exists(self) -> bool: return (self.path/'config.yaml').is_file()
 
     @property
-    def plan(self) -> Plan: return plan_from_yaml(_read(self.path/'config.yaml'), str(self.path/'config.yaml'))
+    def plan(self) -> Plan:
+        file = self.path/'config.yaml'
+        try: return plan_from_yaml(_read(file), str(file))
+        except InputError as e:
+            raise InputError(f"{e} Without it the run cannot go on. Put the file back as it was; or start a new run from its "
+                             f"weights: pretrained='{self.path/'latest.safetensors'}'.") from e
 
     @property
     def data(self) -> dict: return read_json(_read(self.path/'data.json'), str(self.path/'data.json'))
@@ -71,13 +77,18 @@ def log(self:Run,
 ):
     "Append one line to `run.jsonl`"
     line = json.dumps(dict(event=event, time=round(time.time(), 3)) | values, ensure_ascii=False)
-    try:
-        with open(self.path/'run.jsonl', 'a+b') as f:
-            f.seek(max(0, f.tell() - 1))
-            cut = f.read(1) not in (b'', b'\n') # a line that a crash cut short must not spoil this one
-            f.write(b'\n'*cut + line.encode('utf-8', 'replace') + b'\n')
+    with self._explained('log'), open(self.path/'run.jsonl', 'a+b', buffering=0) as f: # a line is one write: threads log, too
+        f.seek(max(0, f.tell() - 1))
+        cut = f.read(1) not in (b'', b'\n') # a line that a crash cut short must not spoil this one
+        line = b'\n'*cut + line.encode('utf-8', 'replace') + b'\n'
+        if f.write(line) < len(line): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+@patch
+@contextmanager
+def _explained(self:Run, what):
+    try: yield
     except OSError as e:
-        raise InputError(f"The log of the run '{self.path}' cannot be written: {in_words(e)} and resume the run.") from e
+        raise InputError(f"The {what} of the run '{self.path}' cannot be written: {in_words(e)} and resume the run.") from e
 
 @patch
 def events(self:Run,
@@ -142,7 +153,8 @@ def _is_saved(self:Run, file): # by fastai's `learn.save`, or by a start that wa
     return file.relative_to(self.path).parts[0] in ('models', 'run.lock', '.config.yaml.part')
 
 @patch
-def write_plan(self:Run, plan): write_atomic(self.path/'config.yaml', plan_to_yaml(plan).encode())
+def write_plan(self:Run, plan):
+    with self._explained('plan'): write_atomic(self.path/'config.yaml', plan_to_yaml(plan).encode())
 
 def _write_json(file, values): write_atomic(file, json.dumps(values, indent=1, ensure_ascii=False).encode())
 
@@ -151,8 +163,17 @@ def describe_env() -> dict: # Plain values
     "Versions and hardware of this machine, and the git revision of the working directory"
     packages = 'imgcls_nb torch torchvision timm fastai numpy pillow onnxruntime'.split()
     return dict(python=platform.python_version(), system=platform.system(), machine=platform.machine(), cpus=os.cpu_count(),
-                torch_threads=torch.get_num_threads(), gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+                **_describe_cpu(), torch_threads=torch.get_num_threads(),
+                gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
                 packages={p: _version(p) for p in packages}, git=_git_revision())
+
+def _describe_cpu(): # which instructions there are decides in what order numbers are added up
+    facts = {'model name': platform.processor(), 'flags': ''}
+    with suppress(OSError), open('/proc/cpuinfo') as f: # of Linux
+        lines = iter(f.readline, '\n') # up to the second processor
+        facts |= {k.strip(): v.strip() for k, _, v in (o.partition(':') for o in lines)}
+    units = sorted(o for o in facts['flags'].split() if o.startswith(('avx', 'amx', 'fma', 'sve')))
+    return dict(cpu=facts['model name'], cpu_units=' '.join(units), torch_cpu=torch.backends.cpu.get_cpu_capability())
 
 def _version(package):
     try: return version(package)
@@ -176,7 +197,8 @@ def lock(self:Run):
 @patch
 def unlock(self:Run):
     "Let others write"
-    self._lock.give_back()
+    try: self._lock.give_back()
+    except OSError as e: print(f"The lock '{self.path/'run.lock'}' stays: {in_words(e)}.") # others see that its process ends
 
 @patch
 @contextmanager
@@ -189,13 +211,21 @@ def locked(self:Run):
         if not mine: self.unlock()
 
 @patch(as_prop=True)
-def status(self:Run) -> str: # 'running', 'killed', 'interrupted', 'failed', 'stopped' (early), 'finished'; 'empty': no epoch yet
+def status(self:Run) -> str: # 'running', or as `last_status`
     "How it stands with the run"
     if holder := self._lock.holder: return 'running' if holder.alive else 'killed'
-    for o in reversed(self.events()):
-        if o['event'] in ('interrupted', 'failed', 'stopped'): return o['event']
-        if o['event'] in ('epoch', 'checkpoint'): return 'finished'
-    return 'empty'
+    return self.last_status
+
+@patch(as_prop=True)
+def last_status(self:Run) -> str: # 'killed', 'interrupted', 'failed', 'stopped' (early), 'finished'; 'empty': no epoch yet
+    "How its log ends, whoever may write on"
+    status, at = 'empty', -1
+    for o in self.events():
+        if o['event'] in ('interrupted', 'failed', 'stopped'): status, at = o['event'], _at(o, 'step')
+        elif o['event'] == 'end': status = status if status == 'stopped' else 'finished'
+        elif o['event'] == 'resume': status, at = 'killed', _at(o, 'step') # unless more is said
+        elif o['event'] in ('epoch', 'checkpoint') and _at(o, 'step') > at: status = 'killed'
+    return status
 
 # %% ../nbs/40_runs.ipynb #0375d8fc
 STEP_VALUES = ('loss', 'lr', 'lr_first', 'wait')

@@ -1,4 +1,5 @@
 "A run that was killed at any moment ends as if nothing had happened, or says why it cannot"
+import errno
 import hashlib
 import itertools
 import json
@@ -15,13 +16,14 @@ import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback
-from fastai.optimizer import Adam, OptimWrapper
+from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
+from fastai.optimizer import SGD, Adam, OptimWrapper
 from fastcore.foundation import L
 from torch.optim import AdamW
 
 from imgcls_nb import files
 from imgcls_nb.callbacks.clock import Clock
-from imgcls_nb.checkpoints import read_checkpoint
+from imgcls_nb.checkpoints import read_checkpoint, save_checkpoint
 from imgcls_nb.config import plan_from_config, read_config
 from imgcls_nb.core import InputError
 from imgcls_nb.data import image_dls
@@ -31,7 +33,7 @@ from imgcls_nb.learner import image_learner, learner_from_plan, resume_run, run_
 from imgcls_nb.moments import Moment, Position, put_state, state_of
 from imgcls_nb.plan import FitPlan
 from imgcls_nb.resume import find_checkpoint
-from imgcls_nb.runs import Run
+from imgcls_nb.runs import Run, describe_env
 
 posix = pytest.mark.skipif(os.name != 'posix', reason="needs fork and SIGKILL")
 
@@ -253,12 +255,128 @@ def test_more_epochs_are_another_schedule(pictures, copied):
     with long.no_bar(): long.fit_one_cycle(4, 4e-3)
     assert learn.recorder.lrs[6:] == long.recorder.lrs[6:] and np.allclose(learn.recorder.lrs[4:6], long.recorder.lrs[4:6])
 
+@pytest.mark.parametrize('how, exact', [({}, True), (dict(cbs=[('swa', dict(start=.5))]), False),
+                                        (dict(data=dict(start_size=24)), False), (dict(cbs=Callback()), False)], ids=str)
+def test_a_longer_fit_is_exact_where_nothing_depends_on_the_length(pictures, tmp_path, how, exact, capsys):
+    run = Run(tmp_path/'run')
+    first = make(pictures, run.path, **how)
+    with first.no_bar(): first.fit(3, 1e-3)
+    learn, whole = make(pictures, run.path, **how), make(pictures, tmp_path/'whole', **how)
+    capsys.readouterr()
+    with learn.no_bar(): learn.fit(6, 1e-3, resume=True)
+    assert 'Changed: fit.n_epoch was 3 and is 6.' in capsys.readouterr().out and run.events('resume')[-1]['exact'] == exact
+    with whole.no_bar(): whole.fit(6, 1e-3)
+    if exact: assert hash_of(learn.model.state_dict()) == hash_of(whole.model.state_dict())
+    if 'swa' in str(how): assert whole.swa.n_averaged == 3 and learn.swa.n_averaged == 3, "an average begun too early is none"
+
+def test_another_teacher(pictures, tmp_path):
+    def distilled(): return make(pictures, tmp_path/'run', cbs=[('distill', dict(teacher=str(tmp_path/'teacher')))])
+    for seed in (1, 2):
+        teacher = make(pictures, tmp_path/'teacher', dict(seed=seed))
+        with teacher.no_bar(): teacher.fit(1, 1e-3)
+        shutil.rmtree(tmp_path/'teacher-1', ignore_errors=True)
+        learn = distilled()
+        if seed == 1: resumed(learn, lambda learn, **kwargs: learn.fit(1, 1e-3, **kwargs))
+    with pytest.raises(InputError, match=r"teacher was '\w{16}' and is '\w{16}'.*allow=\['teacher'\]"):
+        learn.fit(2, 1e-3, resume=True)
+    with learn.no_bar(): learn.fit(2, 1e-3, resume=True, allow='teacher')
+    assert not Run(tmp_path/'run').events('resume')[0]['exact']
+    resumed(distilled(), lambda learn, **kwargs: learn.fit(3, 1e-3, **kwargs))
+    assert Run(tmp_path/'run').events('resume')[1]['exact'], "another teacher is new once"
+
+@posix
+def test_another_seed_is_one_change(pictures, copied):
+    with pytest.raises(InputError, match='data.seed') as e: one_cycle(make(pictures, copied, dict(seed=1)), resume=True)
+    assert 'pictures' not in str(e.value)
+    learn = make(pictures, copied, dict(seed=1))
+    with learn.no_bar(): one_cycle(learn, resume=True, allow='seed')
+    assert learn.clock.epochs == 2
+
+def test_fewer_epochs_than_are_done(pictures, tmp_path, capsys):
+    run, first = Run(tmp_path/'run'), make(pictures, tmp_path/'run')
+    with first.no_bar(): first.fit_one_cycle(3, 4e-3)
+    learn = make(pictures, tmp_path/'run')
+    with learn.no_bar(): learn.fit_one_cycle(2, 4e-3, resume=True)
+    out = capsys.readouterr().out
+    assert 'epoch 3 was its last. That is more than it asks for: the run stays fit_one_cycle(n_epoch=3, lr_max=0.004).' in out
+    assert learn.plan.schedule == run.plan.schedule == first.plan.schedule and run.status == 'finished'
+
+@posix
+def test_as_many_epochs_as_are_done(pictures, tmp_path):
+    def train(learn, n=3, **kwargs): learn.fit(n, 1e-3, **kwargs)
+    assert killed(make(pictures, tmp_path/'run'), train, 'before_batch', 9) # the first of an epoch, after validation
+    learn, run = make(pictures, tmp_path/'run', save_steps=None), Run(tmp_path/'run')
+    with learn.no_bar(): learn.fit(1, 1e-3, resume='epoch_1')
+    assert learn.plan.schedule == run.plan.schedule == (FitPlan('fit', dict(n_epoch=1, lr=1e-3)),) and run.status == 'finished'
+
+def test_a_cell_that_is_run_twice(pictures, tmp_path, capsys):
+    learn = make(pictures, tmp_path/'run')
+    for _ in range(2): resumed(learn, one_cycle)
+    assert 'came to its end before, so this is one more, training call 2.' in capsys.readouterr().out and learn.clock.epochs == 4
+
+def test_another_machine_is_not_exact(pictures, tmp_path, monkeypatch, capsys):
+    first, run = make(pictures, tmp_path/'run'), Run(tmp_path/'run')
+    with first.no_bar(): first.fit(1, 1e-3)
+    assert {'cpu', 'cpu_units', 'torch_cpu'} <= set(run.env)
+    for k, v in (('torch_threads', 64), ('cpu_units', 'none')):
+        (run.path/'env.json').write_text(json.dumps(describe_env() | {k: v}))
+        learn = make(pictures, run.path)
+        with learn.no_bar(): learn.fit(1 + run.plan.schedule[0].args['n_epoch'], 1e-3, resume=True)
+        said = run.events('resume')[-1]
+        assert f'{k} was {v!r} and is' in capsys.readouterr().out and f'env.{k}' in said['changed'] and not said['exact']
+
 @posix
 @pytest.mark.parametrize('call, says', [
     (lambda learn, **kw: learn.fit(2, **kw), 'method was .fit_one_cycle. and is .fit.'),
     (lambda learn, **kw: learn.fit_one_cycle(2, 1e-3, **kw), r'fit_one_cycle.lr_max was 0.004 and is 0.001.*allow=\[.lr_max.\]')])
 def test_another_call(pictures, copied, call, says):
     with pytest.raises(InputError, match=says): call(make(pictures, copied), resume=True)
+
+def trackers(): # a random network's loss is never lower by five
+    return [EarlyStoppingCallback('valid_loss', patience=2, min_delta=5.), SaveModelCallback(), Counting(),
+            ReduceLROnPlateau('train_loss', patience=3, min_delta=5.)]
+
+class Counting(Callback): pass
+
+@posix
+@pytest.mark.parametrize('moment', [dict(event='before_batch', n=5), dict(event='after_epoch'), dict(event='after_fit')], ids=str)
+def test_callbacks_of_fastai_remember(pictures, tmp_path, moment, capsys):
+    def train(learn, **kwargs): learn.fit(5, 1e-3, **kwargs)
+    whole = make(pictures, tmp_path/'whole', cbs=trackers())
+    with whole.no_bar(): train(whole)
+    run = Run(tmp_path/'whole')
+    assert run.history().epoch.tolist() == [1, 2, 3] and run.steps().step.tolist() == list(range(1, 10))
+    assert read_checkpoint(run.path, 'latest').facts['step'] == 9
+    assert killed(make(pictures, tmp_path/'run', cbs=trackers()), train, **moment)
+    capsys.readouterr()
+    got, want = outcome(resumed(make(pictures, tmp_path/'run', cbs=trackers()), train)), outcome(whole)
+    out = capsys.readouterr().out
+    assert got == want and "The callback 'counting' keeps no state" in out and 'early_stopping' not in out
+
+def own_loss(pred, targ): return 5*torch.nn.functional.cross_entropy(pred, targ)
+
+@posix
+@pytest.mark.parametrize('then, now, name', [({}, dict(loss=own_loss), 'loss'), (dict(loss=own_loss), {}, 'loss'),
+                                             ({}, dict(opt=Adam), 'opt'), ({}, dict(cbs=Callback()), 'cbs')], ids=str)
+def test_an_object_that_is_given_or_dropped(pictures, tmp_path, then, now, name):
+    assert killed(make(pictures, tmp_path/'run', **then), one_cycle, 'before_batch', 6)
+    with pytest.raises(InputError, match=fr"objects.{name} was '(not )?given' and is.*allow=\['{name}'\]"):
+        resumed(make(pictures, tmp_path/'run', **now), one_cycle)
+    learn = make(pictures, tmp_path/'run', **now)
+    with learn.no_bar(): one_cycle(learn, resume=True, allow=name)
+    assert learn.clock.epochs == 2 and not Run(tmp_path/'run').events('resume')[-1]['exact']
+
+@posix
+def test_objects_cannot_be_compared(pictures, tmp_path, capsys):
+    assert killed(make(pictures, tmp_path/'run', opt=Adam), one_cycle, 'before_batch', 6)
+    with pytest.raises(InputError, match=r"The optimizer is another one.*allow=\['opt'\]"):
+        resumed(make(pictures, tmp_path/'run', opt=SGD), one_cycle)
+    with pytest.raises(InputError, match="The optimizer is another one"):
+        resumed(make(pictures, tmp_path/'run', opt=AdamW), one_cycle)
+    learn = make(pictures, tmp_path/'run', opt=SGD)
+    with learn.no_bar(): one_cycle(learn, resume=True, allow='opt')
+    assert 'nobody can tell whether these are what they were: opt.' in capsys.readouterr().out
+    assert not Run(tmp_path/'run').events('resume')[-1]['exact'] and learn.clock.epochs == 2
 
 @posix
 def test_a_call_that_was_refused_is_made_again(pictures, copied, cut, tmp_path):
@@ -311,6 +429,53 @@ def test_a_damaged_checkpoint_is_passed_over(pictures, tmp_path, damage, capsys)
     assert 'latest.state.safetensors' in out and "goes on from 'epoch_1'" in out
     assert outcome(learn) == outcome(whole)
 
+def position_of(run, **changes): # a manifest that is whole, and says nonsense
+    facts = read_checkpoint(run, 'latest').facts
+    link = json.loads((run/'latest.json').read_text())
+    link['facts'] = facts | {k: v for k, v in changes.items() if k == 'epoch'}
+    link['facts']['position'] = dict(facts['position'], **changes) if changes.get('n_iter') != 'none' else dict(call=0)
+    link.pop('sha256')
+    link['sha256'] = hashlib.sha256(json.dumps(link, sort_keys=True).encode()).hexdigest()
+    (run/'latest.json').write_text(json.dumps(link))
+
+@posix
+@pytest.mark.parametrize('changes', [dict(n_iter='none'), dict(n_iter=0), dict(epoch=9), dict(batch=-1), dict(n_epoch='2')],
+                         ids=str)
+def test_a_position_that_is_none(pictures, copied, changes, capsys):
+    position_of(copied, **changes)
+    with pytest.raises(InputError, match="'.*latest.json' does not say where the training stood.*resume='epoch_1'"):
+        make(pictures, copied).fit_one_cycle(2, 4e-3, resume='latest')
+
+@posix
+@pytest.mark.parametrize('file, text', [('data.json', '{}'), ('data.json', None), ('data.json', '{"train": [1]}'),
+                                        ('env.json', '[]'), ('env.json', None), ('env.json', '{"packages": 3}'),
+                                        ('run.jsonl', None)])
+def test_a_file_beside_is_damaged(pictures, copied, file, text, capsys):
+    if text is None: (copied/file).unlink()
+    else: (copied/file).write_text(text)
+    learn = make(pictures, copied)
+    if file == 'data.json':
+        with pytest.raises(InputError, match=r"data.json is damaged.*allow=\['pictures'\]"): one_cycle(learn, resume=True)
+    with learn.no_bar(): one_cycle(learn, resume=True, allow='pictures')
+    said = Run(copied).events('resume')[-1]
+    assert learn.clock.epochs == 2 and said['exact'] == (file == 'run.jsonl') and Run(copied).status == 'finished'
+    if file == 'data.json': assert Run(copied).data['vocab']
+    if file == 'env.json': assert "env.json was 'damaged'" in capsys.readouterr().out
+
+@posix
+def test_a_folder_in_place_of_the_log(pictures, copied):
+    (copied/'run.jsonl').unlink()
+    (copied/'run.jsonl').mkdir()
+    with pytest.raises(InputError, match="The log of the run .*is a directory. Set this right"):
+        one_cycle(make(pictures, copied), resume=True)
+
+@posix
+@pytest.mark.parametrize('cut_to', [0, 100])
+def test_a_plan_that_was_cut(pictures, copied, cut_to):
+    (copied/'config.yaml').write_bytes((copied/'config.yaml').read_bytes()[:cut_to])
+    for act in (lambda: one_cycle(make(pictures, copied), resume=True), lambda: resume_run(copied)):
+        with pytest.raises(InputError, match=r"config.yaml.*Put the file back.*pretrained='.*latest.safetensors'"): act()
+
 @posix
 def test_no_checkpoint_is_whole(pictures, copied):
     for o in copied.rglob('*.safetensors'): o.write_bytes(b'')
@@ -318,15 +483,49 @@ def test_no_checkpoint_is_whole(pictures, copied):
 
 @posix
 def test_from_a_checkpoint_by_name(pictures, tmp_path, capsys):
-    whole = make(pictures, tmp_path/'run', cbs='ema', monitor='ema_top1')
+    how = dict(cbs='ema', monitor='ema_valid_loss')
+    whole = make(pictures, tmp_path/'run', **how)
     with whole.no_bar(): scheduled(whole)
     want = outcome(whole)
-    learn = make(pictures, tmp_path/'run', cbs='ema', monitor='ema_top1')
+    learn = make(pictures, tmp_path/'run', **how)
     with learn.no_bar(): scheduled(learn, resume='epoch_1')
     assert "goes on from 'epoch_1': after epoch 1 of 3" in capsys.readouterr().out and outcome(learn) == want
-    learn = make(pictures, tmp_path/'run', cbs='ema', monitor='ema_top1')
-    with pytest.raises(InputError, match="'best_model'.*holds weights alone"): learn.fit(
+    with pytest.raises(InputError, match="'best_model'.*holds weights alone"): make(pictures, tmp_path/'run', **how).fit(
         1, resume='best_model')
+
+def names_of(run): return {o.stem: json.loads(o.read_text())['facts']['step'] for o in run.path.glob('*.json')
+                           if o.stem not in ('data', 'env')}
+
+@posix
+@pytest.mark.parametrize('how', [{}, dict(save_interval=2, cbs='ema')], ids=str)
+def test_going_back_is_kept_by_a_crash(pictures, tmp_path, how):
+    def train(learn, rate=4e-3, **kwargs): learn.fit(4, rate, **kwargs)
+    run = Run(tmp_path/'run')
+    learn = make(pictures, run.path, monitor='train_loss', monitor_mode='max', keep_last=None, **how)
+    learn.checkpointer.mode = 'min' # the last epoch is the best
+    with learn.no_bar(): train(learn)
+    assert names_of(run)['best_model'] == names_of(run)['latest'] == 12
+    back = make(pictures, run.path, monitor='train_loss', monitor_mode='max', keep_last=None, **how)
+    back.checkpointer.mode = 'min'
+    assert killed(back, partial(train, rate=1e-9, resume='epoch_2', allow='lr'), 'before_batch', 1)
+    kept = dict(epoch_2=6) if how else dict(epoch_1=3, epoch_2=6)
+    assert names_of(run) == kept | dict(latest=6, best_model=6)
+    again = make(pictures, run.path, monitor='train_loss', monitor_mode='max', keep_last=None, **how)
+    with again.no_bar(): train(again, rate=1e-9, resume=True, allow='lr')
+    assert run.events('resume')[-1]['checkpoint'] == 'latest' and run.history().epoch.tolist() == [1, 2, 3, 4]
+    assert again.clock.steps == names_of(run)['latest'] == 12
+
+def test_the_best_of_what_is_left(pictures, tmp_path):
+    learn = make(pictures, tmp_path/'run', save_interval=0)
+    with learn.no_bar(): learn.fit(1, 1e-3)
+    learn.checkpointer.best, learn.clock.steps = (2., 2.), 2 # as if it had gone back into the first epoch
+    for o, step in (('best_model', 3), ('latest', 2)): save_checkpoint(tmp_path/'run', o, {}, None, dict(step=step, epoch=0))
+    learn.checkpointer.go_back('latest')
+    assert learn.checkpointer.best is None and names_of(Run(tmp_path/'run')) == dict(latest=2)
+    save_checkpoint(tmp_path/'run', 'epoch_1', {}, None, dict(step=2, epoch=1, top1='nan', valid_loss=.5))
+    save_checkpoint(tmp_path/'run', 'best_model', {}, None, dict(step=3, epoch=1))
+    learn.checkpointer.go_back('latest')
+    assert learn.checkpointer.best == (-np.inf, -.5) and names_of(Run(tmp_path/'run'))['best_model'] == 2
 
 @posix
 def test_predictions_before_the_run_goes_on_are_the_runs(pictures, tmp_path):
@@ -355,6 +554,39 @@ def test_one_writer_at_a_time(pictures, tmp_path):
     learn = make(pictures, tmp_path/'run', cbs=Other())
     with learn.no_bar(): one_cycle(learn)
     assert 'is being written by' in said[0] and Run(tmp_path/'run').status == 'finished'
+
+def fill_the_disk(monkeypatch): # as far as the run writes
+    def full(*args, **kwargs): raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(files, '_write_synced', full)
+
+def test_a_full_disk(pictures, tmp_path, monkeypatch, capsys):
+    class Fill(Callback):
+        def after_batch(self):
+            if self.clock.steps == 1: fill_the_disk(monkeypatch)
+    class Careless(Callback):
+        order = -99
+        def close(self): raise ZeroDivisionError('of its own')
+    learn = make(pictures, tmp_path/'run', cbs=[Fill(), Careless()])
+    with pytest.raises(InputError, match="checkpoint 'latest' could not be written.*disk is full.*whole: latest"), learn.no_bar():
+        one_cycle(learn)
+    run, out = Run(tmp_path/'run'), capsys.readouterr().out
+    assert run.status == 'failed' and 'disk is full' in run.events('failed')[0]['error']
+    assert run.steps().step.tolist() == [1, 2, 3]
+    assert "The plan of the run" in out and 'careless could not put back what it had changed: of its own' in out
+    monkeypatch.undo()
+    for cb in (learn.fill, learn.careless): learn.remove_cb(cb)
+    with learn.no_bar(): one_cycle(learn, resume=True)
+    assert run.status == 'finished' and learn.clock.steps == 6
+
+def test_a_copy_of_a_run_that_goes_on_is_not_finished(pictures, tmp_path):
+    class Copy(Callback):
+        order = 99
+        def before_train(self):
+            self.checkpointer.wait()
+            if self.clock.epochs == 1: shutil.copytree(tmp_path/'run', tmp_path/'copy', ignore=shutil.ignore_patterns('run.lock'))
+    learn = make(pictures, tmp_path/'run', cbs=Copy())
+    with learn.no_bar(): one_cycle(learn)
+    assert (Run(tmp_path/'copy').status, Run(tmp_path/'run').status) == ('killed', 'finished')
 
 # Parts
 

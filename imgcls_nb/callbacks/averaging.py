@@ -183,7 +183,7 @@ class SWA(Callback):
         if lr is not None and not (is_number(lr) and lr > 0):
             raise InputError(f"lr={lr!r} leaves the weights where they are. Give a rate above 0.")
         self.begin, self.rate, self.anneal, self.values = start, lr, anneal, {}
-        self.average, self.rates, self.trained, self.applied = None, None, False, False
+        self.average, self.rates, self.trained, self.applied, self.since = None, None, False, False, 0
         self.starts, self.resumed = None, False # None: no fit is running
 
     @property
@@ -200,7 +200,9 @@ class SWA(Callback):
         self.starts = self.resumed = False
 
     def before_batch(self):
-        if self.rate is None or not self.training or self._epochs < 0 or self.clock.searching: return
+        if not self.training or self.clock.searching: return
+        if self.average and self.since < self.epoch - self._epochs: self.average = None # begun for a shorter fit
+        if self.rate is None or self._epochs < 0: return
         if self.rates is None: self.rates = [h['lr'] for h in self.opt.hypers]
         done = (self._epochs + self.iter/self.n_iter)/self.anneal if self.anneal else 1.
         last = self.rates[-1]
@@ -216,7 +218,7 @@ class SWA(Callback):
 
     def _add(self):
         if self.average is None:
-            with own_forward(self.learn.model) as model: self.average = AveragedModel(model)
+            with own_forward(self.learn.model) as model: self.average, self.since = AveragedModel(model), self.epoch
         self.average.update_parameters(self.learn.model)
 
     def after_fit(self): self.close()
@@ -225,12 +227,14 @@ class SWA(Callback):
 
     def state(self) -> dict: # for a checkpoint
         weights = self.average.state_dict() if self.average else {}
-        return dict(rates=self.rates, trained=self.trained, weights={k: v.detach().cpu().clone() for k, v in weights.items()})
+        return dict(rates=self.rates, trained=self.trained, since=self.since,
+                    weights={k: v.detach().cpu().clone() for k, v in weights.items()})
 
     def load_state(self, state:dict): # the running fit goes on with it, or else the next one
         if self.starts is None: self.resumed = True # there is none yet
         else: self.starts = False
         self.average, self.applied, self.rates, self.trained = None, False, state['rates'], state['trained']
+        self.since = state['since']
         if not state['weights']: return
         with own_forward(self.learn.model) as model: self.average = AveragedModel(model)
         self.average.load_state_dict(state['weights'])

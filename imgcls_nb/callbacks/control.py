@@ -81,7 +81,7 @@ class Control(Callback):
     def __init__(self,
         every_s:float=.05, # Seconds between two looks while it pauses
     ):
-        self.every_s, self.asked, self.file, self.call = every_s, deque(), None, None
+        self.every_s, self.asked, self.file, self.heard = every_s, deque(), None, None
         self.active, self.paused, self.stopped, self.to_save, self.looks = False, False, False, False, 0
 
     def ask(self,
@@ -93,9 +93,9 @@ class Control(Callback):
 
     def before_train(self):
         if self.clock.searching: return
-        call, run = getattr(self.learn, 'plan', None), getattr(self.learn, 'run_folder', None)
-        if call is None or call is not self.call: # another call than that of the last fit
-            self.call, self.paused, self.stopped = call, False, False
+        plan, run = getattr(self.learn, 'plan', None), getattr(self.learn, 'run_folder', None)
+        if plan is None or plan is not self.heard: # another call than that of the last fit
+            self.heard, self.paused, self.stopped = plan, False, False
             self.file = RequestFile(run.path) if run else None
         if self.stopped: raise CancelFitException
         self.active = True
