@@ -110,6 +110,34 @@ def test_speed_and_time_left():
     assert state.seconds_left() == pytest.approx(8.) and state.progress() == pytest.approx(1/3)
     assert fed(START, steps(1, 2)).seconds_left() is None
 
+ONE_CYCLE = FitPlan('fit_one_cycle', dict(n_epoch=4))
+
+def run_log(first, last, before=0, step=0): # epochs of four steps, each with its block
+    for n in range(first, last + 1): yield from (steps(step + 4*(n - first) + 1, 4), epoch(n, step + 4*(n - first + 1)))
+
+@pytest.mark.parametrize('end', [dict(event='stopped', step=10, why='somebody asked for it'), dict(event='interrupted', step=10)])
+def test_a_training_started_again_counts_its_own_epochs(end):
+    state = fed(START, *run_log(1, 2), steps(9, 2), end, plan=planned(ONE_CYCLE, ONE_CYCLE))
+    state.feed(steps(11, 2))
+    assert (state.status, state.why, state.total) == ('training', '', 2 + 4) and state.progress() == pytest.approx(2.5/6)
+    for o in run_log(3, 6, step=10): state.feed(o)
+    assert (state.status, state.progress(), state.steps_per_epoch()) == ('done', 1., 4)
+
+@pytest.mark.parametrize('events, status, total', [
+    ([*run_log(1, 4)], 'training', 8), ([*run_log(1, 4), dict(event='end', step=16), *run_log(5, 8, step=16)], 'done', 8),
+    ([*run_log(1, 2), dict(event='end', step=8)], 'done', 8), # ended by a callback: the rest is not of this call
+    ([*run_log(1, 3), dict(event='interrupted', step=12), dict(event='resume', step=12), *run_log(4, 4, step=12)], 'training', 8),
+    ([*run_log(1, 4), *run_log(5, 8, step=16)], 'done', 8)])
+def test_calls_one_after_the_other(events, status, total):
+    state = fed(START, *events, plan=planned(ONE_CYCLE, ONE_CYCLE))
+    assert (state.status, state.total) == (status, total)
+
+def test_steps_between_calls_count_for_none_of_them():
+    state = fed(START, *run_log(1, 1), STOPPED, dict(event='resume', step=4), plan=planned(ONE_CYCLE))
+    assert (state.status, state.why, state.total) == ('training', '', 4), 'the same call goes on'
+    freezing = planned(FitPlan('freeze_to', {}), ONE_CYCLE, FitPlan('unfreeze', {}), ONE_CYCLE)
+    assert fed(START, *run_log(1, 2), STOPPED, steps(13, 2), plan=freezing).total == 6
+
 def test_values_that_are_no_numbers():
     state = fed(START, steps(1, 2, loss='nan'), epoch(1, 2, valid_loss='nan', top1=.5), epoch(2, 4, valid_loss=.3, top1='nan'))
     assert state.loss.points() == ([], []) and state.curve('valid_loss') == ([4], [.3]) and state.curve('top1') == ([2], [.5])
@@ -193,6 +221,19 @@ def test_buttons_do_what_the_state_can(shapes, tmp_path):
     board.wait(30)
     assert enabled() == {'start'} and board.line.value.count('Stopped') == 1
     assert names(tmp_path/'run') == ['saved', 'stopped'] and 'image/png' in board._repr_mimebundle_()
+
+def test_started_again_after_a_stop(shapes, tmp_path):
+    board = TrainingDashboard(make(shapes, tmp_path/'run'), 'fit', 1000)
+    shown(board)
+    board.start()
+    board.note.say('Saved as latest after step 12.', 'done')
+    board.stop()
+    board.wait(30)
+    done, board.state.args = board.state.run.done, (2,)
+    board.start()
+    assert board.note.text == '', 'what was said of the first is gone'
+    board.wait(30)
+    assert board.state.facts()['epochs done'] == f'{done + 2} of {done + 2}' and board.state.status() == 'Done.'
 
 def names(path): return [o['event'] for o in Run(path).events() if o['event'] in ('saved', 'stopped')]
 

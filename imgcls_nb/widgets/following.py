@@ -90,10 +90,11 @@ def _event(line):
 # %% ../../nbs/71_widgets.following.ipynb #63668f0b
 def planned_epochs(
     plan, # A `Plan`; None: not known
+    first:int=0, # The first call that counts
 ) -> int|None:
     "How many epochs the training calls of a plan make together"
     if plan is None: return None
-    return sum(_epochs_of(o) for o in plan.schedule) or None
+    return sum(_epochs_of(o) for o in plan.schedule[first:]) or None
 
 def _epochs_of(fit):
     n = fit.args.get('n_epoch', fit.args.get('epochs', 0))
@@ -117,6 +118,7 @@ class RunState:
         self.loss, self.lr, self.lr_first = (Curve(self.limit) for _ in range(3))
         self.epochs, self.recent, self.worst, self.best = [], [], None, None
         self.step, self.saved, self.ended, self.time, self.status, self.why = 0, None, None, None, 'waiting', ''
+        self.call, self.before, self.over, self.began, self.per_epoch = 0, 0, False, 0, None
 
     def feed(self,
         event:dict, # A line of the log
@@ -136,14 +138,16 @@ class RunState:
             self.lr.add(step, lr)
             self.lr_first.add(step, first)
         self.step = event['step'][-1]
-        if self.ended is None or self.step > self.ended: self.status = 'training' # else these are the last ones before an end
+        if self.ended is None or self.step > self.ended: self._go_on() # else these are the last ones before an end
         self.recent = [*self.recent[-9:], (event.get('time'), self.step, sum(o or 0 for o in event['wait']))]
 
     def _on_epoch(self, event):
+        self._go_on()
         values = {k: v for k, v in event.items() if k not in ('event', 'time', 'classes')}
         self.epochs = [o for o in self.epochs if o['epoch'] < values['epoch']] + [values]
-        self.step, self.recent, total = values['step'], [], planned_epochs(self.plan)
-        self.status = 'done' if total and values['epoch'] >= total else 'training'
+        self.step, self.recent, self.per_epoch = values['step'], [], max(1, values['step'] - self.began)
+        self.began, total = self.step, self.total
+        if total and self.done >= total: self.status = 'done'
 
     def _on_checkpoint(self, event):
         if event.get('best') and self.epochs: self.best = self.epochs[-1]
@@ -152,14 +156,40 @@ class RunState:
     def _on_saved(self, event): self.saved = event['step']
     def _on_paused(self, event): self.status, self.recent = 'paused', []
     def _on_resumed(self, event): self.status = 'training'
+    def _on_end(self, event): self._end(event, 'done')
     def _on_stopped(self, event): self._end(event, 'stopped', event.get('why'))
     def _on_interrupted(self, event): self._end(event, 'interrupted')
     def _on_failed(self, event): self._end(event, 'failed', event.get('error'))
 
     def _end(self, event, status, why=None):
-        self.status, self.why, self.ended = status, why or '', event.get('step', self.step)
+        self.status, self.why, self.ended, self.over = status, why or '', event.get('step', self.step), True
+
+    def _on_resume(self, event): # the call that was cut goes on
+        self.over, self.ended, self.status, self.why = False, None, 'training', ''
 
 def _is_number(v): return isinstance(v, (int, float)) and math.isfinite(v)
+
+# %% ../../nbs/71_widgets.following.ipynb #89718d01
+@patch(as_prop=True)
+def done(self:RunState) -> int: # Epochs
+    "How many epochs are complete"
+    return self.epochs[-1]['epoch'] if self.epochs else 0
+
+@patch(as_prop=True)
+def total(self:RunState) -> int|None: # Epochs; None: not known
+    "How many epochs it will be when the running call is through"
+    rest = planned_epochs(self.plan, self.call)
+    return self.before + rest if rest else None
+
+@patch
+def _go_on(self:RunState): # something is being trained
+    if self.over: self.began = max(self.began, self.ended or 0) # an epoch that was cut is begun again
+    while self.plan and self.call < len(self.plan.schedule) - 1 and (self.over or self._is_through()):
+        self.call, self.before, self.over = self.call + 1, self.done, False
+    self.status, self.why, self.ended, self.over = 'training', '', None, False
+
+@patch
+def _is_through(self:RunState): return self.done - self.before >= _epochs_of(self.plan.schedule[self.call])
 
 # %% ../../nbs/71_widgets.following.ipynb #b4c836d2
 @patch(as_prop=True)
@@ -189,22 +219,21 @@ def speed(self:RunState) -> dict: # `steps_per_s`, `images_per_s`, `data_wait`; 
 @patch
 def steps_per_epoch(self:RunState) -> int|None:
     "How many steps an epoch has, measured, or from the number of pictures"
-    if self.epochs: return self.epochs[-1]['step']//max(1, self.epochs[-1]['epoch'])
+    if self.per_epoch: return self.per_epoch
     return math.ceil(self.pictures/self.plan.data.bs) if self.pictures and self.plan else None
 
 @patch
 def progress(self:RunState) -> float|None: # 0..1
     "What share of all epochs is done"
-    total, per_epoch = planned_epochs(self.plan), self.steps_per_epoch()
+    total, per_epoch = self.total, self.steps_per_epoch()
     if not total: return None
-    done = self.epochs[-1] if self.epochs else dict(epoch=0, step=0)
-    begun = (self.step - done['step'])/per_epoch if per_epoch else 0
-    return min(1., (done['epoch'] + min(1, begun))/total)
+    begun = max(0, self.step - self.began)/per_epoch if per_epoch else 0
+    return min(1., (self.done + min(1, begun))/total)
 
 @patch
 def seconds_left(self:RunState) -> float|None:
     "How long the rest will take"
-    share, total = self.progress(), planned_epochs(self.plan)
+    share, total = self.progress(), self.total
     if share is None or self.status != 'training': return None
     if self.epochs and _is_number(self.epochs[-1].get('seconds')): return (1 - share)*total*self.epochs[-1]['seconds']
     speed, per_epoch = self.speed().get('steps_per_s'), self.steps_per_epoch()

@@ -21,7 +21,7 @@ from ..core import InputError
 from ..runs import Run
 from ..sources import find_pictures
 from .charts import Chart
-from .following import LearnerFollower, RunFollower, planned_epochs
+from .following import LearnerFollower, RunFollower
 from imgcls_nb.widgets.looks import (
     Act, Thumbs, Viewer, bar_html, empty_html, facts_html, gallery_html, has_kernel, head_html, html, paper, row,
     series_color)
@@ -115,8 +115,8 @@ def _followers(source):
 def facts(self:DashboardState) -> dict: # Name to text
     "What one run is doing, in numbers"
     run, speed = self.run, self.run.speed()
-    total, last = planned_epochs(run.plan), run.epochs[-1] if run.epochs else {}
-    n, metric = len(run.epochs) and last['epoch'], self.metric()
+    total, last = run.total, run.epochs[-1] if run.epochs else {}
+    n, metric = run.done, self.metric()
     best, when = (run.best.get(metric), f' (epoch {run.best["epoch"]})') if run.best else (None, '')
     now = lambda curve: curve.points()[1][-1] if curve.points()[1] else None
     return {'epochs done': f'{n} of {total}' if total else f'{n}', 'steps': f'{run.step:,}',
@@ -236,6 +236,7 @@ class TrainingDashboard(Viewer):
     def start(self) -> 'TrainingDashboard':
         "Begin to train, in the background"
         self.state.start()
+        self.note.say('') # what was said of the last training
         self._look()
         return self
 
