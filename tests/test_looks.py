@@ -125,6 +125,13 @@ def test_no_more_are_kept_than_asked(tmp_path):
 
 # Viewers
 
+def test_the_note_stands_below_the_buttons_and_above_the_rest():
+    import ipywidgets as ipw
+    class Long(Empty):
+        def build(self): return [looks.row(Act('x', print, self.note)), ipw.HTML('much'), ipw.HTML('more')]
+    o = Long()
+    assert [type(c).__name__ for c in o.widget.children] == ['Dress', 'HTML', 'HBox', 'Note', 'HTML', 'HTML']
+
 class Empty(Viewer):
     title = 'Empty'
     def build(self): return []

@@ -12,7 +12,7 @@ from imgcls_nb.datasets import draw_shape
 from imgcls_nb.edits import EditConflict, Edits
 from imgcls_nb.evaluation import Evaluation
 from imgcls_nb.widgets.confusion import CELLS, COLOURS, NAMED, ConfusionMap, ConfusionViewer, Grid, Navigator
-from imgcls_nb.widgets.desk import Desk
+from imgcls_nb.widgets.desk import DESK_JS, Desk
 from imgcls_nb.widgets.gallery import DIGITS, Gallery, Judged, Pages, edits_of, judged_of
 from imgcls_nb.widgets.looks import Note
 from imgcls_nb.widgets.losses import TopLosses
@@ -414,3 +414,5 @@ def test_twins_on_paper(tmp_path):
     for viewer in (ConfusionViewer(ev), TopLosses(ev)):
         bundle = viewer._repr_mimebundle_()
         assert Image.open(io.BytesIO(base64.b64decode(bundle['image/png']))).width > 200
+
+def test_the_keys_are_told_above_the_pictures(): assert 'next), help, list, empty)' in DESK_JS

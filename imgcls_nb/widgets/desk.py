@@ -59,7 +59,7 @@ function render({ model, el: root }) {
   const help = el("p", { className: "icd-help" })
   const desk = el("div", { className: "icd", attrs: { "data-lm-suppress-shortcuts": "true" } },
     el("div", { className: "icd-main" },
-      el("div", { className: "icd-top" }, status, open, files, back, next), list, empty), side, help)
+      el("div", { className: "icd-top" }, status, open, files, back, next), help, list, empty), side)
   let cards = [], floor = 0
 
   const take = async from => { // files that were chosen or dropped, one message each
@@ -218,7 +218,7 @@ DESK_CSS = """
   padding: 0 4px; color: var(--ic-text); background: var(--ic-back); box-shadow: none; }
 .icd-find { font: inherit; padding: 4px 8px; border: 1px solid var(--ic-line); border-radius: 6px; min-width: 0; }
 .icd-acts { display: flex; gap: 5px; flex-wrap: wrap; }
-.icd-help { grid-column: 1 / -1; margin: 0; min-height: 18px; font-size: 12px; color: var(--ic-dim); }
+.icd-help { margin: 0 0 4px; min-height: 18px; font-size: 12px; color: var(--ic-dim); }
 .icd-main { min-width: 0; }
 @media (max-width: 640px) { .icd { grid-template-columns: minmax(0, 1fr); } }
 .imgcls .ic-above { flex-direction: column; align-items: stretch; height: auto; }

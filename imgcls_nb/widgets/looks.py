@@ -365,7 +365,7 @@ class Viewer:
     title = ''
     def __init__(self): self.note, self._widget = Note(), None
 
-    def build(self) -> list: # Widgets, from top to bottom
+    def build(self) -> list: # Widgets, from top to bottom; the note goes below the first, where people look when they press
         "Make the parts; called once, when the viewer is first shown"
         raise NotImplementedError
 
@@ -380,8 +380,8 @@ class Viewer:
     @property
     def widget(self) -> ipw.VBox: # The same each time
         if self._widget is None:
-            head = html(title_html(self.title, self.subtitle()))
-            self._widget = ipw.VBox([Dress(), head, *self.build(), self.note]).add_class('imgcls')
+            head, (tools, *rest) = html(title_html(self.title, self.subtitle())), self.build()
+            self._widget = ipw.VBox([Dress(), head, tools, self.note, *rest]).add_class('imgcls')
         return self._widget
 
     def _repr_mimebundle_(self, **kwargs):
