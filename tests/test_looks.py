@@ -69,6 +69,13 @@ def test_buttons_and_sliders_raise():
     with pytest.raises(ZeroDivisionError): Act('x', lambda: 1/0, note).click()
     assert seen == [3] and note.text == 'ZeroDivisionError: division by zero'
 
+@pytest.mark.parametrize('names, shown', [
+    (['a', 'b'], ['a', 'b']), (['x'*12], ['x'*12]), (['abcdefghijklmnop', 'short'], ['abcdef…lmnop', 'short']), ([], []),
+    (['species number 1 of 20', 'species number 2 of 20'], ['…1 of 20', '…2 of 20']),
+    (['same name twice'*2, 'same name twice'*2], ['same n…twice']*2)])
+def test_short_names(names, shown):
+    assert looks.short_names(names, 12) == shown and all(len(o) <= 12 for o in shown)
+
 # Thumbnails
 
 @pytest.mark.parametrize('name, size, options, kind, tiny', [

@@ -99,7 +99,7 @@ function render({ model, el: root }) {
       o.classList.toggle("icd-at", i === m.at)
       o.querySelector(".icd-tag").textContent = c.tag ?? ""
       o.dataset.edit = c.edit ?? ""
-      o.querySelector(".icd-lines").replaceChildren(...(c.lines ?? []).map(t => el("span", {}, t)))
+      o.querySelector(".icd-lines").replaceChildren(...(c.lines ?? []).map(t => el("span", { title: t }, t)))
       o.setAttribute("aria-label", [c.name, ...(c.lines ?? []), c.tag].filter(Boolean).join(", "))
       o.title = c.name ?? ""
     })
@@ -118,7 +118,7 @@ function render({ model, el: root }) {
     chips.replaceChildren(...(m.choices ?? []).map(o => {
       const chip = el("button", { type: "button", className: "icd-chip", onclick: () => send("choose", { label: o.label }),
         attrs: { "aria-pressed": String(!!o.now) } },
-        el("kbd", {}, o.key), el("span", { className: "icd-name" }, o.label), el("span", { className: "icd-share" }, o.share))
+        el("kbd", {}, o.key), el("span", { className: "icd-name", title: o.label }, o.label), el("span", { className: "icd-share" }, o.share))
       chip.style.setProperty("--share", o.width)
       return chip
     }))
@@ -185,7 +185,8 @@ DESK_CSS = """
 .icd-card.icd-at { border-color: var(--ic-accent); }
 .icd-card[aria-selected=true] { background: color-mix(in srgb, var(--ic-accent) 22%, var(--ic-back)); }
 .icd-lines { font-size: 11px; line-height: 1.35; color: var(--ic-text); margin-top: 3px; min-height: 2.7em; }
-.icd-lines span { display: block; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+.icd-lines span { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden;
+  overflow-wrap: anywhere; }
 .icd-lines span + span { color: var(--ic-dim); }
 .icd-card[aria-selected=true] .icd-lines span { color: var(--ic-text); }
 .icd-tag { position: absolute; left: 7px; top: 7px; font-size: 11px; line-height: 1.5; padding: 0 6px; border-radius: 4px;
@@ -303,9 +304,9 @@ class Desk(anywidget.AnyWidget):
 
     def _card(self, k, i):
         g, now = self.gallery, self.gallery.standing(i)
-        said = 'cannot be shown' if self.whys[k] else self._said(i)
+        more = filter(None, [g.note and g.note(i), self._said(i), self.whys[k] and 'cannot be shown'])
         return dict(name=g.pics.names[i], selected=i in g.selected, edit=now.kind, tag=now.tag,
-                    lines=[now.label or g.pics.names[i].rpartition('/')[2], *filter(None, [g.note and g.note(i), said])])
+                    lines=[now.label or g.pics.names[i].rpartition('/')[2], *more])
 
     def _said(self, i): # the first guess
         guesses = self.gallery.pics.guesses(i, 1)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SERIES', 'STYLE', 'series_color', 'Dress', 'Note', 'Act', 'watch', 'html', 'row', 'column', 'title_html', 'head_html',
-           'empty_html', 'facts_html', 'bar_html', 'Thumbs', 'Thumb', 'gallery_html', 'paper', 'figure_png', 'Viewer',
-           'has_kernel']
+           'empty_html', 'facts_html', 'bar_html', 'short_names', 'Thumbs', 'Thumb', 'gallery_html', 'paper',
+           'figure_png', 'Viewer', 'has_kernel']
 
 # %% ../../nbs/70_widgets.looks.ipynb #8e419fff
 import base64
@@ -19,6 +19,7 @@ from threading import Lock
 
 import anywidget
 import ipywidgets as ipw
+import traitlets
 from IPython import get_ipython
 from PIL import Image
 
@@ -103,16 +104,20 @@ STYLE = """
 
 # %% ../../nbs/70_widgets.looks.ipynb #ad53daf2
 class Dress(anywidget.AnyWidget):
-    "The style sheet of a viewer, and names for its sliders"
+    "The style sheet of a viewer, names for its sliders, and tips for the lines of its lists"
     _css = STYLE
+    tips = traitlets.Dict().tag(sync=True) # text of a line to what is shown when the mouse rests on it
     _esm = """
-export default { render({ el }) {
+export default { render({ model, el }) {
   el.style.display = 'none';
   let watcher;
-  const name = root => root.querySelectorAll('[role=slider]:not([aria-label])').forEach(handle => {
-    const label = handle.closest('.widget-inline-hbox')?.querySelector('.widget-label');
-    if (label?.textContent) handle.setAttribute('aria-label', label.textContent);
-  });
+  const name = root => {
+    root.querySelectorAll('option:not([title])').forEach(o => { o.title = model.get('tips')[o.textContent] ?? '' });
+    root.querySelectorAll('[role=slider]:not([aria-label])').forEach(handle => {
+      const label = handle.closest('.widget-inline-hbox')?.querySelector('.widget-label');
+      if (label?.textContent) handle.setAttribute('aria-label', label.textContent);
+    });
+  };
   const begin = () => {
     const root = el.closest('.imgcls');
     if (!root) return setTimeout(begin, 100); // not on the page yet
@@ -240,6 +245,18 @@ def bar_html(
     return (f'<div class="ic-bar" role="progressbar" aria-label="{escape(label)}" aria-valuenow="{percent}" aria-valuemin="0" '
             f'aria-valuemax="100"><i style="width:{percent}%"></i></div>')
 
+# %% ../../nbs/70_widgets.looks.ipynb #3bea05ad
+def short_names(
+    names, # Texts
+    n:int=18, # Letters there is room for
+) -> list: # Texts of at most `n` letters
+    "Names as they can still be told apart where there is little room"
+    long = [o for o in names if len(o) > n]
+    head = len(os.path.commonprefix(long)) if len({_middle(o, n) for o in long}) < len(set(long)) else 0
+    return [o if len(o) <= n else '…'*bool(head) + _middle(o[head:], n - bool(head)) for o in names]
+
+def _middle(name, n): return name if len(name) <= n else f'{name[:n//2]}…{name[len(name) + 1 + n//2 - n:]}'
+
 # %% ../../nbs/70_widgets.looks.ipynb #9bbcc00f
 class Thumbs:
     "Small pictures for viewers, made once"
@@ -363,7 +380,7 @@ def figure_png(
 class Viewer:
     "What all viewers are: a widget where there is a kernel, a figure where there is none"
     title = ''
-    def __init__(self): self.note, self._widget = Note(), None
+    def __init__(self): self.note, self.tips, self._widget = Note(), {}, None # tips: the whole of a text that is shown short
 
     def build(self) -> list: # Widgets, from top to bottom; the note goes below the first, where people look when they press
         "Make the parts; called once, when the viewer is first shown"
@@ -380,8 +397,8 @@ class Viewer:
     @property
     def widget(self) -> ipw.VBox: # The same each time
         if self._widget is None:
-            head, (tools, *rest) = html(title_html(self.title, self.subtitle())), self.build()
-            self._widget = ipw.VBox([Dress(), head, tools, self.note, *rest]).add_class('imgcls')
+            head, parts = html(title_html(self.title, self.subtitle())), self.build()
+            self._widget = ipw.VBox([Dress(tips=self.tips), head, *parts[:1], self.note, *parts[1:]]).add_class('imgcls')
         return self._widget
 
     def _repr_mimebundle_(self, **kwargs):
