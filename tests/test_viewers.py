@@ -423,7 +423,7 @@ def test_long_names_can_be_told_apart():
     ev = made_up(200, 12, wrong=.5)
     ev.vocab = LONG
     viewer = ConfusionViewer(ev)
-    viewer.widget
+    assert viewer.widget
     ticks = viewer.figure.layout.xaxis.ticktext
     assert len(set(ticks)) == 12 and max(map(len, ticks)) <= 18
     texts = [o for o, _ in viewer.pairs.options]
@@ -432,7 +432,7 @@ def test_long_names_can_be_told_apart():
 
 def test_top_losses_begin_with_all_classes():
     viewer = TopLosses(made_up(20, 3))
-    viewer.widget
+    assert viewer.widget
     assert viewer.label.label == 'all classes' and len(viewer.gallery.order) == 20
     viewer.label.value = 'square'
     assert 0 < len(viewer.gallery.order) < 20
@@ -441,6 +441,6 @@ def test_top_losses_begin_with_all_classes():
 
 def test_a_missing_picture_keeps_its_line():
     viewer = TopLosses(made_up(4, 3))
-    viewer.widget
+    assert viewer.widget
     label, loss, said, gone = viewer.desk.marks['cards'][0]['lines']
     assert label in KINDS and loss.startswith('loss') and said.startswith('said') and gone == 'cannot be shown'

@@ -146,6 +146,21 @@ def test_an_epoch_done_again_replaces_the_first():
     state = fed(START, epoch(1, 4, top1=.1), epoch(2, 8, top1=.2), epoch(2, 8, top1=.3))
     assert state.curve('top1') == ([4, 8], [.1, .3])
 
+@pytest.mark.parametrize('pictures, spike', [(33, False), (40, True), (None, True)])
+def test_a_tiny_last_batch_makes_no_spike(pictures, spike):
+    state = RunState('x')
+    state.plan, state.pictures = planned(ONE_CYCLE), pictures
+    for n in range(1, 4): # four batches of eight, and one of a single picture
+        for o in (steps(5*n - 4, 4), steps(5*n, 1, loss=9.), epoch(n, 5*n)): state.feed(o)
+    assert (max(state.smooth.points()[1]) > 1.5) == spike and max(state.loss.points()[1]) == 9.
+
+def test_the_training_loss_is_that_of_the_epoch_and_within_one_of_the_last_steps():
+    state = fed(START, steps(1, 4), steps(5, 1, loss=9.), epoch(1, 5, train_loss=.7))
+    assert state.train_loss == .7
+    state.feed(steps(6, 1, loss=1.))
+    assert state.train_loss == state.smooth.points()[1][-1] != 1.
+    assert RunState('x').train_loss is None
+
 # The dashboard's state
 
 def test_the_follower_agrees_with_the_run(runs):

@@ -118,7 +118,8 @@ function render({ model, el: root }) {
     chips.replaceChildren(...(m.choices ?? []).map(o => {
       const chip = el("button", { type: "button", className: "icd-chip", onclick: () => send("choose", { label: o.label }),
         attrs: { "aria-pressed": String(!!o.now) } },
-        el("kbd", {}, o.key), el("span", { className: "icd-name", title: o.label }, o.label), el("span", { className: "icd-share" }, o.share))
+        el("kbd", {}, o.key), el("span", { className: "icd-name", title: o.label }, o.label),
+        el("span", { className: "icd-share" }, o.share))
       chip.style.setProperty("--share", o.width)
       return chip
     }))

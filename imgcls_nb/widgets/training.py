@@ -120,7 +120,7 @@ def facts(self:DashboardState) -> dict: # Name to text
     best, when = (run.best.get(metric), f' (epoch {run.best["epoch"]})') if run.best else (None, '')
     now = lambda curve: curve.points()[1][-1] if curve.points()[1] else None
     return {'epochs done': f'{n} of {total}' if total else f'{n}', 'steps': f'{run.step:,}',
-            'training loss': _number(now(run.loss)), 'validation loss': _number(last.get('valid_loss')),
+            'training loss': _number(run.train_loss), 'validation loss': _number(last.get('valid_loss')),
             metric: _number(last.get(metric)), f'best {metric}{when}': _number(best),
             'learning rate': _number(now(run.lr), '.2e'), 'pictures/s': _number(speed.get('images_per_s'), '.0f'),
             'waiting for data': _share(speed.get('data_wait')), 'time left': _duration(run.seconds_left())}
@@ -148,8 +148,8 @@ def table(self:DashboardState) -> list: # A list of texts for each run, the name
     metric = self.metric()
     rows = [['run', 'status', 'epochs', 'training loss', 'validation loss', metric, 'best epoch']]
     for o in self.runs:
-        last, losses = o.epochs[-1] if o.epochs else {}, o.loss.points()[1]
-        rows.append([o.name, o.status, str(last.get('epoch', 0)), _number(losses[-1] if losses else None),
+        last = o.epochs[-1] if o.epochs else {}
+        rows.append([o.name, o.status, str(last.get('epoch', 0)), _number(o.train_loss),
                      _number(last.get('valid_loss')), _number(last.get(metric)), str(o.best['epoch']) if o.best else '–'])
     return rows
 
@@ -184,7 +184,7 @@ def lines(self:DashboardState) -> list: # `(panel, name, colour, is it of steps,
 def _lines_of(run, i, several, metric):
     color = (lambda k: series_color(i)) if several else series_color
     name = (lambda text: f'{run.name}: {text}') if several else str
-    yield 'loss', name('training loss'), color(0), True, *run.loss.points()
+    yield 'loss', name('training loss'), color(0), True, *run.smooth.points()
     losses = dict.fromkeys(['valid_loss', *(k for o in run.epochs for k in o if k.endswith('valid_loss'))])
     for k, o in enumerate(losses): yield 'loss', name(o.replace('_', ' ')), color(1 + 4*k), False, *run.curve(o)
     metrics = [metric] if several else run.metrics or [metric]
