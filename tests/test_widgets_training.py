@@ -1,6 +1,7 @@
 "The dashboard without a browser: what a log says in every odd state, and what each action does"
 import json
 import os
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -234,7 +235,7 @@ def test_buttons_do_what_the_state_can(shapes, tmp_path):
     board.buttons['save'].click()
     board.buttons['stop'].click()
     board.wait(30)
-    assert enabled() == {'start'} and board.line.value.count('Stopped') == 1
+    assert enabled() == {'start'} and board.line.value.count('>Stopped') == 1
     assert names(tmp_path/'run') == ['saved', 'stopped'] and 'image/png' in board._repr_mimebundle_()
 
 def test_started_again_after_a_stop(shapes, tmp_path):
@@ -263,17 +264,18 @@ def test_an_error_is_shown_and_raised(shapes):
 def test_several_runs(runs):
     board = TrainingDashboard([runs/'a', runs/'b'])
     shown(board)
-    assert {o.name.partition(':')[0] for o in board.chart.data} == {'a', 'b'} and board.facts.value.count('<tr>') == 3
+    assert {o.name.partition(':')[0] for o in board.charts['loss'].data} == {'a', 'b'} and board.facts.value.count('<tr>') == 3
     assert len(board.plot().axes) == 3
 
 def test_new_points_come_into_the_old_lines(runs):
     board = TrainingDashboard(runs/'a')
     shown(board)
-    n, line = len(board.chart.data), next(o for o in board.chart.data if o.name == 'training loss')
+    chart = board.charts['loss']
+    n, line = len(chart.data), next(o for o in chart.data if o.name == 'training loss')
     before = len(line.x)
     board.state.run.feed(steps(1000, 5))
     board.refresh()
-    assert len(board.chart.data) == n and len(line.x) == before + 5
+    assert len(chart.data) == n and len(line.x) == before + 5
 
 def test_a_learner_without_a_run_folder(shapes):
     board = TrainingDashboard(make(shapes), 'fit', 2).start()
@@ -290,10 +292,37 @@ def test_a_second_dashboard_attaches_to_the_training(shapes):
     finally: second.stop()
     assert first.wait(30) and second.wait(30)
 
+def test_panels_without_a_point_say_what_they_wait_for(shapes):
+    board = TrainingDashboard(make(shapes))
+    shown(board)
+    axes = lambda: {k: o.layout.xaxis.visible for k, o in board.charts.items()}
+    assert not any(axes().values()) and 'after the first epoch' in board.charts['metrics'].layout.annotations[0].text
+    board.state.run.feed(steps(1, 4))
+    board.refresh()
+    assert axes() == {'loss': True, 'metrics': False, 'learning rate': True}
+    assert not board.charts['loss'].layout.annotations[0].visible and board.charts['loss'].layout.xaxis.title.text == 'step'
+
+def test_one_word_for_going_on(shapes):
+    board = TrainingDashboard(make(shapes), 'fit', 1000)
+    shown(board)
+    board.start()
+    try:
+        board.pause()
+        assert wait_until(lambda: board.refresh() or board.buttons['pause'].description == 'Resume')
+    finally:
+        board.stop()
+        board.wait(30)
+
+def wait_until(true, seconds=20):
+    end = time.monotonic() + seconds
+    while not (found := true()) and time.monotonic() < end: time.sleep(.05)
+    return found
+
 def test_a_page_that_opens_later_gets_all_points(runs):
     board = TrainingDashboard(runs/'a')
     shown(board)
     board.refresh()
-    state = board.chart.get_state()
-    assert len(state['_widget_data']) == len(board.chart.data) and state['_widget_layout']['height'] == board.chart.layout.height
-    assert set(board.chart.get_state(key='_view_count')) == {'_view_count'}
+    chart = board.charts['loss']
+    state = chart.get_state()
+    assert len(state['_widget_data']) == len(chart.data) and state['_widget_layout']['height'] == chart.layout.height
+    assert set(chart.get_state(key='_view_count')) == {'_view_count'}

@@ -227,10 +227,14 @@ DESK_CSS = """
 .imgcls .ic-above select { flex: none; height: 400px; max-height: none; }
 .imgcls .ic-above .widget-label { text-align: left; width: auto; font-size: 12px; font-weight: 600; color: var(--ic-dim); }
 .ic-matrix .modebar { display: none; }
-.ict { display: flex; flex-wrap: wrap; gap: 16px 28px; min-height: 216px; }
-.ict section { display: grid; grid-template-columns: auto minmax(180px, 300px); gap: 2px 16px; align-content: start; }
+.ict { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, var(--ict-least, 100%)), 1fr)); gap: 16px 24px;
+  min-height: 216px; }
+.ict section { display: grid; grid-template-columns: fit-content(55%) minmax(116px, 300px); gap: 2px 16px; align-content: start;
+  min-width: 0; }
+.ict-two { --ict-least: 270px; min-height: 240px; }
 .ict h3 { grid-column: 1 / -1; margin: 0; font-size: 13px; font-weight: 600; overflow-wrap: anywhere; }
-.ict img { height: 192px; max-width: 288px; object-fit: contain; border-radius: 6px; grid-row: span 2; }
+.ict img { height: 192px; max-width: min(288px, 100%); object-fit: contain; border-radius: 6px; grid-row: span 2; }
+.ict .ict-verdict { grid-column: 1 / -1; margin: 0; }
 .ict ol { margin: 0; padding: 0; list-style: none; display: grid; gap: 9px; align-content: start; }
 .ict li { display: grid; grid-template-columns: 1fr auto; gap: 1px 8px; }
 .ict li span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }

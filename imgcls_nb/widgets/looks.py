@@ -66,13 +66,18 @@ STYLE = """
 .imgcls .ic-note[data-kind=done] { color: var(--ic-text); border-left: 3px solid var(--ic-good); padding-left: 9px; }
 .imgcls .ic-empty { display: grid; place-content: center; text-align: center; color: var(--ic-dim); border: 1px dashed
   var(--ic-line); border-radius: 8px; padding: 8px 16px; box-sizing: border-box; }
-.imgcls .ic-facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(128px, 1fr)); gap: 6px; margin: 0; }
+.imgcls .ic-facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(128px, 47%), 1fr)); gap: 6px;
+  margin: 0; }
 .imgcls .ic-facts div { background: var(--ic-soft); border-radius: 6px; padding: 5px 9px; min-width: 0; }
 .imgcls .ic-facts dt, .imgcls .ic-facts dd { float: none; display: block; width: auto; margin: 0; padding: 0; }
 .imgcls .ic-facts dt { font-size: 11px; font-weight: 400; color: var(--ic-dim); white-space: nowrap; overflow: hidden;
   text-overflow: ellipsis; }
 .imgcls .ic-facts dd { font-size: 15px; font-variant-numeric: tabular-nums; white-space: nowrap; overflow: hidden;
   text-overflow: ellipsis; }
+.imgcls .ic-status { flex: 1 1 150px; min-width: 0; }
+.imgcls .ic-status span { display: block; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+.imgcls .ic-chart { overflow: hidden; }
+.imgcls .ic-chart .js-plotly-plot, .imgcls .ic-chart .plot-container { width: 100%; }
 .imgcls .ic-bar { margin-bottom: 8px; height: 6px; border-radius: 3px; background: var(--ic-grid); overflow: hidden; }
 .imgcls .ic-bar i { display: block; height: 100%; background: var(--ic-accent); }
 .imgcls .ic-gallery { display: flex; flex-wrap: wrap; gap: 8px; margin: 0; padding: 0; list-style: none; }
@@ -110,7 +115,12 @@ class Dress(anywidget.AnyWidget):
     _esm = """
 export default { render({ model, el }) {
   el.style.display = 'none';
-  let watcher;
+  let watcher, ruler, plots = 0;
+  let soon;
+  const fit = () => { // plotly listens to the window, and should look when all has found its place
+    clearTimeout(soon);
+    soon = setTimeout(() => window.dispatchEvent(new Event('resize')), 120);
+  };
   const name = root => {
     root.querySelectorAll('option:not([title])').forEach(o => { o.title = model.get('tips')[o.textContent] ?? '' });
     root.querySelectorAll('[role=slider]:not([aria-label])').forEach(handle => {
@@ -121,12 +131,21 @@ export default { render({ model, el }) {
   const begin = () => {
     const root = el.closest('.imgcls');
     if (!root) return setTimeout(begin, 100); // not on the page yet
-    watcher = new MutationObserver(() => name(root));
+    ruler = new ResizeObserver(fit);
+    ruler.observe(root);
+    watcher = new MutationObserver(() => {
+      name(root);
+      const now = root.querySelectorAll('.js-plotly-plot .main-svg').length;
+      if (now === plots) return;
+      plots = now;
+      root.querySelectorAll('.ic-chart').forEach(o => ruler.observe(o));
+      fit();
+    });
     watcher.observe(root, { childList: true, subtree: true });
     name(root);
   };
   begin();
-  return () => watcher?.disconnect();
+  return () => { watcher?.disconnect(); ruler?.disconnect() };
 } };
 """
 
@@ -233,7 +252,7 @@ def facts_html(
     facts:dict, # Name to value, both short
 ) -> str: # HTML
     "Numbers to read at a glance"
-    cells = (f'<div><dt>{escape(str(k))}</dt><dd title="{escape(str(v))}">{escape(str(v))}</dd></div>' for k, v in facts.items())
+    cells = (f'<div title="{escape(f"{k}: {v}")}"><dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd></div>' for k, v in facts.items())
     return f'<dl class="ic-facts">{"".join(cells)}</dl>'
 
 def bar_html(
