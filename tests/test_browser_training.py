@@ -121,7 +121,7 @@ def test_notebook_7_watches_and_pauses_the_same_run(page, url, folder, tmp_path)
     n = len(batches(folder))
     time.sleep(.8)
     assert len(batches(folder)) <= n + 1 and log(folder, 'paused')
-    press(other, 'Go on')
+    press(other, 'Resume')
     wait_for(lambda: len(batches(folder)) > n + 2, 10, 'more batches')
     other.close()
 

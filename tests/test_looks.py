@@ -69,6 +69,13 @@ def test_buttons_and_sliders_raise():
     with pytest.raises(ZeroDivisionError): Act('x', lambda: 1/0, note).click()
     assert seen == [3] and note.text == 'ZeroDivisionError: division by zero'
 
+@pytest.mark.parametrize('names, shown', [
+    (['a', 'b'], ['a', 'b']), (['x'*12], ['x'*12]), (['abcdefghijklmnop', 'short'], ['abcdef…lmnop', 'short']), ([], []),
+    (['species number 1 of 20', 'species number 2 of 20'], ['…1 of 20', '…2 of 20']),
+    (['same name twice'*2, 'same name twice'*2], ['same n…twice']*2)])
+def test_short_names(names, shown):
+    assert looks.short_names(names, 12) == shown and all(len(o) <= 12 for o in shown)
+
 # Thumbnails
 
 @pytest.mark.parametrize('name, size, options, kind, tiny', [
@@ -124,6 +131,13 @@ def test_no_more_are_kept_than_asked(tmp_path):
     assert len(thumbs.made) == 3 and thumbs(files[0]) is first, "the one used last stays"
 
 # Viewers
+
+def test_the_note_stands_below_the_buttons_and_above_the_rest():
+    import ipywidgets as ipw
+    class Long(Empty):
+        def build(self): return [looks.row(Act('x', print, self.note)), ipw.HTML('much'), ipw.HTML('more')]
+    o = Long()
+    assert [type(c).__name__ for c in o.widget.children] == ['Dress', 'HTML', 'HBox', 'Note', 'HTML', 'HTML']
 
 class Empty(Viewer):
     title = 'Empty'

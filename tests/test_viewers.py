@@ -12,7 +12,7 @@ from imgcls_nb.datasets import draw_shape
 from imgcls_nb.edits import EditConflict, Edits
 from imgcls_nb.evaluation import Evaluation
 from imgcls_nb.widgets.confusion import CELLS, COLOURS, NAMED, ConfusionMap, ConfusionViewer, Grid, Navigator
-from imgcls_nb.widgets.desk import Desk
+from imgcls_nb.widgets.desk import DESK_JS, Desk
 from imgcls_nb.widgets.gallery import DIGITS, Gallery, Judged, Pages, edits_of, judged_of
 from imgcls_nb.widgets.looks import Note
 from imgcls_nb.widgets.losses import TopLosses
@@ -374,7 +374,7 @@ def test_the_most_confused_pairs_lead_to_their_pictures():
     pairs = map_.pairs(20)
     assert [counts[o] for _, o in pairs] == sorted(counts.ravel(), reverse=True)[:20]
     text, (t, p) = pairs[0]
-    assert text.startswith(f'{ev.vocab[t]} → {ev.vocab[p]}') and len(map_.pictures(t, p)) == counts[t, p]
+    assert text.endswith(f' {ev.vocab[t]} → {ev.vocab[p]}') and len(map_.pictures(t, p)) == counts[t, p]
 
 def test_the_viewer_draws_what_its_state_says(tmp_path):
     viewer = ConfusionViewer(made_up(400, 12, wrong=.5), edits=tmp_path/'e.jsonl')
@@ -414,3 +414,33 @@ def test_twins_on_paper(tmp_path):
     for viewer in (ConfusionViewer(ev), TopLosses(ev)):
         bundle = viewer._repr_mimebundle_()
         assert Image.open(io.BytesIO(base64.b64decode(bundle['image/png']))).width > 200
+
+def test_the_keys_are_told_above_the_pictures(): assert 'next), help, list, empty)' in DESK_JS
+
+LONG = tuple(f'a species of the northern hemisphere, number {i:02} of its kind' for i in range(12))
+
+def test_long_names_can_be_told_apart():
+    ev = made_up(200, 12, wrong=.5)
+    ev.vocab = LONG
+    viewer = ConfusionViewer(ev)
+    assert viewer.widget
+    ticks = viewer.figure.layout.xaxis.ticktext
+    assert len(set(ticks)) == 12 and max(map(len, ticks)) <= 18
+    texts = [o for o, _ in viewer.pairs.options]
+    assert len(set(texts)) == len(texts) and all(o[0].isdigit() for o in texts), 'the count comes first'
+    assert viewer.widget.children[0].tips[texts[0]] in {f'{a} → {b}' for a in LONG for b in LONG}
+
+def test_top_losses_begin_with_all_classes():
+    viewer = TopLosses(made_up(20, 3))
+    assert viewer.widget
+    assert viewer.label.label == 'all classes' and len(viewer.gallery.order) == 20
+    viewer.label.value = 'square'
+    assert 0 < len(viewer.gallery.order) < 20
+    viewer.label.value = ''
+    assert len(viewer.gallery.order) == 20
+
+def test_a_missing_picture_keeps_its_line():
+    viewer = TopLosses(made_up(4, 3))
+    assert viewer.widget
+    label, loss, said, gone = viewer.desk.marks['cards'][0]['lines']
+    assert label in KINDS and loss.startswith('loss') and said.startswith('said') and gone == 'cannot be shown'

@@ -1,6 +1,7 @@
 "The dashboard without a browser: what a log says in every odd state, and what each action does"
 import json
 import os
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -110,6 +111,34 @@ def test_speed_and_time_left():
     assert state.seconds_left() == pytest.approx(8.) and state.progress() == pytest.approx(1/3)
     assert fed(START, steps(1, 2)).seconds_left() is None
 
+ONE_CYCLE = FitPlan('fit_one_cycle', dict(n_epoch=4))
+
+def run_log(first, last, before=0, step=0): # epochs of four steps, each with its block
+    for n in range(first, last + 1): yield from (steps(step + 4*(n - first) + 1, 4), epoch(n, step + 4*(n - first + 1)))
+
+@pytest.mark.parametrize('end', [dict(event='stopped', step=10, why='somebody asked for it'), dict(event='interrupted', step=10)])
+def test_a_training_started_again_counts_its_own_epochs(end):
+    state = fed(START, *run_log(1, 2), steps(9, 2), end, plan=planned(ONE_CYCLE, ONE_CYCLE))
+    state.feed(steps(11, 2))
+    assert (state.status, state.why, state.total) == ('training', '', 2 + 4) and state.progress() == pytest.approx(2.5/6)
+    for o in run_log(3, 6, step=10): state.feed(o)
+    assert (state.status, state.progress(), state.steps_per_epoch()) == ('done', 1., 4)
+
+@pytest.mark.parametrize('events, status, total', [
+    ([*run_log(1, 4)], 'training', 8), ([*run_log(1, 4), dict(event='end', step=16), *run_log(5, 8, step=16)], 'done', 8),
+    ([*run_log(1, 2), dict(event='end', step=8)], 'done', 8), # ended by a callback: the rest is not of this call
+    ([*run_log(1, 3), dict(event='interrupted', step=12), dict(event='resume', step=12), *run_log(4, 4, step=12)], 'training', 8),
+    ([*run_log(1, 4), *run_log(5, 8, step=16)], 'done', 8)])
+def test_calls_one_after_the_other(events, status, total):
+    state = fed(START, *events, plan=planned(ONE_CYCLE, ONE_CYCLE))
+    assert (state.status, state.total) == (status, total)
+
+def test_steps_between_calls_count_for_none_of_them():
+    state = fed(START, *run_log(1, 1), STOPPED, dict(event='resume', step=4), plan=planned(ONE_CYCLE))
+    assert (state.status, state.why, state.total) == ('training', '', 4), 'the same call goes on'
+    freezing = planned(FitPlan('freeze_to', {}), ONE_CYCLE, FitPlan('unfreeze', {}), ONE_CYCLE)
+    assert fed(START, *run_log(1, 2), STOPPED, steps(13, 2), plan=freezing).total == 6
+
 def test_values_that_are_no_numbers():
     state = fed(START, steps(1, 2, loss='nan'), epoch(1, 2, valid_loss='nan', top1=.5), epoch(2, 4, valid_loss=.3, top1='nan'))
     assert state.loss.points() == ([], []) and state.curve('valid_loss') == ([4], [.3]) and state.curve('top1') == ([2], [.5])
@@ -117,6 +146,21 @@ def test_values_that_are_no_numbers():
 def test_an_epoch_done_again_replaces_the_first():
     state = fed(START, epoch(1, 4, top1=.1), epoch(2, 8, top1=.2), epoch(2, 8, top1=.3))
     assert state.curve('top1') == ([4, 8], [.1, .3])
+
+@pytest.mark.parametrize('pictures, spike', [(33, False), (40, True), (None, True)])
+def test_a_tiny_last_batch_makes_no_spike(pictures, spike):
+    state = RunState('x')
+    state.plan, state.pictures = planned(ONE_CYCLE), pictures
+    for n in range(1, 4): # four batches of eight, and one of a single picture
+        for o in (steps(5*n - 4, 4), steps(5*n, 1, loss=9.), epoch(n, 5*n)): state.feed(o)
+    assert (max(state.smooth.points()[1]) > 1.5) == spike and max(state.loss.points()[1]) == 9.
+
+def test_the_training_loss_is_that_of_the_epoch_and_within_one_of_the_last_steps():
+    state = fed(START, steps(1, 4), steps(5, 1, loss=9.), epoch(1, 5, train_loss=.7))
+    assert state.train_loss == .7
+    state.feed(steps(6, 1, loss=1.))
+    assert state.train_loss == state.smooth.points()[1][-1] != 1.
+    assert RunState('x').train_loss is None
 
 # The dashboard's state
 
@@ -191,8 +235,21 @@ def test_buttons_do_what_the_state_can(shapes, tmp_path):
     board.buttons['save'].click()
     board.buttons['stop'].click()
     board.wait(30)
-    assert enabled() == {'start'} and board.line.value.count('Stopped') == 1
+    assert enabled() == {'start'} and board.line.value.count('>Stopped') == 1
     assert names(tmp_path/'run') == ['saved', 'stopped'] and 'image/png' in board._repr_mimebundle_()
+
+def test_started_again_after_a_stop(shapes, tmp_path):
+    board = TrainingDashboard(make(shapes, tmp_path/'run'), 'fit', 1000)
+    shown(board)
+    board.start()
+    board.note.say('Saved as latest after step 12.', 'done')
+    board.stop()
+    board.wait(30)
+    done, board.state.args = board.state.run.done, (2,)
+    board.start()
+    assert board.note.text == '', 'what was said of the first is gone'
+    board.wait(30)
+    assert board.state.facts()['epochs done'] == f'{done + 2} of {done + 2}' and board.state.status() == 'Done.'
 
 def names(path): return [o['event'] for o in Run(path).events() if o['event'] in ('saved', 'stopped')]
 
@@ -207,17 +264,18 @@ def test_an_error_is_shown_and_raised(shapes):
 def test_several_runs(runs):
     board = TrainingDashboard([runs/'a', runs/'b'])
     shown(board)
-    assert {o.name.partition(':')[0] for o in board.chart.data} == {'a', 'b'} and board.facts.value.count('<tr>') == 3
+    assert {o.name.partition(':')[0] for o in board.charts['loss'].data} == {'a', 'b'} and board.facts.value.count('<tr>') == 3
     assert len(board.plot().axes) == 3
 
 def test_new_points_come_into_the_old_lines(runs):
     board = TrainingDashboard(runs/'a')
     shown(board)
-    n, line = len(board.chart.data), next(o for o in board.chart.data if o.name == 'training loss')
+    chart = board.charts['loss']
+    n, line = len(chart.data), next(o for o in chart.data if o.name == 'training loss')
     before = len(line.x)
     board.state.run.feed(steps(1000, 5))
     board.refresh()
-    assert len(board.chart.data) == n and len(line.x) == before + 5
+    assert len(chart.data) == n and len(line.x) == before + 5
 
 def test_a_learner_without_a_run_folder(shapes):
     board = TrainingDashboard(make(shapes), 'fit', 2).start()
@@ -234,10 +292,37 @@ def test_a_second_dashboard_attaches_to_the_training(shapes):
     finally: second.stop()
     assert first.wait(30) and second.wait(30)
 
+def test_panels_without_a_point_say_what_they_wait_for(shapes):
+    board = TrainingDashboard(make(shapes))
+    shown(board)
+    axes = lambda: {k: o.layout.xaxis.visible for k, o in board.charts.items()}
+    assert not any(axes().values()) and 'after the first epoch' in board.charts['metrics'].layout.annotations[0].text
+    board.state.run.feed(steps(1, 4))
+    board.refresh()
+    assert axes() == {'loss': True, 'metrics': False, 'learning rate': True}
+    assert not board.charts['loss'].layout.annotations[0].visible and board.charts['loss'].layout.xaxis.title.text == 'step'
+
+def test_one_word_for_going_on(shapes):
+    board = TrainingDashboard(make(shapes), 'fit', 1000)
+    shown(board)
+    board.start()
+    try:
+        board.pause()
+        assert wait_until(lambda: board.refresh() or board.buttons['pause'].description == 'Resume')
+    finally:
+        board.stop()
+        board.wait(30)
+
+def wait_until(true, seconds=20):
+    end = time.monotonic() + seconds
+    while not (found := true()) and time.monotonic() < end: time.sleep(.05)
+    return found
+
 def test_a_page_that_opens_later_gets_all_points(runs):
     board = TrainingDashboard(runs/'a')
     shown(board)
     board.refresh()
-    state = board.chart.get_state()
-    assert len(state['_widget_data']) == len(board.chart.data) and state['_widget_layout']['height'] == board.chart.layout.height
-    assert set(board.chart.get_state(key='_view_count')) == {'_view_count'}
+    chart = board.charts['loss']
+    state = chart.get_state()
+    assert len(state['_widget_data']) == len(chart.data) and state['_widget_layout']['height'] == chart.layout.height
+    assert set(chart.get_state(key='_view_count')) == {'_view_count'}

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from ..core import InputError, did_you_mean
 from .desk import Desk
 from .gallery import Gallery, edits_of, judged_of
-from .looks import Act, Viewer, column, paper, row, watch
+from .looks import Act, Viewer, column, paper, row, short_names, watch
 
 # %% ../../nbs/74_widgets.confusion.ipynb #5bd6b7d6
 CELLS, NAMED, WINDOW = 200, 40, 30 # cells a side that are sent; classes a side whose names are written; classes to zoom to
@@ -133,13 +133,12 @@ class Navigator(ConfusionMap):
     ) -> list: # `(text, (class number, class number))`
         "The most confused pairs, the worst first"
         number, table = {o: i for i, o in enumerate(self.vocab)}, self.confusion.most_confused(n)
-        return [(f'{t} → {p}   {k} ({share:.0%})', (number[t], number[p]))
+        short = dict(zip(self.vocab, short_names(self.vocab, 24)))
+        return [(f'{k} ({share:.0%}) {short[t]} → {short[p]}', (number[t], number[p]))
                 for t, p, k, share in zip(table['truth'], table['predicted'], table['pictures'], table['share'])]
 
 # %% ../../nbs/74_widgets.confusion.ipynb #01ac4e0d
 SHADES = [[0, 'rgba(47,127,214,0)'], [1e-9, 'rgba(47,127,214,.12)'], [.35, 'rgba(47,127,214,.48)'], [1, 'rgba(47,127,214,.85)']]
-
-def _short(name): return name if len(name) <= 18 else name[:17] + '…'
 
 def confusion_figure(
     vocab, # Class names, for which there must be room
@@ -147,7 +146,7 @@ def confusion_figure(
 ): # A plotly `FigureWidget` with a heatmap
     "An empty heatmap"
     import plotly.graph_objects as go
-    room = 40 + 6.3*max((len(_short(o)) for o in vocab), default=0)
+    room = 40 + 6.3*max(map(len, short_names(vocab)), default=0)
     trace = go.Heatmap(z=[[0]], colorscale=SHADES, zmin=0, showscale=False,
                        hovertemplate='%{y}, taken for %{x}: %{customdata:,}<extra></extra>')
     axis = dict(type='category', showgrid=False, fixedrange=True, ticks='', automargin=False, zeroline=False)
@@ -232,6 +231,7 @@ def build(self:ConfusionViewer) -> list:
     self.figure, self.desk, pairs = confusion_figure(self.ev.vocab), Desk(self.gallery, self.note), self.map.pairs()
     self.pairs = ipw.Select(options=pairs, value=None, rows=20, description='Most confused pairs', layout=dict(width='100%'))
     self.pairs.add_class('ic-above')
+    self.tips = {text: ' → '.join(self.ev.vocab[o] for o in pair) for text, pair in pairs}
     by = ipw.Dropdown(options=[(v, k) for k, v in COLOURS.items()], value=self.map.colour, description='Colour',
                       style=dict(description_width='auto'), layout=dict(width='280px'))
     search = ipw.Text(placeholder='class, then Enter', continuous_update=False, description='Find',
@@ -262,7 +262,7 @@ def _draw(self:ConfusionViewer):
         self.figure.data[0].update(trace)
         for axis, names in (('xaxis', cols), ('yaxis', rows)):
             shown = names if grid.named else []
-            self.figure.layout[axis].update(tickvals=shown, ticktext=[_short(o) for o in shown])
+            self.figure.layout[axis].update(tickvals=shown, ticktext=short_names(shown))
         self.figure.layout.shapes = self._frame(grid)
 
 @patch

@@ -59,7 +59,7 @@ function render({ model, el: root }) {
   const help = el("p", { className: "icd-help" })
   const desk = el("div", { className: "icd", attrs: { "data-lm-suppress-shortcuts": "true" } },
     el("div", { className: "icd-main" },
-      el("div", { className: "icd-top" }, status, open, files, back, next), list, empty), side, help)
+      el("div", { className: "icd-top" }, status, open, files, back, next), help, list, empty), side)
   let cards = [], floor = 0
 
   const take = async from => { // files that were chosen or dropped, one message each
@@ -99,7 +99,7 @@ function render({ model, el: root }) {
       o.classList.toggle("icd-at", i === m.at)
       o.querySelector(".icd-tag").textContent = c.tag ?? ""
       o.dataset.edit = c.edit ?? ""
-      o.querySelector(".icd-lines").replaceChildren(...(c.lines ?? []).map(t => el("span", {}, t)))
+      o.querySelector(".icd-lines").replaceChildren(...(c.lines ?? []).map(t => el("span", { title: t }, t)))
       o.setAttribute("aria-label", [c.name, ...(c.lines ?? []), c.tag].filter(Boolean).join(", "))
       o.title = c.name ?? ""
     })
@@ -118,7 +118,8 @@ function render({ model, el: root }) {
     chips.replaceChildren(...(m.choices ?? []).map(o => {
       const chip = el("button", { type: "button", className: "icd-chip", onclick: () => send("choose", { label: o.label }),
         attrs: { "aria-pressed": String(!!o.now) } },
-        el("kbd", {}, o.key), el("span", { className: "icd-name" }, o.label), el("span", { className: "icd-share" }, o.share))
+        el("kbd", {}, o.key), el("span", { className: "icd-name", title: o.label }, o.label),
+        el("span", { className: "icd-share" }, o.share))
       chip.style.setProperty("--share", o.width)
       return chip
     }))
@@ -185,7 +186,8 @@ DESK_CSS = """
 .icd-card.icd-at { border-color: var(--ic-accent); }
 .icd-card[aria-selected=true] { background: color-mix(in srgb, var(--ic-accent) 22%, var(--ic-back)); }
 .icd-lines { font-size: 11px; line-height: 1.35; color: var(--ic-text); margin-top: 3px; min-height: 2.7em; }
-.icd-lines span { display: block; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+.icd-lines span { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden;
+  overflow-wrap: anywhere; }
 .icd-lines span + span { color: var(--ic-dim); }
 .icd-card[aria-selected=true] .icd-lines span { color: var(--ic-text); }
 .icd-tag { position: absolute; left: 7px; top: 7px; font-size: 11px; line-height: 1.5; padding: 0 6px; border-radius: 4px;
@@ -218,17 +220,21 @@ DESK_CSS = """
   padding: 0 4px; color: var(--ic-text); background: var(--ic-back); box-shadow: none; }
 .icd-find { font: inherit; padding: 4px 8px; border: 1px solid var(--ic-line); border-radius: 6px; min-width: 0; }
 .icd-acts { display: flex; gap: 5px; flex-wrap: wrap; }
-.icd-help { grid-column: 1 / -1; margin: 0; min-height: 18px; font-size: 12px; color: var(--ic-dim); }
+.icd-help { margin: 0 0 4px; min-height: 18px; font-size: 12px; color: var(--ic-dim); }
 .icd-main { min-width: 0; }
 @media (max-width: 640px) { .icd { grid-template-columns: minmax(0, 1fr); } }
 .imgcls .ic-above { flex-direction: column; align-items: stretch; height: auto; }
 .imgcls .ic-above select { flex: none; height: 400px; max-height: none; }
 .imgcls .ic-above .widget-label { text-align: left; width: auto; font-size: 12px; font-weight: 600; color: var(--ic-dim); }
 .ic-matrix .modebar { display: none; }
-.ict { display: flex; flex-wrap: wrap; gap: 16px 28px; min-height: 216px; }
-.ict section { display: grid; grid-template-columns: auto minmax(180px, 300px); gap: 2px 16px; align-content: start; }
+.ict { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, var(--ict-least, 100%)), 1fr)); gap: 16px 24px;
+  min-height: 216px; }
+.ict section { display: grid; grid-template-columns: fit-content(55%) minmax(116px, 300px); gap: 2px 16px; align-content: start;
+  min-width: 0; }
+.ict-two { --ict-least: 270px; min-height: 240px; }
 .ict h3 { grid-column: 1 / -1; margin: 0; font-size: 13px; font-weight: 600; overflow-wrap: anywhere; }
-.ict img { height: 192px; max-width: 288px; object-fit: contain; border-radius: 6px; grid-row: span 2; }
+.ict img { height: 192px; max-width: min(288px, 100%); object-fit: contain; border-radius: 6px; grid-row: span 2; }
+.ict .ict-verdict { grid-column: 1 / -1; margin: 0; }
 .ict ol { margin: 0; padding: 0; list-style: none; display: grid; gap: 9px; align-content: start; }
 .ict li { display: grid; grid-template-columns: 1fr auto; gap: 1px 8px; }
 .ict li span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
@@ -303,9 +309,9 @@ class Desk(anywidget.AnyWidget):
 
     def _card(self, k, i):
         g, now = self.gallery, self.gallery.standing(i)
-        said = 'cannot be shown' if self.whys[k] else self._said(i)
+        more = filter(None, [g.note and g.note(i), self._said(i), self.whys[k] and 'cannot be shown'])
         return dict(name=g.pics.names[i], selected=i in g.selected, edit=now.kind, tag=now.tag,
-                    lines=[now.label or g.pics.names[i].rpartition('/')[2], *filter(None, [g.note and g.note(i), said])])
+                    lines=[now.label or g.pics.names[i].rpartition('/')[2], *more])
 
     def _said(self, i): # the first guess
         guesses = self.gallery.pics.guesses(i, 1)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SERIES', 'STYLE', 'series_color', 'Dress', 'Note', 'Act', 'watch', 'html', 'row', 'column', 'title_html', 'head_html',
-           'empty_html', 'facts_html', 'bar_html', 'Thumbs', 'Thumb', 'gallery_html', 'paper', 'figure_png', 'Viewer',
-           'has_kernel']
+           'empty_html', 'facts_html', 'bar_html', 'short_names', 'Thumbs', 'Thumb', 'gallery_html', 'paper',
+           'figure_png', 'Viewer', 'has_kernel']
 
 # %% ../../nbs/70_widgets.looks.ipynb #8e419fff
 import base64
@@ -19,6 +19,7 @@ from threading import Lock
 
 import anywidget
 import ipywidgets as ipw
+import traitlets
 from IPython import get_ipython
 from PIL import Image
 
@@ -65,13 +66,18 @@ STYLE = """
 .imgcls .ic-note[data-kind=done] { color: var(--ic-text); border-left: 3px solid var(--ic-good); padding-left: 9px; }
 .imgcls .ic-empty { display: grid; place-content: center; text-align: center; color: var(--ic-dim); border: 1px dashed
   var(--ic-line); border-radius: 8px; padding: 8px 16px; box-sizing: border-box; }
-.imgcls .ic-facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(128px, 1fr)); gap: 6px; margin: 0; }
+.imgcls .ic-facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(128px, 47%), 1fr)); gap: 6px;
+  margin: 0; }
 .imgcls .ic-facts div { background: var(--ic-soft); border-radius: 6px; padding: 5px 9px; min-width: 0; }
 .imgcls .ic-facts dt, .imgcls .ic-facts dd { float: none; display: block; width: auto; margin: 0; padding: 0; }
 .imgcls .ic-facts dt { font-size: 11px; font-weight: 400; color: var(--ic-dim); white-space: nowrap; overflow: hidden;
   text-overflow: ellipsis; }
 .imgcls .ic-facts dd { font-size: 15px; font-variant-numeric: tabular-nums; white-space: nowrap; overflow: hidden;
   text-overflow: ellipsis; }
+.imgcls .ic-status { flex: 1 1 150px; min-width: 0; }
+.imgcls .ic-status span { display: block; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+.imgcls .ic-chart { overflow: hidden; }
+.imgcls .ic-chart .js-plotly-plot, .imgcls .ic-chart .plot-container { width: 100%; }
 .imgcls .ic-bar { margin-bottom: 8px; height: 6px; border-radius: 3px; background: var(--ic-grid); overflow: hidden; }
 .imgcls .ic-bar i { display: block; height: 100%; background: var(--ic-accent); }
 .imgcls .ic-gallery { display: flex; flex-wrap: wrap; gap: 8px; margin: 0; padding: 0; list-style: none; }
@@ -103,25 +109,43 @@ STYLE = """
 
 # %% ../../nbs/70_widgets.looks.ipynb #ad53daf2
 class Dress(anywidget.AnyWidget):
-    "The style sheet of a viewer, and names for its sliders"
+    "The style sheet of a viewer, names for its sliders, and tips for the lines of its lists"
     _css = STYLE
+    tips = traitlets.Dict().tag(sync=True) # text of a line to what is shown when the mouse rests on it
     _esm = """
-export default { render({ el }) {
+export default { render({ model, el }) {
   el.style.display = 'none';
-  let watcher;
-  const name = root => root.querySelectorAll('[role=slider]:not([aria-label])').forEach(handle => {
-    const label = handle.closest('.widget-inline-hbox')?.querySelector('.widget-label');
-    if (label?.textContent) handle.setAttribute('aria-label', label.textContent);
-  });
+  let watcher, ruler, plots = 0;
+  let soon;
+  const fit = () => { // plotly listens to the window, and should look when all has found its place
+    clearTimeout(soon);
+    soon = setTimeout(() => window.dispatchEvent(new Event('resize')), 120);
+  };
+  const name = root => {
+    root.querySelectorAll('option:not([title])').forEach(o => { o.title = model.get('tips')[o.textContent] ?? '' });
+    root.querySelectorAll('[role=slider]:not([aria-label])').forEach(handle => {
+      const label = handle.closest('.widget-inline-hbox')?.querySelector('.widget-label');
+      if (label?.textContent) handle.setAttribute('aria-label', label.textContent);
+    });
+  };
   const begin = () => {
     const root = el.closest('.imgcls');
     if (!root) return setTimeout(begin, 100); // not on the page yet
-    watcher = new MutationObserver(() => name(root));
+    ruler = new ResizeObserver(fit);
+    ruler.observe(root);
+    watcher = new MutationObserver(() => {
+      name(root);
+      const now = root.querySelectorAll('.js-plotly-plot .main-svg').length;
+      if (now === plots) return;
+      plots = now;
+      root.querySelectorAll('.ic-chart').forEach(o => ruler.observe(o));
+      fit();
+    });
     watcher.observe(root, { childList: true, subtree: true });
     name(root);
   };
   begin();
-  return () => watcher?.disconnect();
+  return () => { watcher?.disconnect(); ruler?.disconnect() };
 } };
 """
 
@@ -228,7 +252,7 @@ def facts_html(
     facts:dict, # Name to value, both short
 ) -> str: # HTML
     "Numbers to read at a glance"
-    cells = (f'<div><dt>{escape(str(k))}</dt><dd title="{escape(str(v))}">{escape(str(v))}</dd></div>' for k, v in facts.items())
+    cells = (f'<div title="{escape(f"{k}: {v}")}"><dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd></div>' for k, v in facts.items())
     return f'<dl class="ic-facts">{"".join(cells)}</dl>'
 
 def bar_html(
@@ -239,6 +263,18 @@ def bar_html(
     percent = round(100*min(1, max(0, share)), 1)
     return (f'<div class="ic-bar" role="progressbar" aria-label="{escape(label)}" aria-valuenow="{percent}" aria-valuemin="0" '
             f'aria-valuemax="100"><i style="width:{percent}%"></i></div>')
+
+# %% ../../nbs/70_widgets.looks.ipynb #3bea05ad
+def short_names(
+    names, # Texts
+    n:int=18, # Letters there is room for
+) -> list: # Texts of at most `n` letters
+    "Names as they can still be told apart where there is little room"
+    long = [o for o in names if len(o) > n]
+    head = len(os.path.commonprefix(long)) if len({_middle(o, n) for o in long}) < len(set(long)) else 0
+    return [o if len(o) <= n else '…'*bool(head) + _middle(o[head:], n - bool(head)) for o in names]
+
+def _middle(name, n): return name if len(name) <= n else f'{name[:n//2]}…{name[len(name) + 1 + n//2 - n:]}'
 
 # %% ../../nbs/70_widgets.looks.ipynb #9bbcc00f
 class Thumbs:
@@ -363,9 +399,9 @@ def figure_png(
 class Viewer:
     "What all viewers are: a widget where there is a kernel, a figure where there is none"
     title = ''
-    def __init__(self): self.note, self._widget = Note(), None
+    def __init__(self): self.note, self.tips, self._widget = Note(), {}, None # tips: the whole of a text that is shown short
 
-    def build(self) -> list: # Widgets, from top to bottom
+    def build(self) -> list: # Widgets, from top to bottom; the note goes below the first, where people look when they press
         "Make the parts; called once, when the viewer is first shown"
         raise NotImplementedError
 
@@ -380,8 +416,8 @@ class Viewer:
     @property
     def widget(self) -> ipw.VBox: # The same each time
         if self._widget is None:
-            head = html(title_html(self.title, self.subtitle()))
-            self._widget = ipw.VBox([Dress(), head, *self.build(), self.note]).add_class('imgcls')
+            head, parts = html(title_html(self.title, self.subtitle())), self.build()
+            self._widget = ipw.VBox([Dress(tips=self.tips), head, *parts[:1], self.note, *parts[1:]]).add_class('imgcls')
         return self._widget
 
     def _repr_mimebundle_(self, **kwargs):

@@ -51,9 +51,9 @@ class TopLosses(Viewer):
 def build(self:TopLosses) -> list:
     "A choice of classes, and the gallery"
     import ipywidgets as ipw
-    self.label = ipw.Dropdown(options=[('all classes', None), *((o, o) for o in self.ev.vocab)], value=None,
+    self.label = ipw.Dropdown(options=[('all classes', ''), *((o, o) for o in self.ev.vocab)], value='',
                               description='Labelled', style=dict(description_width='auto'))
-    watch(self.label, self.show, self.note)
+    watch(self.label, lambda label: self.show(label or None), self.note)
     self.desk = Desk(self.gallery, self.note)
     return [row(self.label), self.desk]
 

@@ -155,7 +155,12 @@ class TopKViewer(Viewer):
         if not hasattr(self, 'answer'): return # nobody has looked yet
         i = self.gallery.current
         if i is None: self.answer.value = empty_html("The guesses will stand here.", 216)
-        else: self.answer.value = f'<div class="ict">{"".join(self._panel(i, m) for m in range(len(self.topk.models)))}</div>'
+        else: self.answer.value = self._panels(i)
+
+    def _panels(self, i):
+        n = len(self.topk.models)
+        verdict = '' if self.topk.agree(i) else '<p class="ict-verdict">The models disagree.</p>'
+        return f'<div class="ict {"ict-two"*(n > 1)}">{"".join(self._panel(i, m) for m in range(n))}{verdict}</div>'
 
     def _panel(self, i, m):
         said, name = self.topk.answers(i)[m], f'<h3>{escape(self.topk.name(m))}</h3>' if len(self.topk.models) > 1 else ''
@@ -164,7 +169,7 @@ class TopKViewer(Viewer):
         alt = f'{self.topk.pics.names[i]}, as the model sees it' + ', with what it looked at in orange'*self.looked
         bars = ''.join(f'<li><span>{escape(label)}</span>{bar_html(p, label)}<b>{p:.1%}</b></li>' for label, p in said.topk)
         own = self.topk.pics.label(i)
-        words = [f'labelled {own}']*bool(own) + ['not sure']*(not said.sure) + ['the models disagree']*(not self.topk.agree(i))
+        words = [f'labelled {own}']*bool(own) + ['not sure']*(not said.sure)
         words = escape(' · '.join(words))
         return f'<section>{name}<img src="{image.url}" alt="{escape(alt)}"><ol>{bars}</ol><p>{words}</p></section>'
 

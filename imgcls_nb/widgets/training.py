@@ -11,9 +11,7 @@ from html import escape
 from pathlib import Path
 from threading import Event, Lock, Thread
 
-import plotly.graph_objects as go
 from fastcore.basics import patch
-from plotly.subplots import make_subplots
 
 from ..background import BackgroundFit
 from ..callbacks.control import ask_run
@@ -21,9 +19,9 @@ from ..core import InputError
 from ..runs import Run
 from ..sources import find_pictures
 from .charts import Chart
-from .following import LearnerFollower, RunFollower, planned_epochs
+from .following import LearnerFollower, RunFollower
 from imgcls_nb.widgets.looks import (
-    Act, Thumbs, Viewer, bar_html, empty_html, facts_html, gallery_html, has_kernel, head_html, html, paper, row,
+    Act, Thumbs, Viewer, bar_html, column, empty_html, facts_html, gallery_html, has_kernel, head_html, html, paper, row,
     series_color)
 
 # %% ../../nbs/72_widgets.training.ipynb #d8083204
@@ -115,12 +113,12 @@ def _followers(source):
 def facts(self:DashboardState) -> dict: # Name to text
     "What one run is doing, in numbers"
     run, speed = self.run, self.run.speed()
-    total, last = planned_epochs(run.plan), run.epochs[-1] if run.epochs else {}
-    n, metric = len(run.epochs) and last['epoch'], self.metric()
+    total, last = run.total, run.epochs[-1] if run.epochs else {}
+    n, metric = run.done, self.metric()
     best, when = (run.best.get(metric), f' (epoch {run.best["epoch"]})') if run.best else (None, '')
     now = lambda curve: curve.points()[1][-1] if curve.points()[1] else None
     return {'epochs done': f'{n} of {total}' if total else f'{n}', 'steps': f'{run.step:,}',
-            'training loss': _number(now(run.loss)), 'validation loss': _number(last.get('valid_loss')),
+            'training loss': _number(run.train_loss), 'validation loss': _number(last.get('valid_loss')),
             metric: _number(last.get(metric)), f'best {metric}{when}': _number(best),
             'learning rate': _number(now(run.lr), '.2e'), 'pictures/s': _number(speed.get('images_per_s'), '.0f'),
             'waiting for data': _share(speed.get('data_wait')), 'time left': _duration(run.seconds_left())}
@@ -148,8 +146,8 @@ def table(self:DashboardState) -> list: # A list of texts for each run, the name
     metric = self.metric()
     rows = [['run', 'status', 'epochs', 'training loss', 'validation loss', metric, 'best epoch']]
     for o in self.runs:
-        last, losses = o.epochs[-1] if o.epochs else {}, o.loss.points()[1]
-        rows.append([o.name, o.status, str(last.get('epoch', 0)), _number(losses[-1] if losses else None),
+        last = o.epochs[-1] if o.epochs else {}
+        rows.append([o.name, o.status, str(last.get('epoch', 0)), _number(o.train_loss),
                      _number(last.get('valid_loss')), _number(last.get(metric)), str(o.best['epoch']) if o.best else '–'])
     return rows
 
@@ -184,7 +182,7 @@ def lines(self:DashboardState) -> list: # `(panel, name, colour, is it of steps,
 def _lines_of(run, i, several, metric):
     color = (lambda k: series_color(i)) if several else series_color
     name = (lambda text: f'{run.name}: {text}') if several else str
-    yield 'loss', name('training loss'), color(0), True, *run.loss.points()
+    yield 'loss', name('training loss'), color(0), True, *run.smooth.points()
     losses = dict.fromkeys(['valid_loss', *(k for o in run.epochs for k in o if k.endswith('valid_loss'))])
     for k, o in enumerate(losses): yield 'loss', name(o.replace('_', ' ')), color(1 + 4*k), False, *run.curve(o)
     metrics = [metric] if several else run.metrics or [metric]
@@ -192,28 +190,34 @@ def _lines_of(run, i, several, metric):
     yield 'learning rate', name('learning rate'), color(0), True, *run.lr.points()
 
 # %% ../../nbs/72_widgets.training.ipynb #ae87d2f4
-def _make_chart():
-    fig = Chart(make_subplots(1, 3, column_widths=[.46, .3, .24], subplot_titles=PANELS, horizontal_spacing=.075))
-    fig.update_layout(height=270, autosize=True, margin=dict(l=40, r=8, t=26, b=20), hovermode='x', font_size=11,
-                      paper_bgcolor='rgba(0,0,0,0)', plot_bgcolor='rgba(0,0,0,0)', uirevision='as it is',
-                      legend=dict(orientation='h', y=-.12, yanchor='top', x=0))
-    fig.update_annotations(font_size=12)
-    fig.update_xaxes(rangemode='tozero', nticks=6)
-    fig.update_yaxes(rangemode='tozero', row=1, col=3, tickformat='.1e', nticks=5)
+_AWAITED = {'loss': 'from the first steps on', 'metrics': 'after the first epoch', 'learning rate': 'from the first steps on'}
+
+def _make_chart(panel):
+    fig = Chart(layout=dict(height=272, autosize=True, margin=dict(l=46, r=8, t=26, b=70), hovermode='x', font_size=11,
+                            paper_bgcolor='rgba(0,0,0,0)', plot_bgcolor='rgba(0,0,0,0)', uirevision='as it is', showlegend=panel != PANELS[2],
+                            title=dict(text=panel, x=.5, y=.98, yanchor='top', font_size=12),
+                            legend=dict(orientation='h', y=-.25, yanchor='top', x=0)))
+    fig.add_annotation(text=_AWAITED[panel], xref='paper', yref='paper', x=.5, y=.5, showarrow=False)
+    fig.update_xaxes(rangemode='tozero', nticks=6, title=dict(text='step', standoff=4, font_size=11), visible=False)
+    fig.update_yaxes(visible=False, **dict(rangemode='tozero', tickformat='.1e', nticks=5) if panel == PANELS[2] else {})
     return fig
 
 def _draw(fig, lines):
-    places = {(o.meta, o.name): o for o in fig.data}
-    new = [o for o in lines if (o[0], o[1]) not in places]
-    for panel, name, color, of_steps, x, y in new:
-        look = dict(line=dict(color=color, width=1.2), opacity=.8 if panel == 'loss' else 1.) if of_steps else \
+    places = {o.name: o for o in fig.data}
+    for _, name, color, of_steps, x, y in (o for o in lines if o[1] not in places):
+        look = dict(line=dict(color=color, width=1.4)) if of_steps else \
             dict(line=dict(color=color, width=2), marker=dict(size=5))
-        fig.add_trace(go.Scatter(x=x, y=y, name=name, meta=panel, mode='lines' if of_steps else 'lines+markers',
-                                 showlegend=panel != 'learning rate', **look), row=1, col=PANELS.index(panel) + 1)
+        fig.add_scatter(x=x, y=y, name=name, mode='lines' if of_steps else 'lines+markers', **look)
     with fig.batch_update():
-        for panel, name, _, _, x, y in lines:
-            old = places.get((panel, name))
-            if old is not None: old.x, old.y = x, y
+        for _, name, _, _, x, y in lines:
+            if name in places: places[name].x, places[name].y = x, y
+        _show_axes(fig, any(o[4] for o in lines))
+
+def _show_axes(fig, yes): # a panel without a point says what it waits for
+    if fig.layout.xaxis.visible == yes: return
+    fig.layout.xaxis.visible = fig.layout.yaxis.visible = yes
+    fig.layout.annotations[0].visible = not yes
+
 
 # %% ../../nbs/72_widgets.training.ipynb #2f720441
 class TrainingDashboard(Viewer):
@@ -236,6 +240,7 @@ class TrainingDashboard(Viewer):
     def start(self) -> 'TrainingDashboard':
         "Begin to train, in the background"
         self.state.start()
+        self.note.say('') # what was said of the last training
         self._look()
         return self
 
@@ -263,22 +268,27 @@ class TrainingDashboard(Viewer):
     def _look(self):
         if self._widget is not None: self.refresh()
 
-_ASKED = dict(pause='Asked to pause; it does at the end of the batch.', resume='Asked to go on.',
+_ASKED = dict(pause='Asked to pause; it does at the end of the batch.', resume='Asked to resume.',
               stop='Asked to stop; it does at the end of the batch.', save='Asked to save; it does at the end of the batch.')
 
 # %% ../../nbs/72_widgets.training.ipynb #a812a7e0
+_FLEX = {'loss': '4 1 240px', 'metrics': '3 1 220px', 'learning rate': '2 1 200px'} # side by side where there is room
+
 @patch
 def build(self:TrainingDashboard) -> list:
     "Buttons, numbers, curves and pictures"
     act = lambda label, do, icon, kind='': Act(label, do, self.note, icon, kind)
     self.buttons = dict(start=act('Start', self.start, 'play', 'primary'), pause=act('Pause', self.pause, 'pause'),
                         stop=act('Stop', self.stop, 'stop', 'danger'), save=act('Save now', self.save, 'save'))
+    self.buttons['pause'].layout.min_width = '96px' # also when it says Resume
     if self.state.fit is None: del self.buttons['start']
-    self.line, self.facts, self.gallery, self.printed = (html('') for _ in range(4))
-    self.chart = _make_chart()
+    self.line, self.facts, self.gallery = (html('') for _ in range(3))
+    self.printed = html('', min_height='20px') # so that it is no higher when something is printed
+    self.charts = {o: _make_chart(o) for o in PANELS}
     several = len(self.state.runs) > 1
-    controls = row(*([] if several else self.buttons.values()), self.line)
-    parts = [controls, self.facts, self.chart] + ([] if several else [self.gallery, self.printed])
+    controls = row(*([] if several else self.buttons.values()), self.line.add_class('ic-status'))
+    frames = row(*(column(o, flex=_FLEX[panel], min_width='200px').add_class('ic-chart') for panel, o in self.charts.items()))
+    parts = [controls, self.facts, frames] + ([] if several else [self.gallery, self.printed])
     self.refresh()
     if has_kernel(): Thread(target=self._watch, name='dashboard', daemon=True).start()
     return parts
@@ -298,7 +308,8 @@ def refresh(self:TrainingDashboard):
         self.state.update()
         self._show_actions()
         self._show_facts()
-        _draw(self.chart, self.state.lines())
+        lines = self.state.lines()
+        for panel, chart in self.charts.items(): _draw(chart, [o for o in lines if o[0] == panel])
         self._show_worst()
 
 @patch
@@ -314,9 +325,10 @@ def _show_actions(self:TrainingDashboard):
     for name, button in self.buttons.items():
         button.disabled = not ({name, 'resume'} & actions if name == 'pause' else name in actions)
     pausing = 'resume' in actions
-    self.buttons['pause'].set_trait('description', 'Go on' if pausing else 'Pause')
+    self.buttons['pause'].set_trait('description', 'Resume' if pausing else 'Pause')
     self.buttons['pause'].do, self.buttons['pause'].icon = (self.resume, 'play') if pausing else (self.pause, 'pause')
-    self.line.value = '' if len(state.runs) > 1 else f'<span role="status">{escape(state.status())}</span>'
+    said = escape(state.status()) if len(state.runs) == 1 else ''
+    self.line.value = said and f'<span role="status" title="{said}">{said}</span>'
     error = state.training and not state.running and state.training.error
     if error: self.note.say(str(error) if isinstance(error, InputError) else f'{type(error).__name__}: {error}', 'error')
     elif self.asked and self._answer() != self.asked: self._thank()
