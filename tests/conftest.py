@@ -12,6 +12,7 @@ def has_gpu():
     return torch.cuda.is_available() or torch.backends.mps.is_available()
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda o: o.path.name != 'test_resume.py') # it forks, which gradients allow only before anything uses threads
     marked = [o for o in items if o.get_closest_marker('gpu')]
     if not marked or has_gpu(): return
     for o in marked: o.add_marker(pytest.mark.skip(reason="no GPU on this machine"))
