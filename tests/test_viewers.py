@@ -444,3 +444,9 @@ def test_a_missing_picture_keeps_its_line():
     assert viewer.widget
     label, loss, said, gone = viewer.desk.marks['cards'][0]['lines']
     assert label in KINDS and loss.startswith('loss') and said.startswith('said') and gone == 'cannot be shown'
+
+def test_a_path_does_as_well(tmp_path):
+    made_up(20, 3).save(tmp_path/'ev')
+    for viewer in (ConfusionViewer(tmp_path/'ev', edits=False), TopLosses(str(tmp_path/'ev'), edits=False)):
+        assert len(viewer.ev) == 20
+    with pytest.raises(InputError, match='There is no'): TopLosses(tmp_path/'gone')
