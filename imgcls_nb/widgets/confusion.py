@@ -10,9 +10,9 @@ __all__ = ['CELLS', 'NAMED', 'WINDOW', 'COLOURS', 'SHADES', 'ConfusionMap', 'Gri
 import numpy as np
 from fastcore.basics import patch
 
-from ..core import InputError, did_you_mean
+from ..core import InputError
 from .desk import Desk
-from .gallery import Gallery, edits_of, evaluation_of, judged_of
+from .gallery import Gallery, classes_like, edits_of, evaluation_of, judged_of
 from .looks import Act, Viewer, column, paper, row, short_names, watch
 
 # %% ../../nbs/74_widgets.confusion.ipynb #5bd6b7d6
@@ -123,7 +123,7 @@ class Navigator(ConfusionMap):
         "Find a class, and go where it is"
         low, names = text.strip().lower(), [o.lower() for o in self.vocab]
         found = [i for i, o in enumerate(names) if o == low] or [i for i, o in enumerate(names) if low and low in o]
-        if not found: raise InputError(f"No class is called '{text}'.{did_you_mean(text, self.vocab)}")
+        if not found: raise InputError(f"No class is called '{text}'.{classes_like(text, self.vocab)}")
         self.cell = None
         if len(self.vocab) > NAMED: self.see(*[self.place(found[0])]*2)
         return found[0]
