@@ -51,7 +51,7 @@ class Edits:
 
 # %% ../nbs/57_edits.ipynb #f3df50a7
 def _place(path): # of the log, and of the data
-    if path.suffix == '.jsonl': return path, path.parent
+    if path.suffix == '.jsonl': return path, _place(path.parent)[1] if (path.parent/'config.yaml').is_file() else path.parent
     if path.is_file(): return path.parent/'edits.jsonl', path.parent
     if not path.is_dir(): raise InputError(f"There is no '{path}' to write edits in. Give a run folder, or the folder of a list.")
     if not (path/'config.yaml').is_file(): return path/'edits.jsonl', path

@@ -16,11 +16,12 @@ from .edits import Edits
 from .lists import read_label_file, read_list_file, write_list_file, write_split
 from .pictures import Files, PictureList
 from .plan import DataPlan
+from .runs import Run
 from .sources import find_pictures, name_sides, read_class_folders
 
 # %% ../nbs/58_revise.ipynb #9eae5253
 def lists_of(
-    source, # A `PictureList`, a pair of them, `DataLoaders`, a `DataPlan`, a list file, or a folder of class folders
+    source, # A `PictureList`, two of them, `DataLoaders`, a `DataPlan`, a run folder, a list file, or a folder of class folders
     vocab:tuple=(), # Class names of a list file; empty: those of label_list.txt beside it
 ) -> dict: # `PictureList`s: 'train' and 'valid', or 'all'
     "The lists that edits can be applied to"
@@ -36,6 +37,7 @@ def _lists_at(path, vocab):
         names = path.parent/'label_list.txt'
         if not vocab and names.is_file(): vocab = read_label_file(names)
         return dict(all=read_list_file(path, path.parent, vocab=vocab))
+    if (path/'config.yaml').is_file(): return lists_of(Run(path).plan.data) # a run folder
     plan = name_sides(DataPlan(str(path)))
     if not isinstance(plan.valid, str): return dict(all=read_class_folders(path))
     return dict(zip(('train', 'valid'), find_pictures(plan)))
@@ -97,11 +99,12 @@ def _told(before, after):
 # %% ../nbs/58_revise.ipynb #c0f3d36e
 def apply_edits(
     source, # As for `lists_of`
-    edits:Edits, # The log
-    out, # What to write: a file, or for the two sides of a split a folder
+    edits=None, # `Edits`, or where they are: a run folder, or the log itself
+    out=None, # What to write: a file, or for the two sides of a split a folder
     vocab:tuple=(), # As for `lists_of`
 ) -> Revision:
     "Write new lists as the edits have it; what `source` is made of is not touched"
+    edits = _log_of(edits, out)
     lists, changes = lists_of(source, vocab), edits.changes()
     _check_changes(lists, changes)
     _check_free(Path(out), len(lists))
@@ -110,6 +113,20 @@ def apply_edits(
     files, plan = _write({side: _listed(lists, lines, side) for side in lists}, Path(out))
     before, after = (_counts(lists, lines, *o) for o in (('side', 'label'), ('now_in', 'now')))
     return Revision(files, before, after, [o for line in lines for o in line.diff], conflicts, missing, plan)
+
+# %% ../nbs/58_revise.ipynb #2a986981
+def _log_of(edits, out):
+    if isinstance(edits, (str, os.PathLike)): edits = _existing(Edits(edits))
+    if not isinstance(edits, Edits): raise InputError(f"edits={edits!r} are no edits. Give the run folder they are in, or the "
+                                                      "log: apply_edits(dls, 'runs/x', 'mended').")
+    if out is None: raise InputError("The new lists need a place, for the old ones are not touched. Name a folder, or for one "
+                                     "list a file: apply_edits(dls, 'runs/x', out='mended').")
+    return edits
+
+def _existing(edits):
+    if edits.file.is_file(): return edits
+    raise InputError(f"There are no edits in '{edits.file.parent}': '{edits.file.name}' is missing. Make some in a viewer, or "
+                     "give the folder they are in.")
 
 # %% ../nbs/58_revise.ipynb #b867a30e
 def _apply(lines, changes):
@@ -148,7 +165,8 @@ def _check_changes(lists, changes):
                              f"Take the edit back: undo('{o.edits[-1]}'). A new class needs a name in the list's classes first.")
         if o.field == 'split' and len(lists) < 2:
             raise InputError(f"'{o.picture}' shall change sides, and there is one list only. "
-                             "Give both sides: apply_edits((train, valid), …).")
+                             "A random split is not in the folders: give the loaders that made it, apply_edits(dls, …), "
+                             "or the run folder, apply_edits('runs/x', …).")
 
 def _check_free(out, n):
     files = [out] if n == 1 else [out/o for o in ('train_list.txt', 'val_list.txt', 'label_list.txt')]

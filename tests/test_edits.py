@@ -17,6 +17,7 @@ from imgcls_nb.lists import read_list_file, write_split
 from imgcls_nb.moves import IGNORED, finish_moves, move_file, move_pictures, plan_moves, revert_moves
 from imgcls_nb.plan import DataPlan, ModelPlan, Plan, plan_to_yaml
 from imgcls_nb.revise import apply_edits, lists_of
+from imgcls_nb.runs import Run
 from imgcls_nb.sources import find_pictures, read_class_folders
 
 
@@ -209,6 +210,23 @@ def test_both_sides_of_a_split(pictures, tmp_path):
     assert name_of(new_train) == [*name_of(train)[2:], a] and name_of(new_valid) == [*name_of(valid)[1:], b]
     assert new_valid.vocab[new_valid.labels[-1]] == 'triangle' and new_train.vocab == train.vocab
     assert set(done.files) == {'train', 'valid'} and len(done.diff) == 5
+
+def test_edits_by_path_and_the_pictures_of_a_run(trained_run, tmp_path):
+    run = shutil.copytree(trained_run, tmp_path/'run')
+    plan = Run(run).plan.data
+    name = find_pictures(plan)[1].name(0)
+    with pytest.raises(InputError, match="edits.jsonl' is missing"): apply_edits(run, run, tmp_path/'no')
+    Edits(run).move(name, 'valid', 'train')
+    with pytest.raises(InputError, match=r"give the loaders .* or the run folder"): apply_edits(plan.path, run, tmp_path/'no.txt')
+    for i, edits in enumerate((run, str(run/'edits.jsonl'))):
+        done = apply_edits(run, edits, tmp_path/f'lists{i}')
+        assert done.diff[0] == f"- valid {name} {name.split('/')[0]}" and len(done.diff) == 2 and not done.missing
+
+@pytest.mark.parametrize('args, words', [((), 'the run folder they are in'), ((3,), 'edits=3 are no edits'),
+                                         (('log',), 'need a place')])
+def test_what_is_missing_is_said(pictures, args, words):
+    if args == ('log',): args = (Edits(pictures),)
+    with pytest.raises(InputError, match=words): apply_edits(pictures, *args)
 
 def test_train_and_valid_folders_with_the_same_names(pictures, tmp_path): # are told apart by the folder of their side
     root = tmp_path/'both'

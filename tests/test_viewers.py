@@ -444,3 +444,21 @@ def test_a_missing_picture_keeps_its_line():
     assert viewer.widget
     label, loss, said, gone = viewer.desk.marks['cards'][0]['lines']
     assert label in KINDS and loss.startswith('loss') and said.startswith('said') and gone == 'cannot be shown'
+
+def test_a_path_does_as_well(tmp_path):
+    made_up(20, 3).save(tmp_path/'ev')
+    for viewer in (ConfusionViewer(tmp_path/'ev', edits=False), TopLosses(str(tmp_path/'ev'), edits=False)):
+        assert len(viewer.ev) == 20
+    with pytest.raises(InputError, match='There is no'): TopLosses(tmp_path/'gone')
+
+@pytest.mark.parametrize('ask', [lambda ev: TopLosses(ev).show('zebra'), lambda ev: ConfusionViewer(ev).find('zebra')])
+def test_an_unknown_class_is_answered_with_those_there_are(ask):
+    with pytest.raises(InputError, match='The classes are: circle, square, triangle'): ask(made_up(9, 3))
+
+def test_a_small_network_is_picked_to_begin_with():
+    from imgcls_nb.widgets.picker import ModelPicker
+    picker = ModelPicker()
+    assert picker.choice.facts.params_m <= 30 and picker.choice.facts.gmacs <= 5 and picker.choice.facts.top1 > 75
+    assert picker.widget and ', 300 drawn' in picker.line.value
+    assert ModelPicker(pattern='vit_giant*', pretrained_only=False).arch.startswith('vit_giant'), 'where there is no small one'
+    assert all(o.readout_format == '.4r' for k, o in picker.inputs.items() if k.startswith('max'))

@@ -112,6 +112,15 @@ def test_any_pictures(shapes, tmp_path):
     assert pictures_of(dls.valid_ds).label(0) in dls.vocab and pictures_of([draw_shape('circle', 1)]).label(0) == ''
     with pytest.raises(InputError, match='no file or folder'): pictures_of(tmp_path/'gone')
 
+def test_pictures_where_a_model_should_be(model_file, shapes):
+    for odd in (shapes/'circle', str(shapes/'circle/001.png')):
+        with pytest.raises(InputError, match='pictures='): TopKViewer(model_file, odd)
+
+def test_the_models_disagree_once(model_file, shapes):
+    viewer = TopKViewer(model_file, model_file, pictures=shapes/'circle')
+    viewer.topk.agree = lambda i: False
+    assert viewer.widget and viewer.answer.value.count('disagree') == 1 and viewer.answer.value.count('<section') == 2
+
 def test_unreadable_and_new_pictures(model_file, shapes):
     viewer = TopKViewer(model_file, model_file, pictures=shapes/'square')
     assert viewer.widget and viewer.topk.agree(0)

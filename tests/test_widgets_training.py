@@ -299,6 +299,7 @@ def test_panels_without_a_point_say_what_they_wait_for(shapes):
     assert not any(axes().values()) and 'after the first epoch' in board.charts['metrics'].layout.annotations[0].text
     board.state.run.feed(steps(1, 4))
     board.refresh()
+    assert all(o._config['responsive'] for o in board.charts.values()), 'charts fill their frames'
     assert axes() == {'loss': True, 'metrics': False, 'learning rate': True}
     assert not board.charts['loss'].layout.annotations[0].visible and board.charts['loss'].layout.xaxis.title.text == 'step'
 

@@ -10,7 +10,11 @@ import plotly.graph_objects as go
 
 # %% ../../nbs/71_widgets.charts.ipynb #fcc9e4d5
 class Chart(go.FigureWidget):
-    "A figure that a page shows as it is now, also when the page is opened later"
+    "A figure that fills its frame, and that a page shows as it is now, also when the page is opened later"
+    def __init__(self, *args, **kwargs): # as `FigureWidget`
+        super().__init__(*args, **kwargs)
+        self._config = self._config | dict(responsive=True) # it listens to the window, which `Dress` tells of each frame
+
     def get_state(self, key=None, drop_defaults=False): # ipywidgets asks for it; without a key it wants everything
         if key is None and '_data' in vars(self): # which is late in its making
             self._trait_values |= dict(_widget_data=list(self._data), _widget_layout=dict(self._layout))

@@ -10,9 +10,9 @@ __all__ = ['CELLS', 'NAMED', 'WINDOW', 'COLOURS', 'SHADES', 'ConfusionMap', 'Gri
 import numpy as np
 from fastcore.basics import patch
 
-from ..core import InputError, did_you_mean
+from ..core import InputError
 from .desk import Desk
-from .gallery import Gallery, edits_of, judged_of
+from .gallery import Gallery, classes_like, edits_of, evaluation_of, judged_of
 from .looks import Act, Viewer, column, paper, row, short_names, watch
 
 # %% ../../nbs/74_widgets.confusion.ipynb #5bd6b7d6
@@ -123,7 +123,7 @@ class Navigator(ConfusionMap):
         "Find a class, and go where it is"
         low, names = text.strip().lower(), [o.lower() for o in self.vocab]
         found = [i for i, o in enumerate(names) if o == low] or [i for i, o in enumerate(names) if low and low in o]
-        if not found: raise InputError(f"No class is called '{text}'.{did_you_mean(text, self.vocab)}")
+        if not found: raise InputError(f"No class is called '{text}'.{classes_like(text, self.vocab)}")
         self.cell = None
         if len(self.vocab) > NAMED: self.see(*[self.place(found[0])]*2)
         return found[0]
@@ -162,12 +162,13 @@ class ConfusionViewer(Viewer):
     "The confusion matrix of an evaluation, and the pictures behind it"
     title = 'Confusion'
     def __init__(self,
-        ev, # An `Evaluation`
+        ev, # An `Evaluation`, or as for `evaluation_of`, such as a run folder
         edits=None, # `Edits`, or the run folder or file they are in; None: of the evaluation's own run
         per_page:int=24, # Pictures on a page
     ):
         super().__init__()
-        self.ev, self.map = ev, Navigator(ev)
+        self.ev = ev = evaluation_of(ev)
+        self.map = Navigator(ev)
         self.gallery = Gallery(judged_of(ev), edits_of(edits, ev), 'confusion', per_page=per_page, empty=self._why_empty())
 
     def _why_empty(self):

@@ -229,9 +229,10 @@ DESK_CSS = """
 .ic-matrix .modebar { display: none; }
 .ict { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, var(--ict-least, 100%)), 1fr)); gap: 16px 24px;
   min-height: 216px; }
-.ict section { display: grid; grid-template-columns: fit-content(55%) minmax(116px, 300px); gap: 2px 16px; align-content: start;
+.ict section { display: grid; grid-template-columns: auto minmax(116px, 300px); gap: 2px 16px; align-content: start;
   min-width: 0; }
 .ict-two { --ict-least: 270px; min-height: 240px; }
+.ict-two section { grid-template-columns: minmax(96px, 192px) minmax(116px, 1fr); }
 .ict h3 { grid-column: 1 / -1; margin: 0; font-size: 13px; font-weight: 600; overflow-wrap: anywhere; }
 .ict img { height: 192px; max-width: min(288px, 100%); object-fit: contain; border-radius: 6px; grid-row: span 2; }
 .ict .ict-verdict { grid-column: 1 / -1; margin: 0; }

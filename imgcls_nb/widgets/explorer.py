@@ -40,10 +40,10 @@ class AugmentChoice:
     def _loader(self, ops, **kwargs): return self.dls.train.new(ops=ops, cache=None, num_workers=0, **kwargs)
 
     def use(self,
-        aug, # A preset's name or anything else that `image_dls` takes as `aug`
+        aug, # A preset's name or anything else that `image_dls` takes as `aug`; None: 'none'
     ):
         "Take an augmentation as a whole"
-        ops = augment_ops(aug)
+        ops = augment_ops('none' if aug is None else aug)
         self.dl, self.ops = self._loader(ops or None, seed=self.seed), ops # the first refuses what cannot be
 
     def set(self,
@@ -110,9 +110,11 @@ class AugmentExplorer(Viewer):
         seed:int|None=None, # None: that of the loaders
         rows:int=3, # Pictures
         cols:int=6, # Epochs of each
+        aug=LEARNER, # To begin with, as for `AugmentChoice.use`
     ):
         super().__init__()
         self.choice = AugmentChoice(getattr(source, 'dls', source), size, seed)
+        if aug != LEARNER: self.choice.use(aug)
         self.rows, self.cols, self.first, self.epoch, self.filling = rows, cols, 0, 0, False
         self.thumbs = Thumbs(96)
 

@@ -76,7 +76,8 @@ STYLE = """
   text-overflow: ellipsis; }
 .imgcls .ic-status { flex: 1 1 150px; min-width: 0; }
 .imgcls .ic-status span { display: block; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
-.imgcls .ic-chart { overflow: hidden; }
+.imgcls .ic-chart { overflow: hidden; border-radius: 8px; }
+.imgcls .ic-awaits { outline: 1px dashed var(--ic-line); outline-offset: -1px; }
 .imgcls .ic-chart .js-plotly-plot, .imgcls .ic-chart .plot-container { width: 100%; }
 .imgcls .ic-bar { margin-bottom: 8px; height: 6px; border-radius: 3px; background: var(--ic-grid); overflow: hidden; }
 .imgcls .ic-bar i { display: block; height: 100%; background: var(--ic-accent); }
@@ -252,7 +253,8 @@ def facts_html(
     facts:dict, # Name to value, both short
 ) -> str: # HTML
     "Numbers to read at a glance"
-    cells = (f'<div title="{escape(f"{k}: {v}")}"><dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd></div>' for k, v in facts.items())
+    texts = ((escape(str(k)), escape(str(v))) for k, v in facts.items())
+    cells = (f'<div title="{k}: {v}"><dt>{k}</dt><dd>{v}</dd></div>' for k, v in texts)
     return f'<dl class="ic-facts">{"".join(cells)}</dl>'
 
 def bar_html(

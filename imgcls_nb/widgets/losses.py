@@ -9,9 +9,9 @@ __all__ = ['TopLosses']
 import numpy as np
 from fastcore.basics import patch
 
-from ..core import InputError, did_you_mean
+from ..core import InputError
 from .desk import Desk, plot_pictures
-from .gallery import Gallery, edits_of, judged_of
+from .gallery import Gallery, classes_like, edits_of, evaluation_of, judged_of
 from .looks import Viewer, row, watch
 
 # %% ../../nbs/74_widgets.losses.ipynb #6565a621
@@ -19,12 +19,12 @@ class TopLosses(Viewer):
     "The pictures of an evaluation, the largest loss first"
     title = 'Top losses'
     def __init__(self,
-        ev, # An `Evaluation`
+        ev, # An `Evaluation`, or as for `evaluation_of`, such as a run folder
         edits=None, # `Edits`, or where they are, such as a run folder; None: as the evaluation knows; False: only look
         per_page:int=24, # Pictures on a page
     ):
         super().__init__()
-        self.ev = ev
+        self.ev = ev = evaluation_of(ev)
         self.losses = -np.log(np.maximum(ev.truth_probs, np.finfo(np.float32).tiny))
         empty = "This evaluation holds no pictures. Evaluate a loader that has some: evaluate(learn, dl)."
         self.gallery = Gallery(judged_of(ev), edits_of(edits, ev), 'top losses', per_page=per_page, empty=empty)
@@ -38,7 +38,7 @@ class TopLosses(Viewer):
     ):
         "Show the pictures of a class, or all"
         if label is not None and label not in self.ev.vocab:
-            raise InputError(f"There is no class '{label}'.{did_you_mean(label, self.ev.vocab)}")
+            raise InputError(f"There is no class '{label}'.{classes_like(label, self.ev.vocab)}")
         of = self.ev.preds if predicted else self.ev.targs
         idxs = np.arange(len(self.ev)) if label is None else np.flatnonzero(of == self.ev.vocab.index(label))
         order = idxs[np.argsort(-self.losses[idxs], kind='stable')]

@@ -89,6 +89,12 @@ class TopK:
         "What a model is called"
         return Path(self.models[m].path or f'model {m + 1}').name
 
+# %% ../../nbs/74_widgets.topk.ipynb #c8e21790
+def _are_pictures(o): # a folder or file of them, where a model should be
+    if not isinstance(o, (str, os.PathLike)) or Path(o).suffix == '.onnx' or (Path(o)/'config.yaml').is_file(): return False
+    try: return bool(list_images(Path(o)))
+    except (InputError, OSError): return False
+
 # %% ../../nbs/74_widgets.topk.ipynb #10576bca
 class TopKViewer(Viewer):
     "The first guesses of one or two models about any picture"
@@ -100,6 +106,9 @@ class TopKViewer(Viewer):
         per_page:int=12, # Pictures on a page
     ):
         super().__init__()
+        if odd := [o for o in models if _are_pictures(o)]:
+            raise InputError(f"'{odd[0]}' holds pictures, and no model. Give them by name: "
+                             f"TopKViewer({', '.join(repr(str(o)) for o in models if o not in odd)}, pictures={str(odd[0])!r}).")
         self.topk, self.looked, self.thumbs = TopK(models, k), False, Thumbs(1024, keep=0)
         empty = "Drop pictures here, choose files, or name a folder."
         self.gallery = Gallery(self.topk.pics, per_page=per_page, empty=empty)

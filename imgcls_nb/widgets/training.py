@@ -194,7 +194,8 @@ _AWAITED = {'loss': 'from the first steps on', 'metrics': 'after the first epoch
 
 def _make_chart(panel):
     fig = Chart(layout=dict(height=272, autosize=True, margin=dict(l=46, r=8, t=26, b=70), hovermode='x', font_size=11,
-                            paper_bgcolor='rgba(0,0,0,0)', plot_bgcolor='rgba(0,0,0,0)', uirevision='as it is', showlegend=panel != PANELS[2],
+                            paper_bgcolor='rgba(0,0,0,0)', plot_bgcolor='rgba(0,0,0,0)', uirevision='as it is',
+                            showlegend=panel != PANELS[2],
                             title=dict(text=panel, x=.5, y=.98, yanchor='top', font_size=12),
                             legend=dict(orientation='h', y=-.25, yanchor='top', x=0)))
     fig.add_annotation(text=_AWAITED[panel], xref='paper', yref='paper', x=.5, y=.5, showarrow=False)
@@ -287,8 +288,8 @@ def build(self:TrainingDashboard) -> list:
     self.charts = {o: _make_chart(o) for o in PANELS}
     several = len(self.state.runs) > 1
     controls = row(*([] if several else self.buttons.values()), self.line.add_class('ic-status'))
-    frames = row(*(column(o, flex=_FLEX[panel], min_width='200px').add_class('ic-chart') for panel, o in self.charts.items()))
-    parts = [controls, self.facts, frames] + ([] if several else [self.gallery, self.printed])
+    self.frames = {k: column(o, flex=_FLEX[k], min_width='200px').add_class('ic-chart') for k, o in self.charts.items()}
+    parts = [controls, self.facts, row(*self.frames.values())] + ([] if several else [self.gallery, self.printed])
     self.refresh()
     if has_kernel(): Thread(target=self._watch, name='dashboard', daemon=True).start()
     return parts
@@ -309,7 +310,10 @@ def refresh(self:TrainingDashboard):
         self._show_actions()
         self._show_facts()
         lines = self.state.lines()
-        for panel, chart in self.charts.items(): _draw(chart, [o for o in lines if o[0] == panel])
+        for panel, chart in self.charts.items():
+            _draw(chart, [o for o in lines if o[0] == panel])
+            frame = self.frames[panel]
+            (frame.remove_class if chart.layout.xaxis.visible else frame.add_class)('ic-awaits')
         self._show_worst()
 
 @patch
