@@ -11,7 +11,10 @@ import plotly.graph_objects as go
 # %% ../../nbs/71_widgets.charts.ipynb #fcc9e4d5
 class Chart(go.FigureWidget):
     "A figure that fills its frame, and that a page shows as it is now, also when the page is opened later"
-    def __init__(self, *args, **kwargs): # as `FigureWidget`
+    def __init__(self,
+        *args, # As for `FigureWidget`
+        **kwargs # As for `FigureWidget`
+    ):
         super().__init__(*args, **kwargs)
         self._config = self._config | dict(responsive=True) # it listens to the window, which `Dress` tells of each frame
 
