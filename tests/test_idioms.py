@@ -114,7 +114,7 @@ def test_a_distillation_that_cannot_be(dls, trained_run, args, says):
 # What is exchanged
 
 def test_larger_pictures_keep_the_normalization(shapes, tmp_path):
-    learn = fit(make(load(shapes, size=16), run=tmp_path/'run'))
+    learn = fit(make(load(shapes, size=24), run=tmp_path/'run'))
     before = learn.preprocess
     learn.dls = load(shapes, size=32, bs=8)
     assert learn.preprocess == before.resized((32, 32)) and learn.preprocess.mean == before.mean != (.485, .456, .406)
@@ -122,7 +122,7 @@ def test_larger_pictures_keep_the_normalization(shapes, tmp_path):
     assert learn.plan.custom == ('other data after training',) and fit(learn).recorder.values
 
 def test_other_data_before_training_are_the_plans(shapes, tmp_path):
-    learn = make(load(shapes, size=16))
+    learn = make(load(shapes, size=24))
     learn.dls = load(shapes, size=32)
     fit(learn)
     assert learn.plan.replayable

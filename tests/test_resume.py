@@ -575,7 +575,7 @@ def test_a_full_disk(pictures, tmp_path, monkeypatch, capsys):
     assert "The plan of the run" in out and 'careless could not put back what it had changed: of its own' in out
     monkeypatch.undo()
     for cb in (learn.fill, learn.careless): learn.remove_cb(cb)
-    with learn.no_bar(): one_cycle(learn, resume=True)
+    with learn.no_bar(): one_cycle(learn, resume=True, allow=['without fill', 'without careless'])
     assert run.status == 'finished' and learn.clock.steps == 6
 
 def test_a_copy_of_a_run_that_goes_on_is_not_finished(pictures, tmp_path):
