@@ -84,6 +84,16 @@ def test_both_themes_can_be_read(page, tmp_path):
         assert violations(page) == []
     set_theme(page, 'JupyterLab Light')
 
+def test_charts_fit_their_frames_in_any_window(page):
+    for width in (620, 1300):
+        page.set_viewport_size(dict(width=width, height=3600))
+        wait_for(lambda: all(abs(have - frame) < 2 for have, frame in page.evaluate(_WIDTHS)), 10, f'charts for {width} pixels')
+    tiles = {round(o.bounding_box()['y']) for o in board(page).locator('.ic-facts > div').all()}
+    assert len(tiles) <= 3, 'several numbers stand in a row'
+
+_WIDTHS = """[...document.querySelectorAll('.ic-chart')].map(o =>
+  [o.querySelector('.main-svg').getBoundingClientRect().width, o.getBoundingClientRect().width])"""
+
 def test_a_click_picks_a_network(page):
     picker = page.locator('.imgcls:has-text("in the zoo")')
     before = picker.locator('code').inner_text()
@@ -92,10 +102,11 @@ def test_a_click_picks_a_network(page):
     assert errors(page).count() == 0
 
 def test_a_training_starts_and_shows_itself(page, folder):
+    height = board(page).bounding_box()['height']
     press(page, 'Start')
     wait_for(lambda: log(folder, 'worst'), 30, 'an epoch')
     wait_for(lambda: steps(page) > 0 and board(page).locator('.ic-gallery img').count() > 3, 10, 'the worst pictures')
-    assert status(page) == 'Training.'
+    assert status(page) == 'Training.' and board(page).bounding_box()['height'] == height
 
 def test_a_reload_finds_the_training_again(page, url, folder):
     save(page)

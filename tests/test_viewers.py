@@ -462,3 +462,9 @@ def test_a_small_network_is_picked_to_begin_with():
     assert picker.widget and ', 300 drawn' in picker.line.value
     assert ModelPicker(pattern='vit_giant*', pretrained_only=False).arch.startswith('vit_giant'), 'where there is no small one'
     assert all(o.readout_format == '.4r' for k, o in picker.inputs.items() if k.startswith('max'))
+
+def test_no_augmentation_to_begin_with(shapes):
+    from imgcls_nb.widgets.explorer import AugmentExplorer
+    explorer = AugmentExplorer(shapes, size=32, aug=None)
+    assert explorer.aug == () and explorer.choice.code == "aug='none'"
+    assert AugmentExplorer(shapes, size=32).aug != () and AugmentExplorer(shapes, size=32, aug='light').choice.code == "aug='light'"

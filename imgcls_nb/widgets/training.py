@@ -198,7 +198,8 @@ def _make_chart(panel):
                             showlegend=panel != PANELS[2],
                             title=dict(text=panel, x=.5, y=.98, yanchor='top', font_size=12),
                             legend=dict(orientation='h', y=-.25, yanchor='top', x=0)))
-    fig.add_annotation(text=_AWAITED[panel], xref='paper', yref='paper', x=.5, y=.5, showarrow=False)
+    fig.add_annotation(text=_AWAITED[panel], xref='paper', yref='paper', x=.5, y=.5, showarrow=False,
+                       xshift=-19, yshift=-22) # the middle of the frame, whose left and lower margin are wider
     fig.update_xaxes(rangemode='tozero', nticks=6, title=dict(text='step', standoff=4, font_size=11), visible=False)
     fig.update_yaxes(visible=False, **dict(rangemode='tozero', tickformat='.1e', nticks=5) if panel == PANELS[2] else {})
     return fig
