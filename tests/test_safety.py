@@ -221,7 +221,8 @@ def test_yaml_bombs(case, tmp_path):
     says = confined(lambda: read_config(tmp_path/'config.yaml'), seconds=60)
     assert any(o in says for o in ('add up to', 'nested too deeply', 'within itself', 'characters', 'holds more than', 'at most',
                                    'unhashable')), says
-    if case in ('laughs', 'merged', 'within itself'): assert confined(lambda: Run(tmp_path).plan).startswith(says.replace("'", ''))
+    if case not in ('laughs', 'merged', 'within itself'): return
+    assert confined(lambda: Run(tmp_path).plan).startswith(says.replace("'", ''))
 
 @pytest.mark.parametrize('tag', [
     '!!python/object/apply:os.system [touch {}]', '!!python/object/new:os.mkdir [{}]', '!!python/name:os.system',
