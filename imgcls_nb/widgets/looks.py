@@ -77,7 +77,8 @@ STYLE = """
 .imgcls .ic-status { flex: 1 1 150px; min-width: 0; }
 .imgcls .ic-status span { display: block; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .imgcls .ic-chart { overflow: hidden; }
-.imgcls .ic-chart .js-plotly-plot, .imgcls .ic-chart .plot-container { width: 100%; }
+.imgcls .ic-chart .js-plotly-plot { width: 100%; height: 272px; }
+.imgcls .ic-narrow .js-plotly-plot { height: 816px; }
 .imgcls .ic-bar { margin-bottom: 8px; height: 6px; border-radius: 3px; background: var(--ic-grid); overflow: hidden; }
 .imgcls .ic-bar i { display: block; height: 100%; background: var(--ic-accent); }
 .imgcls .ic-gallery { display: flex; flex-wrap: wrap; gap: 8px; margin: 0; padding: 0; list-style: none; }

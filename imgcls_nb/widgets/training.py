@@ -190,13 +190,14 @@ def _lines_of(run, i, several, metric):
     yield 'learning rate', name('learning rate'), color(0), True, *run.lr.points()
 
 # %% ../../nbs/72_widgets.training.ipynb #ae87d2f4
-_AWAITED = {'loss': 'from the first steps on', 'metrics': 'after the first epoch', 'learning rate': 'from the first steps on'}
-_PLACES = (0, .41), (.49, .75), (.84, 1) # side by side
+_AWAITED = {'loss': 'from the first step on', 'metrics': 'after the first epoch', 'learning rate': 'from the first step'}
+_PLACES = (0, .4), (.48, .73), (.81, 1) # side by side
 _NAMES = ('', '2', '3') # what plotly adds to the names of their axes
 _HIGH, _TOP, _BELOW = 176, 26, 70 # pixels of a panel, above it, and below
 
 def _make_chart():
-    fig = Chart(layout=dict(autosize=True, hovermode='x', font_size=11, uirevision='as it is', showlegend=True,
+    fig = Chart(layout=dict(height=_HIGH + _TOP + _BELOW, autosize=True, hovermode='x', font_size=11,
+                            uirevision='as it is', showlegend=True,
                             paper_bgcolor='rgba(0,0,0,0)', plot_bgcolor='rgba(0,0,0,0)',
                             margin=dict(l=46, r=8, t=_TOP, b=_BELOW)))
     for i, panel in zip(_NAMES, PANELS):
@@ -221,7 +222,6 @@ def _arrange(fig, narrow):
     rows = len(PANELS) if narrow else 1
     step, whole = _HIGH + _TOP + _BELOW, rows*(_HIGH + _TOP + _BELOW) - _TOP - _BELOW
     with fig.batch_update():
-        fig.layout.height = rows*step
         for i, (k, place) in enumerate(zip(_NAMES, _PLACES)):
             top = 1 - i*step/whole if narrow else 1
             low = max(0, top - _HIGH/whole)
@@ -312,9 +312,10 @@ def build(self:TrainingDashboard) -> list:
     self.line, self.facts, self.gallery = (html('') for _ in range(3))
     self.printed = html('', min_height='20px') # so that it is no higher when something is printed
     self.chart = _make_chart()
+    self.frame = column(self.chart).add_class('ic-chart')
     several = len(self.state.runs) > 1
     controls = row(*([] if several else self.buttons.values()), self.line.add_class('ic-status'))
-    parts = [controls, self.facts, column(self.chart).add_class('ic-chart')] + ([] if several else [self.gallery, self.printed])
+    parts = [controls, self.facts, self.frame] + ([] if several else [self.gallery, self.printed])
     self.refresh()
     if has_kernel(): Thread(target=self._watch, name='dashboard', daemon=True).start()
     return parts
@@ -343,6 +344,7 @@ def arrange(self:TrainingDashboard,
 ):
     "Panels below each other, or side by side"
     with self.lock: _arrange(self.chart, narrow)
+    (self.frame.add_class if narrow else self.frame.remove_class)('ic-narrow') # the height comes from the style sheet
 
 @patch
 def close(self:TrainingDashboard):
