@@ -88,8 +88,8 @@ def test_charts_fit_their_frames_in_any_window(page):
     for width in (620, 1300):
         page.set_viewport_size(dict(width=width, height=3600))
         wait_for(lambda: all(abs(have - frame) < 2 for have, frame in page.evaluate(_WIDTHS)), 10, f'charts for {width} pixels')
-    tiles = {round(o.bounding_box()['y']) for o in board(page).locator('.ic-facts > div').all()}
-    assert len(tiles) <= 3, 'several numbers stand in a row'
+    rows = {round(o.bounding_box()['y']) for o in board(page).locator('.ic-facts > div').all()}
+    assert len(rows) <= 3, 'several numbers stand in a row'
 
 _WIDTHS = """[...document.querySelectorAll('.ic-chart')].map(o =>
   [o.querySelector('.main-svg').getBoundingClientRect().width, o.getBoundingClientRect().width])"""

@@ -264,13 +264,13 @@ def test_an_error_is_shown_and_raised(shapes):
 def test_several_runs(runs):
     board = TrainingDashboard([runs/'a', runs/'b'])
     shown(board)
-    assert {o.name.partition(':')[0] for o in board.charts['loss'].data} == {'a', 'b'} and board.facts.value.count('<tr>') == 3
+    assert {o.name.partition(':')[0] for o in board.chart.data} == {'a', 'b'} and board.facts.value.count('<tr>') == 3
     assert len(board.plot().axes) == 3
 
 def test_new_points_come_into_the_old_lines(runs):
     board = TrainingDashboard(runs/'a')
     shown(board)
-    chart = board.charts['loss']
+    chart = board.chart
     n, line = len(chart.data), next(o for o in chart.data if o.name == 'training loss')
     before = len(line.x)
     board.state.run.feed(steps(1000, 5))
@@ -295,13 +295,24 @@ def test_a_second_dashboard_attaches_to_the_training(shapes):
 def test_panels_without_a_point_say_what_they_wait_for(shapes):
     board = TrainingDashboard(make(shapes))
     shown(board)
-    axes = lambda: {k: o.layout.xaxis.visible for k, o in board.charts.items()}
-    assert not any(axes().values()) and 'after the first epoch' in board.charts['metrics'].layout.annotations[0].text
+    layout = board.chart.layout
+    axes = lambda: [layout[o].visible for o in ('xaxis', 'xaxis2', 'xaxis3')]
+    assert not any(axes()) and layout.annotations[4].text == 'after the first epoch'
     board.state.run.feed(steps(1, 4))
     board.refresh()
-    assert all(o._config['responsive'] for o in board.charts.values()), 'charts fill their frames'
-    assert axes() == {'loss': True, 'metrics': False, 'learning rate': True}
-    assert not board.charts['loss'].layout.annotations[0].visible and board.charts['loss'].layout.xaxis.title.text == 'step'
+    assert axes() == [True, False, True] and layout.xaxis.title.text == 'step'
+    assert [o.visible for o in layout.annotations[3:]] == [False, None, False] == [o.visible for o in layout.shapes]
+
+def test_panels_below_each_other_where_it_is_narrow(shapes):
+    board = TrainingDashboard(make(shapes))
+    dress, layout = shown(board).children[0], board.chart.layout
+    places = lambda: [(layout[f'xaxis{i}'].domain, layout[f'yaxis{i}'].domain) for i in (1, 2, 3)]
+    wide = places()
+    assert board.chart._config['responsive'] and all(a[0][1] < b[0][0] for a, b in zip(wide, wide[1:]))
+    dress.narrow = True
+    assert all(a[1][0] > b[1][1] for a, b in zip(places(), places()[1:])) and 'ic-narrow' in board.frame._dom_classes
+    dress.narrow = False
+    assert places() == wide and 'ic-narrow' not in board.frame._dom_classes
 
 def test_one_word_for_going_on(shapes):
     board = TrainingDashboard(make(shapes), 'fit', 1000)
@@ -323,7 +334,7 @@ def test_a_page_that_opens_later_gets_all_points(runs):
     board = TrainingDashboard(runs/'a')
     shown(board)
     board.refresh()
-    chart = board.charts['loss']
+    chart = board.chart
     state = chart.get_state()
     assert len(state['_widget_data']) == len(chart.data) and state['_widget_layout']['height'] == chart.layout.height
     assert set(chart.get_state(key='_view_count')) == {'_view_count'}

@@ -76,9 +76,9 @@ STYLE = """
   text-overflow: ellipsis; }
 .imgcls .ic-status { flex: 1 1 150px; min-width: 0; }
 .imgcls .ic-status span { display: block; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
-.imgcls .ic-chart { overflow: hidden; border-radius: 8px; }
-.imgcls .ic-awaits { outline: 1px dashed var(--ic-line); outline-offset: -1px; }
-.imgcls .ic-chart .js-plotly-plot, .imgcls .ic-chart .plot-container { width: 100%; }
+.imgcls .ic-chart { overflow: hidden; }
+.imgcls .ic-chart .js-plotly-plot { width: 100%; height: 272px; }
+.imgcls .ic-narrow .js-plotly-plot { height: 816px; }
 .imgcls .ic-bar { margin-bottom: 8px; height: 6px; border-radius: 3px; background: var(--ic-grid); overflow: hidden; }
 .imgcls .ic-bar i { display: block; height: 100%; background: var(--ic-accent); }
 .imgcls .ic-gallery { display: flex; flex-wrap: wrap; gap: 8px; margin: 0; padding: 0; list-style: none; }
@@ -113,6 +113,7 @@ class Dress(anywidget.AnyWidget):
     "The style sheet of a viewer, names for its sliders, and tips for the lines of its lists"
     _css = STYLE
     tips = traitlets.Dict().tag(sync=True) # text of a line to what is shown when the mouse rests on it
+    narrow = traitlets.Bool(False).tag(sync=True) # whether there is room for one column only
     _esm = """
 export default { render({ model, el }) {
   el.style.display = 'none';
@@ -132,7 +133,11 @@ export default { render({ model, el }) {
   const begin = () => {
     const root = el.closest('.imgcls');
     if (!root) return setTimeout(begin, 100); // not on the page yet
-    ruler = new ResizeObserver(fit);
+    ruler = new ResizeObserver(() => {
+      const narrow = root.clientWidth > 0 && root.clientWidth < 560;
+      if (narrow !== model.get('narrow')) { model.set('narrow', narrow); model.save_changes() }
+      fit();
+    });
     ruler.observe(root);
     watcher = new MutationObserver(() => {
       name(root);
@@ -407,6 +412,11 @@ class Viewer:
         "Make the parts; called once, when the viewer is first shown"
         raise NotImplementedError
 
+    def arrange(self,
+        narrow:bool, # Whether there is room for one column only
+    ):
+        "Called when the page is made narrow, or wide again"
+
     def plot(self): # A figure from `paper`; None: there is nothing to draw yet
         "The same as a still figure"
         raise NotImplementedError
@@ -419,7 +429,9 @@ class Viewer:
     def widget(self) -> ipw.VBox: # The same each time
         if self._widget is None:
             head, parts = html(title_html(self.title, self.subtitle())), self.build()
-            self._widget = ipw.VBox([Dress(tips=self.tips), head, *parts[:1], self.note, *parts[1:]]).add_class('imgcls')
+            dress = Dress(tips=self.tips)
+            dress.observe(lambda change: self.arrange(change['new']), 'narrow')
+            self._widget = ipw.VBox([dress, head, *parts[:1], self.note, *parts[1:]]).add_class('imgcls')
         return self._widget
 
     def _repr_mimebundle_(self, **kwargs):

@@ -190,36 +190,63 @@ def _lines_of(run, i, several, metric):
     yield 'learning rate', name('learning rate'), color(0), True, *run.lr.points()
 
 # %% ../../nbs/72_widgets.training.ipynb #ae87d2f4
-_AWAITED = {'loss': 'from the first steps on', 'metrics': 'after the first epoch', 'learning rate': 'from the first steps on'}
+_AWAITED = {'loss': 'from the first step on', 'metrics': 'after the first epoch', 'learning rate': 'from the first step'}
+_PLACES = (0, .4), (.48, .73), (.81, 1) # side by side
+_NAMES = ('', '2', '3') # what plotly adds to the names of their axes
+_HIGH, _TOP, _BELOW = 176, 26, 70 # pixels of a panel, above it, and below
 
-def _make_chart(panel):
-    fig = Chart(layout=dict(height=272, autosize=True, margin=dict(l=46, r=8, t=26, b=70), hovermode='x', font_size=11,
-                            paper_bgcolor='rgba(0,0,0,0)', plot_bgcolor='rgba(0,0,0,0)', uirevision='as it is',
-                            showlegend=panel != PANELS[2],
-                            title=dict(text=panel, x=.5, y=.98, yanchor='top', font_size=12),
-                            legend=dict(orientation='h', y=-.25, yanchor='top', x=0)))
-    fig.add_annotation(text=_AWAITED[panel], xref='paper', yref='paper', x=.5, y=.5, showarrow=False,
-                       xshift=-19, yshift=-22) # the middle of the frame, whose left and lower margin are wider
-    fig.update_xaxes(rangemode='tozero', nticks=6, title=dict(text='step', standoff=4, font_size=11), visible=False)
-    fig.update_yaxes(visible=False, **dict(rangemode='tozero', tickformat='.1e', nticks=5) if panel == PANELS[2] else {})
+def _make_chart():
+    fig = Chart(layout=dict(height=_HIGH + _TOP + _BELOW, autosize=True, hovermode='x', font_size=11,
+                            uirevision='as it is', showlegend=True,
+                            paper_bgcolor='rgba(0,0,0,0)', plot_bgcolor='rgba(0,0,0,0)',
+                            margin=dict(l=46, r=8, t=_TOP, b=_BELOW)))
+    for i, panel in zip(_NAMES, PANELS):
+        fig.layout[f'xaxis{i}'] = dict(anchor=f'y{i}', rangemode='tozero', nticks=6, visible=False,
+                                       title=dict(text='step', standoff=4, font_size=11))
+        rate = dict(rangemode='tozero', tickformat='.1e', nticks=5) if panel == PANELS[2] else {}
+        fig.layout[f'yaxis{i}'] = dict(anchor=f'x{i}', visible=False, **rate)
+        _write(fig, i, panel, 1, font_size=12, yanchor='bottom')
+    for i, panel in zip(_NAMES, PANELS):
+        _write(fig, i, _AWAITED[panel], .5)
+        fig.add_shape(type='rect', xref=f'x{i} domain', yref=f'y{i} domain', x0=0, x1=1, y0=0, y1=1,
+                      line=dict(color='rgba(125,128,135,.6)', width=1, dash='dash'))
+    _arrange(fig, False)
     return fig
 
+def _write(fig, i, text, y, **look):
+    fig.add_annotation(text=text, xref=f'x{i} domain', yref=f'y{i} domain', x=.5, y=y, showarrow=False, **look)
+
+
+# %% ../../nbs/72_widgets.training.ipynb #3c0e5b23
+def _arrange(fig, narrow):
+    rows = len(PANELS) if narrow else 1
+    step, whole = _HIGH + _TOP + _BELOW, rows*(_HIGH + _TOP + _BELOW) - _TOP - _BELOW
+    with fig.batch_update():
+        for i, (k, place) in enumerate(zip(_NAMES, _PLACES)):
+            top = 1 - i*step/whole if narrow else 1
+            low = max(0, top - _HIGH/whole)
+            fig.layout[f'xaxis{k}'].domain = (0, 1) if narrow else place
+            fig.layout[f'yaxis{k}'].domain = low, top
+            fig.layout[f'legend{k}'] = dict(orientation='h', yanchor='top', y=low - 44/whole, x=0 if narrow else place[0])
+
 def _draw(fig, lines):
-    places = {o.name: o for o in fig.data}
-    for _, name, color, of_steps, x, y in (o for o in lines if o[1] not in places):
+    places = {(o.meta, o.name): o for o in fig.data}
+    for panel, name, color, of_steps, x, y in (o for o in lines if o[:2] not in places):
         look = dict(line=dict(color=color, width=1.4)) if of_steps else \
             dict(line=dict(color=color, width=2), marker=dict(size=5))
-        fig.add_scatter(x=x, y=y, name=name, mode='lines' if of_steps else 'lines+markers', **look)
+        i = _NAMES[PANELS.index(panel)]
+        fig.add_scatter(x=x, y=y, name=name, meta=panel, mode='lines' if of_steps else 'lines+markers', xaxis=f'x{i}',
+                        yaxis=f'y{i}', legend=f'legend{i}', showlegend=panel != PANELS[2], **look)
     with fig.batch_update():
-        for _, name, _, _, x, y in lines:
-            if name in places: places[name].x, places[name].y = x, y
-        _show_axes(fig, any(o[4] for o in lines))
+        for panel, name, _, _, x, y in lines:
+            if (panel, name) in places: places[panel, name].x, places[panel, name].y = x, y
+        for i, panel in enumerate(PANELS): _show_axes(fig, i, any(o[4] for o in lines if o[0] == panel))
 
-def _show_axes(fig, yes): # a panel without a point says what it waits for
-    if fig.layout.xaxis.visible == yes: return
-    fig.layout.xaxis.visible = fig.layout.yaxis.visible = yes
-    fig.layout.annotations[0].visible = not yes
-
+def _show_axes(fig, i, yes): # a panel without a point says what it waits for
+    k = _NAMES[i]
+    if fig.layout[f'xaxis{k}'].visible == yes: return
+    fig.layout[f'xaxis{k}'].visible = fig.layout[f'yaxis{k}'].visible = yes
+    fig.layout.annotations[len(PANELS) + i].visible = fig.layout.shapes[i].visible = not yes
 
 # %% ../../nbs/72_widgets.training.ipynb #2f720441
 class TrainingDashboard(Viewer):
@@ -274,8 +301,6 @@ _ASKED = dict(pause='Asked to pause; it does at the end of the batch.', resume='
               stop='Asked to stop; it does at the end of the batch.', save='Asked to save; it does at the end of the batch.')
 
 # %% ../../nbs/72_widgets.training.ipynb #a812a7e0
-_FLEX = {'loss': '4 1 240px', 'metrics': '3 1 220px', 'learning rate': '2 1 200px'} # side by side where there is room
-
 @patch
 def build(self:TrainingDashboard) -> list:
     "Buttons, numbers, curves and pictures"
@@ -286,11 +311,11 @@ def build(self:TrainingDashboard) -> list:
     if self.state.fit is None: del self.buttons['start']
     self.line, self.facts, self.gallery = (html('') for _ in range(3))
     self.printed = html('', min_height='20px') # so that it is no higher when something is printed
-    self.charts = {o: _make_chart(o) for o in PANELS}
+    self.chart = _make_chart()
+    self.frame = column(self.chart).add_class('ic-chart')
     several = len(self.state.runs) > 1
     controls = row(*([] if several else self.buttons.values()), self.line.add_class('ic-status'))
-    self.frames = {k: column(o, flex=_FLEX[k], min_width='200px').add_class('ic-chart') for k, o in self.charts.items()}
-    parts = [controls, self.facts, row(*self.frames.values())] + ([] if several else [self.gallery, self.printed])
+    parts = [controls, self.facts, self.frame] + ([] if several else [self.gallery, self.printed])
     self.refresh()
     if has_kernel(): Thread(target=self._watch, name='dashboard', daemon=True).start()
     return parts
@@ -310,12 +335,16 @@ def refresh(self:TrainingDashboard):
         self.state.update()
         self._show_actions()
         self._show_facts()
-        lines = self.state.lines()
-        for panel, chart in self.charts.items():
-            _draw(chart, [o for o in lines if o[0] == panel])
-            frame = self.frames[panel]
-            (frame.remove_class if chart.layout.xaxis.visible else frame.add_class)('ic-awaits')
+        _draw(self.chart, self.state.lines())
         self._show_worst()
+
+@patch
+def arrange(self:TrainingDashboard,
+    narrow:bool, # Whether there is room for one column only
+):
+    "Panels below each other, or side by side"
+    with self.lock: _arrange(self.chart, narrow)
+    (self.frame.add_class if narrow else self.frame.remove_class)('ic-narrow') # the height comes from the style sheet
 
 @patch
 def close(self:TrainingDashboard):
