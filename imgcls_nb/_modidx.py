@@ -1465,7 +1465,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'imgcls_nb.core._from_array': ('core.html#_from_array', 'imgcls_nb/core.py'),
                                 'imgcls_nb.core._is_number': ('core.html#_is_number', 'imgcls_nb/core.py'),
                                 'imgcls_nb.core._is_way': ('core.html#_is_way', 'imgcls_nb/core.py'),
-                                'imgcls_nb.core._open_lazily': ('core.html#_open_lazily', 'imgcls_nb/core.py'),
                                 'imgcls_nb.core._opened': ('core.html#_opened', 'imgcls_nb/core.py'),
                                 'imgcls_nb.core._read_card': ('core.html#_read_card', 'imgcls_nb/core.py'),
                                 'imgcls_nb.core._reason': ('core.html#_reason', 'imgcls_nb/core.py'),
