@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 
 from .core import InputError, did_you_mean
-from .foreign import open_foreign, preprocess_from_ops, read_class_map
+from .foreign import open_foreign, preprocess_from_ops
 from .inputs import free_cpus, iter_pictures
 from .metadata import find_model, read_card
 from .predict import Prediction, Predictor
@@ -79,11 +79,9 @@ def _topk(cfg):
     if type(v) is int and v > 0: return v
     raise InputError(f"PostProcess.Topk.topk={v!r} is no number of classes.")
 
-def _class_map(cfg, named):
+def _class_map(cfg, named): # None: as the model says
     file = ((cfg.get('PostProcess') or {}).get('Topk') or {}).get('class_id_map_file')
-    if 'PostProcess.Topk.class_id_map_file' not in named or not file: return None
-    if Path(file).is_file(): return read_class_map(file)
-    raise InputError(f"There is no class_id_map_file '{file}'. Give one, or None for the model's own labels.")
+    return file or None if 'PostProcess.Topk.class_id_map_file' in named else None
 
 # %% ../nbs/62_deploy.ipynb #2c37ada6
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ PostProcess: {main_indicator: Topk, Topk: {topk: 1, class_id_map_file: null}}'''
     (['Global.use_gpu=yes'], "use_gpu='yes' is not True or False"), (['Global.cpu_num_threads=0'], 'cpu_num_threads=0'),
     (['Global.use_gqu=False'], "Did you mean 'use_gpu'"), (['Global.batch_size=two'], "batch_size='two'"),
     (['resize=big'], "resize='big'"), (['PostProcess.Topk.topk=0'], 'topk=0'), (['Global.infer_imgs=no.jpg'], "'no.jpg'"),
-    (['PostProcess.Topk.class_id_map_file=no.txt'], "no class_id_map_file 'no.txt'"),
+    (['PostProcess.Topk.class_id_map_file=no.txt'], "The class_id_map_file 'no.txt' cannot be read"),
     (['Global.inference_model_dir=../nowhere'], 'no model file')], ids=' '.join)
 def test_what_cannot_be_done_is_said(imgcls, overrides, says):
     out, err = imgcls(*guide(*overrides), status=2)

@@ -9,7 +9,8 @@ import yaml
 from PIL import Image
 
 from imgcls_nb.core import InputError, ModelFileError, Preprocess
-from imgcls_nb.foreign import open_foreign, preprocess_from_ops, read_class_map, read_inference_config
+from imgcls_nb.foreign import open_foreign, preprocess_from_ops, read_inference_config
+from imgcls_nb.labels import read_class_map
 
 SHIPPED = """
 Global:
@@ -148,12 +149,12 @@ def test_refused_files(tmp_path, text, says):
     with pytest.raises(InputError, match=says): read_inference_config(tmp_path/'c.yaml')
 
 @pytest.mark.parametrize('how, says', [
-    (dict(labels=['a']), 'There are 1 labels, but the model answers with 4'),
-    (dict(labels={9: 'x'}), "Class number 9 .'x'. is not"), (dict(activation='relu'), 'activation is none'),
+    (dict(labels=['a']), 'The model has 4 classes, numbered 0 to 3, and 1 names are given'),
+    (dict(labels={9: 'x'}), 'there is a name for class 9'), (dict(activation='relu'), 'activation is none'),
     (dict(preprocess=Preprocess(mean=(.5,), std=(.5,))), 'cannot take pictures of'),
     (dict(threshold=2), 'threshold'), (dict(output='votes'), 'output is none')], ids=str)
 def test_models_that_do_not_fit(folder, how, says):
-    with pytest.raises(ModelFileError, match=f'{says}'): open_foreign(folder/'inference.onnx', folder/'inference_cls.yaml', **how)
+    with pytest.raises(InputError, match=f'{says}'): open_foreign(folder/'inference.onnx', folder/'inference_cls.yaml', **how)
 
 def test_answers_that_are_no_rows(tmp_path):
     proto = graph(rank=2)[0]
