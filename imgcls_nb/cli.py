@@ -204,8 +204,8 @@ def _eval_config(args):
 def _infer_config(args):
     from imgcls_nb.config import read_config
     from imgcls_nb.config.inference import answers_file, infer_batches, infer_pictures, save_answers
-    from imgcls_nb.config.reading import Section
     from imgcls_nb.core import list_images
+    from imgcls_nb.sections import Section
     named, args.run = [*filter(None, [args.run]), *args.pictures], None # behind -c there is no run
     infer, trained = Section(read_config(args.config, args.override).get('Infer'), 'Infer'), _config_trained(args)
     files = [f for o in named for f in list_images(o)] or infer_pictures(infer)
