@@ -158,13 +158,11 @@ def _asked(args): # by a config
     return _Asked(asked.predictor, pictures or [asked.pictures], asked.k, asked.bs)
 
 def _asked_plainly(args):
-    from imgcls_nb.foreign import read_class_map
     from imgcls_nb.predict import Predictor
     _check_override(args)
     if not args.model or not args.pictures: raise InputError("imgcls predict takes a model.onnx and pictures, or -c CONFIG.yaml.")
-    labels = read_class_map(args.labels) if args.labels else None
     predictor = Predictor(args.model, args.engine or 'auto', args.provider, args.threads, threshold=args.threshold,
-                          reject=args.reject, labels=labels, idle=True)
+                          reject=args.reject, labels=args.labels, idle=True)
     return _Asked(predictor, args.pictures, 5, 16)
 
 class _Asked(NamedTuple):
@@ -206,8 +204,8 @@ def _eval_config(args):
 def _infer_config(args):
     from imgcls_nb.config import read_config
     from imgcls_nb.config.inference import answers_file, infer_batches, infer_pictures, save_answers
-    from imgcls_nb.config.reading import Section
     from imgcls_nb.core import list_images
+    from imgcls_nb.sections import Section
     named, args.run = [*filter(None, [args.run]), *args.pictures], None # behind -c there is no run
     infer, trained = Section(read_config(args.config, args.override).get('Infer'), 'Infer'), _config_trained(args)
     files = [f for o in named for f in list_images(o)] or infer_pictures(infer)

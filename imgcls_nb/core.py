@@ -91,7 +91,7 @@ def open_image(
     if isinstance(source, Image.Image): return _to_mode(_upright(source), mode, 'This picture')
     name = '<bytes>' if isinstance(source, (bytes, bytearray)) else str(source)
     try:
-        with _opened(source) as file, _open_lazily(file) as im:
+        with _opened(source) as file, Image.open(file) as im:
             if im.width*im.height > MAX_PIXELS:
                 raise _too_large(name, f'{im.width}x{im.height}')
             im.load() # Pillow has read the header only
@@ -103,12 +103,13 @@ def open_image(
 
 def _opened(source): # a path is not left to Pillow, which maps some files into memory, and TIFFs that lie on their side wrongly
     if isinstance(source, (str, os.PathLike)): return open(source, 'rb')
-    return io.BytesIO(source if isinstance(source, (bytes, bytearray)) else source.read_bytes())
+    if isinstance(source, (bytes, bytearray)): return io.BytesIO(source)
+    if hasattr(source, 'read_bytes'): return io.BytesIO(source.read_bytes())
+    hint = " Of an open file give what its read() gives." if hasattr(source, 'read') else ""
+    raise BadPictureError(f"A {type(source).__name__} is no picture. Give a path, bytes, a PIL picture or an array.{hint}")
 
-def _open_lazily(file):
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', Image.DecompressionBombWarning) # our own limit decides
-        return Image.open(file)
+# Pillow warns of what our own limit lets pass. Once for all, because `catch_warnings` is not for threads
+warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning, append=True)
 
 def _too_large(name, size='its number of'):
     return BadPictureError(f"{name}: {size} pixels is more than the limit of {MAX_PIXELS:,}. Make it smaller, or cut it up.")
@@ -120,6 +121,7 @@ def _from_array(a):
 def _reason(e, source):
     if isinstance(e, FileNotFoundError): return 'no such file'
     if isinstance(e, PermissionError): return 'no permission to read it'
+    if isinstance(e, IsADirectoryError): return 'it is a folder'
     is_file = isinstance(source, (str, os.PathLike)) and os.path.isfile(source)
     if is_file and not os.path.getsize(source): return 'the file is empty'
     return 'unknown format' if isinstance(e, Image.UnidentifiedImageError) else str(e) or type(e).__name__

@@ -19,6 +19,7 @@ import numpy as np
 
 from .core import BadPictureError, InputError, ModelCard, ModelFileError
 from .inputs import free_cpus, iter_pictures, read_ahead
+from .labels import name_classes
 from .metadata import find_model, read_card
 from .records import Records
 from .running import Way, choose_way, open_model
@@ -79,13 +80,13 @@ class Predictor:
         precision:str|None=None, # To calculate in; None: the fastest that was proven, else the file's own
         threshold:float|None=None, # Probability below which a prediction is unsure; None: the model's own
         reject:str|None=None, # What to call a picture with an unsure prediction; None: still the first guess
-        labels=None, # Class names in place of the model's: all in order, or some by their number
+        labels=None, # Class names in place of the model's: all in order, some by their number, or a `class_id_map_file`
         prefer=None, # As `providers`, but where it is not there, the CPU and a line of notice
         idle:bool=False, # The engine's threads sleep while they wait: for folders, services, and machines with other work
         card=None, # What the file does not say about itself: a card, or a function of the engine that makes one; see `foreign`
     ):
         _check_count(threads, 'threads')
-        if engine == 'torch': self._open_run(path)
+        if engine == 'torch': self._open_run(path, providers=providers, threads=threads, precision=precision, card=card)
         else: self._open_file(path, engine, providers, threads, precision, prefer, idle, card)
         self.card = _with(self.card, threshold, labels)
         self.labels, self.preprocess, self.reject = self.card.labels, self.card.preprocess, reject
@@ -99,7 +100,10 @@ class Predictor:
         self._lock = Lock() if self.way.engine == 'openvino' else None # it has one place for the answer
         self._fixed = _check_shapes(self._run, self.card, self.path)
 
-    def _open_run(self, path):
+    def _open_run(self, path, **others):
+        if named := [f'{k}={v!r}' for k, v in others.items() if v is not None]:
+            raise InputError(f"{named[0]} is not for engine='torch', which calculates in 32 bits on the CPU, with as many "
+                             "threads as torch is set to. Leave one of both out.")
         if Path(path).suffix == '.onnx':
             raise InputError(f"engine='torch' runs a run folder or its weights, and '{path}' is a graph. "
                              "Leave engine out for a model file.")
@@ -177,9 +181,8 @@ class Predictor:
         progress:Callable|None=None, # Called with the number of pictures that are done, after each
     ) -> 'Streamed':
         "Label any number of pictures into a file; what a killed process has done is not done again"
-        k = min(_check_count(k, 'k'), len(self.labels))
+        k, sources = min(_check_count(k, 'k'), len(self.labels)), iter_pictures(sources)
         with Records(out, self._made_by(k), k) as records:
-            sources = iter_pictures(sources)
             before, failed = _skip(sources, records)
             n = before
             for n, pred in enumerate(self.batch(sources, k, bs, workers), before + 1):
@@ -231,13 +234,8 @@ def _not_ours(path):
 def _with(card, threshold, labels):
     if threshold is not None and not (isinstance(threshold, (int, float)) and 0 <= threshold <= 1):
         raise InputError(f"threshold={threshold!r} is no probability: give a number from 0 to 1.")
-    if threshold is not None: card = replace(card, threshold=float(threshold))
-    if labels is None: return card
-    n, some = len(card.labels), isinstance(labels, dict)
-    if odd := [o for o in labels if o not in range(n)] if some else [] if len(labels) == n else [len(labels)]:
-        raise InputError(f"The model has {n} classes, numbered 0 to {n - 1}; the labels given "
-                         f"{'name a class ' if some else 'are '}{odd[0]!r}.")
-    return replace(card, labels=tuple(str(labels.get(i, o) if some else labels[i]) for i, o in enumerate(card.labels)))
+    known = {} if threshold is None else dict(threshold=float(threshold))
+    return replace(card, labels=name_classes(labels, card.labels), **known)
 
 def _check_shapes(run, card, path): # -> the number of pictures that the graph takes at once; None: any
     shape, out = _shapes(run, card, path)

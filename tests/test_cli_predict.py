@@ -113,9 +113,12 @@ PostProcess: {main_indicator: Topk, Topk: {topk: 1, class_id_map_file: null}}'''
     (['Global.use_gpu=True', 'Global.use_tensorrt=True'], 'TensorrtExecutionProvider was asked for'),
     (['Global.use_gpu=False', 'Global.use_tensorrt=True'], 'needs a GPU'), (['Global.use_fp16=True'], 'use_tensorrt=True only'),
     (['Global.use_gpu=yes'], "use_gpu='yes' is not True or False"), (['Global.cpu_num_threads=0'], 'cpu_num_threads=0'),
-    (['Global.use_gqu=False'], "Did you mean 'use_gpu'"), (['Global.batch_size=two'], "batch_size='two'"),
+    (['Global.use_gqu=False'], "Did you mean 'Global.use_gpu'"), (['resize_shrt=9'], "Did you mean 'resize_short'"),
+    (['PostProcess.Topk.top_k=1'], 'PostProcess.Topk.top_k is not a key'), (['batch_size=2'], "Did you mean 'Global.batch_size'"),
+    (['PostProcess.main_indicator=ThreshOutput'], "main_indicator='ThreshOutput' is not supported"),
+    (['Global.batch_size=two'], "batch_size='two'"),
     (['resize=big'], "resize='big'"), (['PostProcess.Topk.topk=0'], 'topk=0'), (['Global.infer_imgs=no.jpg'], "'no.jpg'"),
-    (['PostProcess.Topk.class_id_map_file=no.txt'], "no class_id_map_file 'no.txt'"),
+    (['PostProcess.Topk.class_id_map_file=no.txt'], "The class_id_map_file 'no.txt' cannot be read"),
     (['Global.inference_model_dir=../nowhere'], 'no model file')], ids=' '.join)
 def test_what_cannot_be_done_is_said(imgcls, overrides, says):
     out, err = imgcls(*guide(*overrides), status=2)

@@ -225,6 +225,10 @@ def test_formats_hold_the_same(predictor, pictures, tmp_path, kind):
     second = [o['topk'][1]['label'] if 'topk' in o else o['label_2'] for o in got[:10]]
     assert second == [o.topk[1][0] for o in want]
 
+def test_what_cannot_begin_leaves_no_draft(predictor, tmp_path):
+    with pytest.raises(InputError, match='no file or folder'): predictor.stream(tmp_path/'nowhere', tmp_path/'o.csv')
+    assert not os.listdir(tmp_path)
+
 def test_nothing_makes_a_whole_file_too(predictor, tmp_path):
     for kind in ('jsonl', 'json', 'csv'):
         predictor.stream(iter(()), tmp_path/f'no.{kind}')
@@ -356,7 +360,10 @@ def test_eight_bits_without_instructions_are_calculated_in_32(monkeypatch):
     (dict(providers=['tensorrt', 'cpu']), 'TensorrtExecutionProvider was asked for'),
     (dict(providers='GPU'), "no provider 'GPU'"), (dict(precision='int4'), 'Export it in int4'),
     (dict(threads=0), 'threads=0'), (dict(engine='torch'), 'is a graph'), (dict(threshold=2), 'threshold=2'),
-    (dict(labels=['a']), 'the labels given are 1'), (dict(labels={9: 'a'}), 'name a class 9')], ids=str)
+    (dict(labels=['a']), '1 names are given'), (dict(labels={9: 'a'}), 'a name for class 9'),
+    (dict(labels='no.txt'), "class_id_map_file 'no.txt' cannot be read"), (dict(labels=3), 'labels=3 names none'),
+    (dict(engine='torch', threads=2), "threads=2 is not for engine='torch'"),
+    (dict(engine='torch', providers='cuda'), "providers='cuda' is not for")], ids=str)
 def test_what_cannot_be_had_is_said(model, how, says):
     if how.get('engine') == 'torch': pytest.importorskip('torch')
     with pytest.raises(InputError, match=says): Predictor(model, **how)
@@ -400,6 +407,11 @@ def test_threshold_and_reject(model, pictures):
 def test_other_labels(model, pictures):
     assert Predictor(model, labels=list('rgb'))(pictures/NAMES[1]).topk[0][0] == 'g'
     assert Predictor(model, labels={1: 'leaf'}).labels == ('red', 'leaf', 'blue')
+    (model.parent/'names.txt').write_text('2 sea\n0 rose, red\n')
+    assert Predictor(model, labels=model.parent/'names.txt').labels == ('rose, red', 'green', 'sea')
+
+def test_names_are_no_row_of_letters(model):
+    with pytest.raises(InputError, match="class_id_map_file 'rgb' cannot be read"): Predictor(model, labels='rgb')
 
 def test_class_numbers_go_with_the_names(predictor, pictures):
     pred = predictor(pictures/NAMES[2], k=2)
