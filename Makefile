@@ -33,8 +33,7 @@ pytest: $(STAMP) ## The rest of the tests
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q
 
 lab: $(STAMP) ## JupyterLab on the tutorials, on this machine only
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab --ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)/nbs/tutorials" \
-	  $$(test $$(id -u) -ne 0 || echo --allow-root)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/imgcls lab nbs/tutorials
 
 clean: ## Remove what builds and tests leave behind; the virtual environment stays
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache nbs/models
