@@ -1,7 +1,9 @@
 # Run `make` for the list of targets. Without make, README.md gives the same steps.
 PYTHON ?= python3
-# From the command line only: in the environment DATA may mean anything
+# From the command line only: in the environment these may mean anything
 DATA :=
+ONLY :=
+PADDLECLAS :=
 BIN := .venv/bin
 STAMP := .venv/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -10,7 +12,7 @@ export DATA
 .DEFAULT_GOAL := help
 # One step after the other, also under -j: cheapest first, and pytest's closing line last
 .NOTPARALLEL:
-.PHONY: help quickstart test lint sync notebooks pytest lab clean
+.PHONY: help quickstart test lint sync notebooks pytest lab bench clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s%s\n", $$1, $$2}' Makefile
@@ -33,8 +35,13 @@ pytest: $(STAMP) ## The rest of the tests
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q
 
 lab: $(STAMP) ## JupyterLab on the tutorials, on this machine only
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab --ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)/nbs/tutorials" \
-	  $$(test $$(id -u) -ne 0 || echo --allow-root)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/imgcls lab nbs/tutorials
+
+bench: $(STAMP) ## Measure against the peers: hours; ONLY="widgets data" measures these again
+	@$(BIN)/pip install --quiet -r benchmarks/requirements.txt
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/all.py $(if $(ONLY),--only $(ONLY)) \
+	  $(if $(PADDLECLAS),--paddleclas "$(PADDLECLAS)")
+	@$(BIN)/python tools/readme.py
 
 clean: ## Remove what builds and tests leave behind; the virtual environment stays
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache nbs/models

@@ -87,6 +87,15 @@ def _run_quickstart(args):
     settings = {k: getattr(args, k) for k in ('arch', 'epochs', 'size', 'seed') if getattr(args, k) is not None}
     print('\n' + describe_summary(quickstart(args.folder, args.run, **settings)))
 
+def _run_tutorials(args):
+    from imgcls_nb.shipped import copy_tutorials, describe_copies
+    print(describe_copies(args.folder, *copy_tutorials(args.folder)))
+    print(f"Next: {shlex.join(['imgcls', 'lab', args.folder])}")
+
+def _run_lab(args):
+    from imgcls_nb.tutorials import open_lab
+    return open_lab(args.folder, not args.no_browser)
+
 def _run_check_data(args):
     from pathlib import Path
 
@@ -261,6 +270,12 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('folder', nargs='?', help='one subfolder of pictures for each class')
     p.add_argument('--run', default='runs/quickstart', help='folder for everything that it makes (default: %(default)s)')
     for name, kind in (('arch', str), ('epochs', int), ('size', int), ('seed', int)): p.add_argument(f'--{name}', type=kind)
+
+    for name, func, text in (('tutorials', _run_tutorials, 'Copy the tutorial notebooks, to read, run and change'),
+                             ('lab', _run_lab, 'Open JupyterLab on the tutorials, on this machine only')):
+        p = verb(name, func, text, config=False)
+        p.add_argument('folder', nargs='?', default='tutorials', help='where the copies are or go (default: %(default)s)')
+    p.add_argument('--no-browser', action='store_true', help='print the address instead of opening it')
 
     p = verb('train', _run_train, 'Train on a folder of pictures, or as a YAML file says')
     p.add_argument('folder', nargs='?',

@@ -194,7 +194,7 @@ class Preprocess:
     def __post_init__(self): _check_preprocess(self)
 
     @property
-    def mode(self) -> str: return 'RGB' if len(self.mean) == 3 else 'L'
+    def mode(self) -> str: return 'RGB' if len(self.mean) == 3 else 'L' # of Pillow
 
     @property
     def size(self) -> tuple: return self.crop or self.resize # (height, width) that comes out

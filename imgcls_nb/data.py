@@ -62,7 +62,9 @@ class NormalizePixels(DisplayedTransform):
         return (x[..., :len(pre.mean), :, :]*std + mean).clamp(0, 1)
 
 # %% ../nbs/20_data.ipynb #4b336238
-def _name_label(self, o, full=True): return (o[0], Category(self.vocab[int(o[1])])) if len(o) > 1 else o
+def _name_label(self, o, full=True):
+    "Name and label of an item `o`; `full` is fastai's"
+    return (o[0], Category(self.vocab[int(o[1])])) if len(o) > 1 else o
 
 PictureList.decode = _name_label
 
@@ -126,7 +128,8 @@ class BatchMaker:
         if size not in self.augments: self.augments[size] = Augment(self.ops, self.preprocess.resized(size))
         return self.augments[size]
 
-    def item(self, i, seen, epoch, size): # pixels and label; name and reason where the picture is lost
+    def item(self, i, seen, epoch, size):
+        "Pixels and label of picture `i`, at its time `seen` in an `epoch`, at a `size`; name and reason if it is lost"
         source, label = self.pics[i]
         try: decoded = self.kept(source)
         except BadPictureError as e:

@@ -152,7 +152,7 @@ class Progress:
         done = min(20, 20*n//self.total)
         return f"[{'#'*done}{'.'*(20 - done)}] {n:,} of {self.total:,}"
 
-    def close(self):
+    def close(self): # the line goes away
         if self.shown: self.to.write('\r\x1b[K')
 
 def show_predictions(

@@ -90,7 +90,7 @@ class ExportReport:
     output: str = 'logits' # Of the graph
 
     @property
-    def precision(self) -> str: return precision_of(self.kept.variant) if self.kept else 'fp32'
+    def precision(self) -> str: return precision_of(self.kept.variant) if self.kept else 'fp32' # of the file
 
     def __str__(self):
         return (f"{self.path} ({self.megabytes:.1f} MB, opset {self.opset}, {self.precision}, {self.output}): on {self.pictures} "

@@ -143,7 +143,7 @@ class Records:
         self.close()
         self.part.unlink()
 
-    def close(self): self._file.close()
+    def close(self): self._file.close() # what is written stays
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
 

@@ -42,29 +42,41 @@ class Section:
         if not isinstance(values or {}, dict): raise InputError(f"{name}: expected keys and values, found {values!r}.")
         self.values, self.name, self.read = values or {}, name, set()
 
-    def get(self, key, default=None): # None in a file is as good as nothing
+    def get(self, key, default=None):
+        "The value under `key`, or `default`; None in a file is as good as nothing"
         self.read.add(key)
         v = self.values.get(key)
         return default if v is None else v
 
     def kind(self, key, default, kinds, what):
+        "The value under `key`, or `default`, whose type must be one of `kinds`, which a person calls `what`"
         v = self.get(key, default)
         if v is None or type(v) in kinds: return v # not isinstance, because True is an int to Python
         raise InputError(f"{self.name}.{key}={v!r} is not {what}.")
 
-    def text(self, key, default=None): return self.kind(key, default, (str,), 'a text')
-    def flag(self, key, default=None): return self.kind(key, default, (bool,), 'True or False')
-    def number(self, key, default=None): return self.kind(key, default, (int, float), 'a number')
-    def items(self, key, default=None): return self.kind(key, default, (list,), 'a list')
-    def sub(self, key): return Section(self.get(key), f'{self.name}.{key}')
+    def text(self, key, default=None):
+        "A text under `key`, or `default`"
+        return self.kind(key, default, (str,), 'a text')
+    def flag(self, key, default=None):
+        "True or False under `key`, or `default`"
+        return self.kind(key, default, (bool,), 'True or False')
+    def number(self, key, default=None):
+        "A number under `key`, or `default`"
+        return self.kind(key, default, (int, float), 'a number')
+    def items(self, key, default=None):
+        "A list under `key`, or `default`"
+        return self.kind(key, default, (list,), 'a list')
+    def sub(self, key): return Section(self.get(key), f'{self.name}.{key}') # the section under a key
 
     def count(self, key, default=None, least=1):
+        "A whole number under `key`, or `default`; at least `least`"
         v = self.kind(key, default, (int,), 'a whole number')
         if v is None or v >= least: return v
         raise InputError(f"{self.name}.{key}={v} is too small: at least {least}.")
 
 # %% ../nbs/02_sections.ipynb #d9f7ecec
 def _numbers(self, key, default):
+    "A list of numbers under `key`, or `default`"
     v = self.items(key, default)
     if all(isinstance(o, (int, float)) and not isinstance(o, bool) for o in v): return v
     raise InputError(f"{self.name}.{key}={v!r} is not a list of numbers.")
@@ -74,12 +86,14 @@ def _size(self, key): # the original writes (width, height)
     return size_hw(tuple(v)[::-1] if isinstance(v, list) else v, f'{self.name}.{key}')
 
 def _one_of(self, key, known, default):
+    "The value under `key`, or `default`, which must be one of `known`"
     v = self.get(key, default)
     if v in known and not (isinstance(v, bool) and v not in [o for o in known if isinstance(o, bool)]): return v
     raise InputError(f"{self.name}.{key}={v!r} is not supported. "
                      f"Known: {', '.join(map(str, known))}.{did_you_mean(v, known)}")
 
 def _done(self, harmless=()):
+    "Refuse a key that nobody has read and that is not among the `harmless` ones"
     known = [*self.read, *(harmless.split() if isinstance(harmless, str) else harmless)]
     for k in self.values:
         if k not in known and self.values[k] is not None:

@@ -34,7 +34,7 @@ class Trial:
     why: str = '' # It was refused
 
     @property
-    def key(self) -> tuple: return self.variant, self.engine, self.precision
+    def key(self) -> tuple: return self.variant, self.engine, self.precision # what tells trials apart
 
     @property
     def way(self) -> dict: # As a model card lists it
