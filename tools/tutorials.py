@@ -1,4 +1,4 @@
-"Run tutorials in a real kernel and keep what they show: python tools/tutorials.py [NAME…] [--quick]; without --quick it is stored"
+"Run tutorials in a real kernel and store what they show: python tools/tutorials.py [NAME…]; with --quick, only see that they run"
 import sys
 import tempfile
 import time
