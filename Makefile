@@ -28,10 +28,10 @@ lint: $(STAMP) ## ruff
 sync: $(STAMP) ## The package is the export of the notebooks, and the notebooks are clean
 	@$(BIN)/python tools/sync.py
 
-notebooks: $(STAMP) ## Every chapter and tutorial runs
+notebooks: $(STAMP) ## Every chapter runs
 	@PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 IMGCLS_CACHE="$(CURDIR)/.venv/cache" $(BIN)/nbdev-test --n-workers 2
 
-pytest: $(STAMP) ## The rest of the tests
+pytest: $(STAMP) ## The rest of the tests, the tutorials among them
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q
 
 lab: $(STAMP) ## JupyterLab on the tutorials, on this machine only
