@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LAUNCHED', 'TIMEOUT', 'USUAL_TIMEOUT_S', 'A_DAY_S', 'LOST_SIGNS', 'is_together', 'rank', 'world', 'is_launched',
-           'forget_leftovers', 'timeout_s', 'join', 'leave', 'own_device', 'summed', 'gathered', 'from_first',
-           'all_values', 'check_same', 'wait_for_all', 'absent', 'first_alone', 'who_is_gone', 'says_first']
+           'forget_leftovers', 'timeout_s', 'join', 'leave', 'summed', 'gathered', 'from_first', 'all_values',
+           'check_same', 'wait_for_all', 'absent', 'first_alone', 'who_is_gone', 'says_first']
 
 # %% ../nbs/07_ranks.ipynb #3b2a7ce2
 import hashlib
@@ -74,13 +74,6 @@ def _brief(e): return ' '.join(str(e).split())[:160]
 def leave():
     "Leave the group, at the end of a program"
     if is_together(): dist.destroy_process_group()
-
-def own_device(
-    device, # That was asked for; None: any
-): # A `torch.device`, or None
-    "Each process has a GPU of its own, whatever number a plan has for it"
-    if device is None or not is_together() or torch.device(device).type != 'cuda': return device
-    return torch.device('cuda', torch.cuda.current_device())
 
 # %% ../nbs/07_ranks.ipynb #373170e7
 def summed(
