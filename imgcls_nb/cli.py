@@ -19,14 +19,15 @@ from .launching import is_one_of_many, launch_processes, log_traceback, note_run
 # %% ../nbs/85_cli.ipynb #bcce5e1c
 def _run_train(args):
     _check_override(args)
-    if args.config and (lost := [f"--{k.replace('_', '-')}" for k in _settings(args)]):
-        raise InputError(f"{', '.join(lost)} cannot stand beside -c. Change the value in the YAML file with -o, "
-                         "such as -o Global.epochs=3.")
-    if bool(args.config) == bool(args.folder): raise InputError("imgcls train takes a folder of pictures, or -c CONFIG.yaml.")
+    if (args.config or args.plan) and (lost := [f"--{k.replace('_', '-')}" for k in _settings(args)]):
+        raise InputError(f"{', '.join(lost)} cannot stand beside {'-c' if args.config else '--plan'}. Change the value in the YAML "
+                         "file" + (" with -o, such as -o Global.epochs=3." if args.config else "."))
+    if sum(map(bool, (args.config, args.folder, args.plan))) != 1:
+        raise InputError("imgcls train takes a folder of pictures, or -c CONFIG.yaml, or --plan PLAN.yaml.")
     from dataclasses import replace
 
     from imgcls_nb.learner import train_plan
-    plan = _config_plan(args) if args.config else _folder_plan(args)
+    plan = _config_plan(args) if args.config else _folder_plan(args) if args.folder else _plan_of(args.plan)
     if plan.run: note_run(plan.run)
     _tell_run(train_plan(replace(plan, resume=plan.resume or 'newest') if _is_restart() else plan))
 
@@ -146,6 +147,10 @@ def _config_plan(args):
     for note in plan.notes: print(note, file=sys.stderr)
     return plan
 
+def _plan_of(file):
+    from imgcls_nb.plan import plan_from_yaml
+    with open(file, encoding='utf-8') as f: return plan_from_yaml(f.read(), file)
+
 def _overridden(args): return tuple(o.partition('=')[0].strip() for o in args.override)
 
 def _folder_plan(args):
@@ -218,7 +223,8 @@ def _log(plan, name, line): # a run's log; a folder that is not there is not mad
 
     from imgcls_nb.callbacks.console import stamped, write_line
     print(stamped(line), flush=True)
-    if Path(plan.run).is_dir(): write_line(Path(plan.run)/f'{name}.log', line)
+    first = not is_one_of_many() or os.environ['RANK'] == '0'
+    if first and Path(plan.run).is_dir(): write_line(Path(plan.run)/f'{name}.log', line)
 
 def _eval_config(args):
     from imgcls_nb.config.inference import eval_line, evaluate_config
@@ -294,6 +300,7 @@ def make_parser() -> argparse.ArgumentParser:
                    help='one subfolder for each class, or train and valid folders of such, or the root of list files')
     p.add_argument('--arch', help='timm or PaddleClas name (default: resnet18)')
     p.add_argument('--pretrained', nargs='?', const=True, help='start from published weights, or from a file')
+    p.add_argument('--plan', metavar='FILE', help="a plan, such as a run's config.yaml, or what imgcls config --yaml prints")
     options = (('epochs', int, 'epochs of training (default: 5)'), ('lr', float, 'highest learning rate'),
                ('train', str, 'folder or list file to train on'), ('valid', str, 'folder, list file, or share to hold out'),
                ('size', int, 'pixels (default: 224)'), ('bs', int, 'pictures in a batch (default: 32)'),

@@ -310,7 +310,7 @@ class ImageDataLoaders(DataLoaders):
     ):
         "Make batches as large as those of so many processes, however many share them now"
         self.plan = replace(self.plan, processes=processes)
-        self.train.bs = self.plan.bs*(processes or 1)
+        self.train.bs = self.plan.step_bs
 
     def _labels(self, sources): # as the data set has them
         known = {_key(o): int(y) for ds in (self.train_ds, self.valid_ds) for o, y in zip(ds.items, ds.labels)}
@@ -342,7 +342,7 @@ def dls_from_plan(
 ) -> ImageDataLoaders:
     "Build the loaders that a plan describes"
     join()
-    train, valid = find_pictures(plan, table)
+    with first_alone('the pictures are found'): train, valid = find_pictures(plan, table)
     if plan.vocab and plan.vocab != train.vocab:
         raise InputError(f"'{plan.path}' has the classes {', '.join(train.vocab[:12])}, "
                          f"but the plan was made with {', '.join(plan.vocab[:12])}.")
@@ -360,7 +360,7 @@ def dls_from_plan(
     ops = augment_ops(plan.augment)
     if not (ops or plan.sizes or plan.start_size): ops = None # evaluation pixels serve for training too
     plan = replace(plan, vocab=train.vocab, processes=plan.processes or world())
-    train_dl = dl(train, ops=ops, bs=plan.bs*plan.processes, shuffle=True, drop_last=plan.drop_last, repeats=plan.repeats,
+    train_dl = dl(train, ops=ops, bs=plan.step_bs, shuffle=True, drop_last=plan.drop_last, repeats=plan.repeats,
                   balance=BALANCE[plan.balance][0], sizes=plan.sizes, full_size=plan.decode == 'full')
     keep = train_dl.maker.kept if cache and (plan.size or plan.preprocess) else None # otherwise the model may want another size
     with first_alone('the pictures are checked'):

@@ -82,6 +82,9 @@ class DataPlan(_Record):
     on_lost: str = 'raise' # A picture that vanishes during an epoch: 'raise', or 'skip' leaves its place empty
     seed: int = 42 # Of split, order and augmentation
 
+    @property
+    def step_bs(self) -> int: return self.bs*(self.processes or 1) # Pictures in a training batch, of all processes
+
 @dataclass(frozen=True)
 class ModelPlan(_Record):
     "Which network"

@@ -150,8 +150,8 @@ def check_alone(self:Run,
                          "Allow it, or give another one as run=….")
 
 @patch
-def _is_saved(self:Run, file): # by fastai's `learn.save`, or by a start that was killed
-    return file.relative_to(self.path).parts[0] in ('models', 'run.lock', '.config.yaml.part')
+def _is_saved(self:Run, file): # by fastai's `learn.save`, by a start that was killed, by a cell that makes the run
+    return file.relative_to(self.path).parts[0] in ('models', 'run.lock', '.config.yaml.part', 'cell.py')
 
 @patch
 def write_plan(self:Run, plan):
