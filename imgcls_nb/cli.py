@@ -20,8 +20,8 @@ from .launching import is_one_of_many, launch_processes, log_traceback, note_run
 def _run_train(args):
     _check_override(args)
     if (args.config or args.plan) and (lost := [f"--{k.replace('_', '-')}" for k in _settings(args)]):
-        raise InputError(f"{', '.join(lost)} cannot stand beside {'-c' if args.config else '--plan'}. Change the value in the YAML "
-                         "file" + (" with -o, such as -o Global.epochs=3." if args.config else "."))
+        raise InputError(f"{', '.join(lost)} cannot stand beside {'-c' if args.config else '--plan'}. Change the value in the "
+                         "YAML file" + (" with -o, such as -o Global.epochs=3." if args.config else "."))
     if sum(map(bool, (args.config, args.folder, args.plan))) != 1:
         raise InputError("imgcls train takes a folder of pictures, or -c CONFIG.yaml, or --plan PLAN.yaml.")
     from dataclasses import replace

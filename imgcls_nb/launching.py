@@ -119,7 +119,8 @@ def launcher_arguments(
                          f"others, the same on all of them{f'; {endpoint} is none' if endpoint else ''}.")
     address = host if node_rank == 0 else address_towards(host)
     return [*common, f'--nnodes={nnodes}', f'--node-rank={node_rank}', '--rdzv-backend=c10d', f'--rdzv-endpoint={endpoint}',
-            '--rdzv-id=imgcls', f'--rdzv-conf=is_host={int(node_rank == 0)}', *([f'--local-addr={address}'] if address else [])]
+            '--rdzv-id=imgcls', f'--rdzv-conf=is_host={int(node_rank == 0)},read_timeout=30',
+            *([f'--local-addr={address}'] if address else [])]
 
 # %% ../nbs/48_launching.ipynb #6c53b0a8
 def launch_processes(

@@ -200,6 +200,7 @@ def who_is_gone(
     if not is_together() or not isinstance(error, RuntimeError): return ''
     if not any(o in str(error).lower() for o in LOST_SIGNS): return ''
     try:
+        _store().set_timeout(timedelta(seconds=wait_s)) # it may be gone, too
         _store().set(f'imgcls/gone/{rank()}', 'here')
         late = absent('imgcls/gone', wait_s)
     except RuntimeError: # the store is with the first process, or its launcher

@@ -3,6 +3,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -84,6 +85,14 @@ class Wait(Callback):
         self.mark.with_name(f'{self.mark.name}-{rank()}').write_text(str(os.getpid()))
         signal.pause()
 
+class Linger(Callback):
+    "Take time over each step, and say how far it is"
+    order = 99
+    def __init__(self, mark): self.mark = mark
+    def after_batch(self):
+        self.mark.with_name(f'{self.mark.name}-{rank()}').write_text(str(self.clock.steps))
+        time.sleep(.4)
+
 def add_silently(learn, cb): # it changes nothing, so that the plan stays whole
     learn.add_cb(cb)
     learn.planned = (*learn.planned, cb)
@@ -94,6 +103,7 @@ def run(folder, out, how='whole'):
     learn = make(folder, out/f"run-{how.partition('-')[0]}", 'test_resnet', **how_to)
     if how == 'one' and rank() == 1: add_silently(learn, Die(5, out/'died'))
     if how == 'all': add_silently(learn, Wait(5, out/'waits'))
+    if how == 'linger': add_silently(learn, Linger(out/'lingers'))
     restarted = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0'
     learn.fit_one_cycle(2, 1e-2, resume=how.endswith('-resumed') or restarted)
     return dict(moment=hash_of(Moment.of(learn, None)), losses=[float(o) for o in learn.recorder.losses])
