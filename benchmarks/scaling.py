@@ -31,7 +31,7 @@ def work(folder, arch, bs, steps, out):
     "Train for some steps, in one of the processes"
     from imgcls_nb.ranks import join, leave, rank, wait_for_all, world
     join()
-    from imgcls_nb.data import image_dls # first, because it imports fastai quietly
+    from imgcls_nb.data import image_dls  # first, because it imports fastai quietly
 
     # isort: split
     from fastai.callback.core import Callback, CancelFitException

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from fastai.callback.core import Callback
 
-from imgcls_nb.callbacks.parallel import Parallel
+from imgcls_nb.callbacks.parallel import Parallel, wrapper_options
 from imgcls_nb.data import image_dls  # first, because it imports fastai quietly
 from imgcls_nb.evaluate import evaluate
 from imgcls_nb.learner import image_learner
@@ -19,7 +19,7 @@ from imgcls_nb.ranks import all_values, first_alone, join, rank, wait_for_all, w
 BATCH = 8 # of all processes together
 CASES = dict(plain={}, mixed=dict(mix='mixup+cutmix'), averaged=dict(cbs=[('ema', dict(decay=.9))]),
              gathered=dict(cbs=[('accumulate', dict(n=2))], mix='mixup'), weighed=dict(loss_args=dict(weight=[1., 4., 9.])),
-             viewed={}, repeated=dict(data=dict(repeats=3), mix='cutmix'))
+             as_cuda={}, repeated=dict(data=dict(repeats=3), mix='cutmix'))
 
 class Watch(Callback):
     "Note the gradient of each step, its loss, and the pictures"
@@ -31,7 +31,7 @@ class Watch(Callback):
 
 def make(folder, run=None, arch='test_convnext', data=None, bs=None, **how):
     how = dict(precision='fp32', opt='sgd', opt_args=dict(mom=.9)) | how
-    dls = image_dls(folder, **dict(size=32, bs=bs or BATCH//world(), device='cpu', num_workers=0, cache=False) | (data or {}))
+    dls = image_dls(folder, **dict(size=32, bs=bs or BATCH//world(), device=os.environ.get('TOGETHER_DEVICE', 'cpu'), num_workers=0, cache=False) | (data or {}))
     return image_learner(dls, arch, run=run, **how)
 
 def seen(dl): # names of the pictures that this process takes of each batch
@@ -43,8 +43,11 @@ def seen(dl): # names of the pictures that this process takes of each batch
 
 def case(folder, name):
     "Train for two epochs; the gradients of all steps and what came of them"
-    learn, watch = make(folder, **CASES[name]), Watch()
-    if name == 'viewed' and world() > 1: next(o for o in learn.cbs if isinstance(o, Parallel)).view = True
+    how = dict(arch='test_resnet', sync_bn=True) if name == 'synced' else CASES[name] # the former on CUDA only
+    learn, watch = make(folder, **how), Watch()
+    if name == 'as_cuda' and world() > 1: # the options of a GPU, but for its number
+        options = {k: v for k, v in wrapper_options('cuda:0').items() if k != 'device_ids'}
+        next(o for o in learn.cbs if isinstance(o, Parallel)).options = options
     learn.add_cb(watch)
     with learn.no_bar(): learn.fit(2, .05)
     values = {k: float(v) for k, v in learn.epoch_metrics.values.items()}

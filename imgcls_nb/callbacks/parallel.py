@@ -156,16 +156,15 @@ class Parallel(Callback):
     order = 98 # nobody comes between it and the network
     def __init__(self,
         sync_bn:bool=False, # Let BatchNorm ask all processes; on CUDA only
-        view:bool|None=None, # Keep gradients in the buffers that are sent; None: on CUDA
-    ): self.sync_bn, self.view, self.wrapped, self.bare, self.old = sync_bn, view, None, None, {}
+        options:dict|None=None, # For `DistributedDataParallel`, in place of those from `wrapper_options`
+    ): self.sync_bn, self.options, self.wrapped, self.bare, self.old = sync_bn, options, None, None, {}
 
     def before_train(self):
         if self.wrapped is not None: return
         model, device = self.learn.model, next(self.learn.model.parameters()).device
         check_sync_bn(self.sync_bn, device)
         if self.sync_bn: self.old = with_sync_bn(model)
-        options = wrapper_options(device, hasattr(self.learn, 'accumulate'))
-        if self.view is not None: options['gradient_as_bucket_view'] = self.view
+        options = self.options or wrapper_options(device, hasattr(self.learn, 'accumulate'))
         self.wrapped = DistributedDataParallel(model, **options)
         if self.wrapped.gradient_as_bucket_view: self.opt.zero_grad = self._zero_grad
 
