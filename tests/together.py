@@ -31,7 +31,8 @@ class Watch(Callback):
 
 def make(folder, run=None, arch='test_convnext', data=None, bs=None, **how):
     how = dict(precision='fp32', opt='sgd', opt_args=dict(mom=.9)) | how
-    dls = image_dls(folder, **dict(size=32, bs=bs or BATCH//world(), device=os.environ.get('TOGETHER_DEVICE', 'cpu'), num_workers=0, cache=False) | (data or {}))
+    device = os.environ.get('TOGETHER_DEVICE', 'cpu')
+    dls = image_dls(folder, **dict(size=32, bs=bs or BATCH//world(), device=device, num_workers=0, cache=False) | (data or {}))
     return image_learner(dls, arch, run=run, **how)
 
 def seen(dl): # names of the pictures that this process takes of each batch
