@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CACHE_LEAST', 'Decoded', 'Need', 'decode', 'read_source', 'decoders', 'FileBytes', 'PixelCache', 'size_and_times',
-           'resized_crop']
+           'resized_crop', 'Fitted', 'Needed']
 
 # %% ../nbs/10_decode.ipynb #d694448e
 import hashlib
@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageFile, features
 from torch.utils.data import get_worker_info
 
-from .core import MAX_PIXELS, InputError, open_image, resize_image
+from .core import MAX_PIXELS, InputError, Preprocess, channels_last, open_image, resize_image
 
 # %% ../nbs/10_decode.ipynb #d179730e
 class Decoded(NamedTuple):
@@ -319,3 +319,38 @@ def _resize(pixels, size, interpolation, antialias):
         return y[0].permute(1, 2, 0).numpy()
     im = resize_image(Image.fromarray(pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels), *size, interpolation, antialias)
     return np.asarray(im).reshape(*size, -1)
+
+# %% ../nbs/10_decode.ipynb #b30af4c5
+class Fitted:
+    "Evaluation pixels of a picture"
+    def __init__(self,
+        preprocess:Preprocess, # Resizes and crops
+    ): self.preprocess = preprocess
+
+    def __call__(self,
+        source, # Whatever `open_image` takes
+    ) -> Decoded: # `size` large
+        "Open, resize and crop"
+        im = open_image(source, self.preprocess.mode)
+        pixels = channels_last(self.preprocess.fit(im))
+        return Decoded(pixels, im.height, im.width)
+
+    @property
+    def key(self) -> str: # Names what the pixels depend on; mean and std come later
+        how = {k: v for k, v in self.preprocess.to_dict().items() if k not in ('mean', 'std')}
+        return f'Fitted {self.preprocess.mode} {how}'
+
+class Needed:
+    "Training pixels of a picture, before they are varied"
+    def __init__(self,
+        need:Need, # What the augmentation takes from it
+    ): self.need = need
+
+    def __call__(self,
+        source, # Whatever `decode` takes
+    ) -> Decoded: # As large as it is needed
+        "Decode at the size that is needed"
+        return decode(source, self.need)
+
+    @property
+    def key(self) -> str: return repr(self.need) # Names what the pixels depend on

@@ -8,6 +8,7 @@ __all__ = ['labelled_pictures', 'match_classes', 'evaluate', 'evaluate_plan', 'p
 # %% ../nbs/55_evaluate.ipynb #63364d77
 import json
 import os
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -139,7 +140,8 @@ def evaluate(
 
 def _keep(ev, run, name):
     ev.run = Path(run)
-    ev.save(ev.run/FOLDER/name)
+    together = sys.modules.get('imgcls_nb.ranks') # who has not imported it is alone
+    if together is None or together.rank() == 0: ev.save(ev.run/FOLDER/name)
 
 # %% ../nbs/55_evaluate.ipynb #54205f0b
 def _tta_args(tta):

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 from fastai.callback.progress import ProgressCallback
+from fastai.imports import noop
 from fastai.learner import Learner
-from fastai.torch_core import rank_distrib
-from fastcore.basics import noop, patch
+from fastcore.basics import patch
 from fastcore.foundation import L
 
 from .augment import augment_ops
@@ -29,6 +29,7 @@ from .callbacks.clock import Clock, EpochMetrics
 from .callbacks.control import Control
 from .callbacks.guards import DivergenceGuard, TimeLimit
 from .callbacks.mixing import MixBatch
+from .callbacks.parallel import JointStep, Parallel, check_sync_bn
 from .callbacks.precision import describe_hardware, precision_callbacks, read_channels_last, read_precision
 from .callbacks.progress import EpochTable
 from .callbacks.recording import Checkpointer, RunWriter
@@ -47,6 +48,7 @@ from .moments import ResumableLearner
 from .names import is_number
 from .optim import make_optimizer, read_optimizer
 from .plan import FitPlan, ModelPlan, ObjectivePlan, Plan
+from .ranks import gathered, rank, world
 from .resume import INSIDE, INTERRUPTED, check_call, end_call, take_up, tell_again
 from .runs import Run
 from .samplers import class_weights
@@ -95,7 +97,7 @@ class ImageLearner(Idioms, ResumableLearner):
     def _end_call(self):
         end_call(self)
         self.interrupted = False
-        if self.run_folder and not (self.origin or self.ahead) and not rank_distrib(): self.run_writer.end()
+        if self.run_folder and not (self.origin or self.ahead) and not rank(): self.run_writer.end()
 
     def _note(self, method, args):
         check_fit(args)
@@ -180,6 +182,21 @@ def _traceless(search):
 
 ImageLearner.lr_find = _traceless(Learner.lr_find)
 
+# %% ../nbs/45_learner.ipynb #e18aa8c0
+@wraps(Learner.get_preds)
+def _get_preds(self, ds_idx=1, dl=None, *args, **kwargs):
+    if world() == 1: return Learner.get_preds(self, ds_idx, dl, *args, **kwargs)
+    if dl is None: dl = self.dls[ds_idx].new(shuffle=False, drop_last=False)
+    if getattr(dl, 'shared', False) and len(dl.dataset) < world(): dl = dl.new(shared=False) # too few for all
+    if not getattr(dl, 'shared', False): return Learner.get_preds(self, ds_idx, dl, *args, **kwargs)
+    return _whole(Learner.get_preds(self, ds_idx, dl, *args, **kwargs | dict(reorder=False))) # it is in order
+
+ImageLearner.get_preds = _get_preds
+
+def _whole(o): # from the parts of all processes
+    if isinstance(o, torch.Tensor): return gathered(o)
+    return type(o)(map(_whole, o)) if isinstance(o, (list, tuple)) else o
+
 # %% ../nbs/45_learner.ipynb #e4849660
 @patch
 def tta(self:ImageLearner,
@@ -222,14 +239,15 @@ def _build(plan, dls, loss_func=None, opt_func=None, metrics=None, cbs=None):
     channels_last = read_channels_last(plan.channels_last, device, precision)
     precise, named = precision_callbacks(precision, device), make_callbacks(plan.callbacks, plan.run)
     metrics = make_metrics(plan.metrics if metrics is None else metrics, dls.c)
-    if plan.run: Run(plan.run).check_alone(Path(plan.data.path))
+    check_sync_bn(plan.sync_bn, device)
+    if plan.run and not rank(): Run(plan.run).check_alone(Path(plan.data.path))
     if not opt_func: read_optimizer(obj.opt, obj.opt_args) # what cannot be is said before a network is built
     model, dls = _build_model(plan, dls, channels_last)
     learn = ImageLearner(dls, model, as_loss(loss_func) if loss_func else _loss(obj, dls), opt_func or _optimizer(obj, model),
                          splitter=_splitter(obj), wd=obj.weight_decay, wd_bn_bias=obj.decay_norm_bias or not opt_func,
                          metrics=metrics, path=plan.run or '.',
                          cbs=[Clock(plan.data.seed), EpochMetrics(), StepTimer(), EpochTable(), FitCheck(), *precise,
-                              *_varying(plan), *_watching(device, [*named, *L(cbs)]), *named, *L(cbs)])
+                              *_joint(plan), *_varying(plan), *_watching(device, [*named, *L(cbs)]), *named, *L(cbs)])
     learn.remove_cbs(ProgressCallback)
     learn.plan = replace(plan, data=dls.plan, model=replace(plan.model, num_classes=dls.c), mix=mix_ops(plan.mix),
                          precision=precision, channels_last=channels_last, device=str(device), schedule=(), resume=None)
@@ -237,8 +255,13 @@ def _build(plan, dls, loss_func=None, opt_func=None, metrics=None, cbs=None):
     if hasattr(learn, 'early_stop'): check_monitor(learn.early_stop.monitor, epoch_names(learn), 'early_stop: monitor')
     if plan.run: _write_run(learn, Run(plan.run))
     learn.planned, learn._built = tuple(learn.cbs), remember(learn)
-    print(describe_hardware(device, precision, channels_last, dls.train.fake_l.num_workers))
+    if rank(): learn.logger = noop # the first process talks
+    else: print(describe_hardware(device, precision, channels_last, dls.train.fake_l.num_workers) + _describe_sharing(dls))
     return learn
+
+def _describe_sharing(dls):
+    if world() == 1: return ''
+    return f"; {world()} processes share batches of {dls.train.bs}, {dls.train.own_part(dls.train.bs).n} pictures here"
 
 def _write_run(learn, run):
     plan, learn.run_folder = learn.plan, run
@@ -246,13 +269,15 @@ def _write_run(learn, run):
                    Checkpointer(run, plan.save_interval, plan.keep_last, plan.save_steps, plan.save_minutes, plan.monitor,
                                 plan.monitor_mode)])
 
+def _joint(plan): return [JointStep(), Parallel(plan.sync_bn)] if world() > 1 else [] # what several processes need
+
 def _varying(plan): # what changes the batches
     mix = mix_ops(plan.mix)
     return [*([MixBatch(mix, plan.data.seed)] if mix else []),
             *([GrowSize(plan.data.start_size)] if plan.data.start_size else [])]
 
 def _watching(device, given): # on by itself, unless it was asked for with settings of its own
-    usual = [Control, WorstPictures, DivergenceGuard, *([] if device.type == 'cpu' else [BackOff])]
+    usual = [Control, WorstPictures, DivergenceGuard, *([] if device.type == 'cpu' or world() > 1 else [BackOff])]
     return [o() for o in usual if not any(isinstance(n, o) or n is o for n in given)]
 
 def _loss(obj, dls):
@@ -328,6 +353,7 @@ def image_learner(
     metrics=None, # Names of `metrics.METRICS`, fastai metrics; None: top-1, and top-5 of more than five classes; []: none
     cbs=None, # Names of `callbacks.catalog.CALLBACKS` such as 'ema', `(name, arguments)` pairs, and fastai callbacks
     precision:str='auto', # 'auto', 'fp32', 'bf16' or 'fp16'
+    sync_bn:bool=False, # In several processes on CUDA, BatchNorm asks all of them; False: each has its own
     channels_last:bool|str='auto', # Memory format; 'auto': by device
     run=None, # Run folder to write; None: nothing is written
     monitor:str|None=None, # Value that tells the best epoch, such as 'valid_loss'; None: top-1, of averaged weights if better
@@ -359,7 +385,7 @@ def image_learner(
                 monitor_mode=monitor_mode, mix=mix_ops(mix), precision=read_precision(precision, dls.device),
                 channels_last=read_channels_last(channels_last, dls.device, precision), run=str(run) if run else None,
                 save_interval=save_interval, keep_last=keep_last,
-                save_steps=save_steps, save_minutes=save_minutes,
+                save_steps=save_steps, save_minutes=save_minutes, sync_bn=sync_bn,
                 custom=dls.custom + tuple(k for k, v in given.items() if v))
     with keywords_explained(kwargs, own):
         return _build(plan, dls, None if isinstance(loss, str) else loss, None if isinstance(opt, str) else as_opt_func(opt),

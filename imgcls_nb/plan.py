@@ -18,7 +18,7 @@ from .documents import read_yaml
 
 # %% ../nbs/05_plan.ipynb #c67d3146
 # the least and the most that make sense, and the texts that are known
-LIMITS = dict(bs=1, valid_bs=1, num_classes=1, num_workers=0, save_interval=0, repeats=1, start_size=8, cache_gb=0,
+LIMITS = dict(bs=1, processes=1, valid_bs=1, num_classes=1, num_workers=0, save_interval=0, repeats=1, start_size=8, cache_gb=0,
               keep_last=1, layer_decay=0, weight_decay=0, save_steps=1, save_minutes=0)
 MOST = dict(layer_decay=1)
 CHOICES = dict(num_workers=['auto'], balance=['sampler', 'loss', 'both'], on_bad=['quarantine', 'raise'],
@@ -67,7 +67,8 @@ class DataPlan(_Record):
     size: tuple|None = None # `(height, width)` in pixels; None: the model's own
     preprocess: dict|None = None # Evaluation preprocessing; None: the model's own
     augment: tuple = () # `[name, {argument: value}]` pairs, in order
-    bs: int = 32 # Pictures in a training batch, on each device
+    bs: int = 32 # Pictures in a training batch, for each of `processes`
+    processes: int|None = None # That share a batch of `bs` for each; None: those there are. Others may share it later
     valid_bs: int|None = None # The same for validation; None: `bs`
     drop_last: bool = False # Leave out a last training batch that is not full
     balance: str|None = None # Against imbalance: 'sampler', 'loss' or 'both'
@@ -80,6 +81,9 @@ class DataPlan(_Record):
     cache_gb: float|None = None # Room for them; None: a quarter of what is free
     on_lost: str = 'raise' # A picture that vanishes during an epoch: 'raise', or 'skip' leaves its place empty
     seed: int = 42 # Of split, order and augmentation
+
+    @property
+    def step_bs(self) -> int: return self.bs*(self.processes or 1) # Pictures in a training batch, of all processes
 
 @dataclass(frozen=True)
 class ModelPlan(_Record):
@@ -124,6 +128,7 @@ class Plan(_Record):
     mix: tuple = () # How training batches are mixed: `[name, {argument: value}]` pairs, which take turns
     precision: str = 'auto' # 'auto', 'fp32', 'bf16' or 'fp16'
     channels_last: bool|str = 'auto' # Memory format; 'auto': by device
+    sync_bn: bool = False # BatchNorm asks all processes, on CUDA only; False: each normalizes by its own pictures
     device: str|None = None # 'cpu', 'cuda', 'cuda:1', 'mps'; None: the best there is
     run: str|None = None # The run folder; None: nothing is written
     resume: str|None = None # Go on with what is there, from this checkpoint, or from the 'newest'; None: start anew

@@ -15,6 +15,7 @@ from .checkpoints import Checkpoint, newest_checkpoint, read_checkpoint
 from .core import InputError
 from .moments import Moment, Position, keeps_state
 from .plan import FitPlan, Plan, plan_to_dict
+from .ranks import check_same
 from .runs import Run, describe_env
 
 # %% ../nbs/44_resume.ipynb #442404cf
@@ -139,12 +140,12 @@ def env_changes(
     run:Run, # As it began
 ) -> dict: # Name to a pair of values
     "Differences of machine and packages that may change the last digits of a result"
-    flat = lambda env: {k: env.get(k) for k in _MACHINE} | env.get('packages', {})
+    flat = lambda env: {k: env.get(k, 1 if k == 'processes' else None) for k in _MACHINE} | env.get('packages', {})
     try: a, b = flat(run.env), flat(describe_env())
     except (InputError, AttributeError, TypeError): return {'env.json': ('damaged', 'of this machine')} # no reason to stop
     return {k: (a[k], b.get(k)) for k in a if a[k] != b.get(k) and k != 'onnxruntime'}
 
-_MACHINE = 'machine', 'cpu', 'cpu_units', 'torch_cpu', 'torch_threads', 'gpu'
+_MACHINE = 'machine', 'cpu', 'cpu_units', 'torch_cpu', 'torch_threads', 'gpu', 'processes'
 
 # %% ../nbs/44_resume.ipynb #9a035589
 @dataclass
@@ -176,9 +177,12 @@ def take_up(
     run = learn.run_folder
     if run.exists: run.lock() # until the training call ends
     found = find_checkpoint(run, checkpoint) if run.exists else None
+    check_same('run folder', (run.path.as_posix(), found and (found.name, found.facts)))
     if found is None: return print(f"There is nothing to resume in '{run.path}' yet; it starts.")
     if learn.interrupted: learn.plan = replace(learn.plan, schedule=learn.plan.schedule[:-1])
     then = run.plan
+    learn.dls.keep_batch(then.data.processes)
+    learn.plan = replace(learn.plan, data=learn.dls.plan)
     changes = plan_changes(then, learn.plan) | data_changes(run, learn.run_writer.facts)
     if 'data.seed' in changes: changes = {k: v for k, v in changes.items() if not k.startswith('pictures.')} # it splits them
     exact = check_changes(changes, allow, f"The run '{run.path}'")
@@ -221,7 +225,7 @@ def _tell(learn): # what goes on from where, and how
     o, learn.resumption.at = learn.resumption, learn.origin.at
     print(f"The run '{learn.run_folder.path}' goes on from '{o.checkpoint}': {learn.origin.at}, step {o.steps}."
           + (f" Changed: {_said(o.changes, o.changes)}." if o.changes else ''))
-    if o.env: print("The last digits may come out differently, because this is another machine or version: "
+    if o.env: print("The last digits may come out differently, because machine, versions or processes differ: "
                     f"{_said(o.env, o.env)}.")
     _doubt_objects(learn)
 

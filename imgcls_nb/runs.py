@@ -26,6 +26,7 @@ from .documents import MAX_BYTES, read_json
 from .files import in_words, sync_folder, write_atomic
 from .locks import Lock
 from .plan import Plan, plan_from_yaml, plan_to_yaml
+from .ranks import rank, world
 
 # %% ../nbs/40_runs.ipynb #e62b1de5
 class Run:
@@ -152,8 +153,8 @@ def check_alone(self:Run,
                          "Allow it, or give another one as run=….")
 
 @patch
-def _is_saved(self:Run, file): # by fastai's `learn.save`, or by a start that was killed
-    return file.relative_to(self.path).parts[0] in ('models', 'run.lock', '.config.yaml.part')
+def _is_saved(self:Run, file): # by fastai's `learn.save`, by a start that was killed, by a cell that makes the run
+    return file.relative_to(self.path).parts[0] in ('models', 'run.lock', '.config.yaml.part', 'cell.py')
 
 @patch
 def write_plan(self:Run, plan):
@@ -167,7 +168,7 @@ def describe_env() -> dict: # Plain values
     "Versions and hardware of this machine, and the git revision of the working directory"
     packages = 'imgcls_nb torch torchvision timm fastai numpy pillow onnxruntime'.split()
     return dict(python=platform.python_version(), system=platform.system(), machine=platform.machine(), cpus=os.cpu_count(),
-                **_describe_cpu(), torch_threads=torch.get_num_threads(),
+                **_describe_cpu(), torch_threads=torch.get_num_threads(), processes=world(),
                 gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
                 packages={p: _version(p) for p in packages}, git=_git_revision())
 
@@ -192,6 +193,7 @@ def _git_revision(): # '-dirty' at the end: with changes that are in no revision
 @patch
 def lock(self:Run):
     "Become the only one who writes this run; an `InputError` names who does already"
+    if rank(): return # of several processes the first writes, and has the lock for all
     try:
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock.take()

@@ -27,7 +27,8 @@ from imgcls_nb.callbacks.mixing import MixBatch
 from imgcls_nb.callbacks.precision import Precision
 from imgcls_nb.callbacks.progress import EpochTable
 from imgcls_nb.core import InputError
-from imgcls_nb.mixing import MIX_OPS, Mix, Mixer, cutmix, draw_cutmix, draw_fmix, mix_ops, mixup
+from imgcls_nb.mixing import MIX_OPS, Mix, Mixer, cutmix, draw_cutmix, draw_fmix, mix_ops, mixup, neighbours
+from imgcls_nb.samplers import part_of
 
 OPS, PASTING = list(MIX_OPS), ['CutMix', 'FMix']
 ALL = [('Mixup', dict(alpha=1., prob=.25)), ('CutMix', dict(prob=.3)), ('FMix', dict(prob=.2))] # a quarter is left alone
@@ -110,9 +111,17 @@ def test_shares_follow_beta(alpha): # its mean is 1/2, its variance 1/(8 alpha +
     lams = np.array([Mixer([('Mixup', dict(alpha=alpha))], 7).draw(step, 2, (4, 4)).lam for step in range(2000)])
     assert lams.mean() == pytest.approx(.5, abs=.04) and lams.var() == pytest.approx(1/(8*alpha + 4), rel=.15)
 
-def test_partners_are_any_permutation():
-    perms = [tuple(Mixer('mixup', 0).draw(step, 3, (4, 4)).perm) for step in range(600)]
-    assert len(set(perms)) == 6 and min(perms.count(o) for o in set(perms)) > 60
+@pytest.mark.parametrize('apart', [1, 2, 3])
+@pytest.mark.parametrize('n', range(1, 26))
+def test_partners_are_neighbours(n, apart):
+    perm = neighbours(n, apart)
+    assert sorted(perm) == list(range(n)), "each is the partner of one"
+    assert n == 1 or (perm != np.arange(n)).all(), "nobody is mixed with itself"
+    assert np.abs(perm - np.arange(n)).max() < 4*apart
+    if n >= 2*apart: assert (np.arange(n)//apart != perm//apart).all(), "nor with a variation of itself"
+    for which, parts in ((0, 2), (1, 2), (1, 3)): # what several processes have of it
+        part = part_of(n, which, parts, 2*apart)
+        if part.n: assert np.array_equal(perm[part.start:part.stop], part.start + neighbours(part.n, apart))
 
 @pytest.mark.parametrize('ops', ['mixup', 'cutmix', 'fmix', ALL], ids=str)
 def test_seed_and_step_decide(ops):
@@ -307,7 +316,7 @@ def test_gradients_can_be_gathered():
         pred = model(mix.apply(x))
         ((mix.lam*F.cross_entropy(pred, y) + (1 - mix.lam)*F.cross_entropy(pred, mix.partner(y)))/2).backward()
     for p, q in zip(model.parameters(), learn.model.parameters()): assert torch.allclose(p - .5*p.grad, q, atol=1e-6)
-    assert not np.array_equal(mixes[0].perm, mixes[1].perm), "each batch in its own way"
+    assert mixes[0].lam != mixes[1].lam, "each batch in its own way"
 
 def test_together_with_16_bits():
     watch = Watch()

@@ -219,7 +219,7 @@ def test_a_fit_that_is_cancelled_is_closed(dls, tmp_path):
     assert not tracker.opened and list(curve(read(tmp_path), 'lr')) == [1, 2, 3, 4]
 
 def test_only_the_first_process_speaks(dls, tmp_path, monkeypatch):
-    monkeypatch.setattr('imgcls_nb.callbacks.trackers.rank_distrib', lambda: 1)
+    monkeypatch.setattr('imgcls_nb.callbacks.trackers.rank', lambda: 1)
     fit(make(dls, TensorBoard(tmp_path/'tb'), CSVTable(tmp_path/'o.csv')), 1)
     assert not list(tmp_path.iterdir())
 

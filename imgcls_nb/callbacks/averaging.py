@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import SchedCos
-from fastai.torch_core import rank_distrib
 from fastcore.basics import patch
 from fastcore.foundation import L
 from timm.utils import ModelEmaV3
@@ -26,6 +25,7 @@ from ..core import InputError
 from ..metrics import check_monitor, counts_of, lower_is_better, valid_names
 from ..models import read_weights
 from ..names import is_number
+from ..ranks import is_together, rank
 from ..seeds import mix_seed, seeded
 
 # %% ../../nbs/41_callbacks.averaging.ipynb #fe8a6877
@@ -111,7 +111,7 @@ class EMA(Callback):
         self.behind = _far_behind(self.epoch_metrics.values)
 
     def after_fit(self):
-        if self.behind and rank_distrib() == 0: print(self._advice())
+        if self.behind and rank() == 0: print(self._advice())
         self.behind = ''
 
     def _advice(self):
@@ -169,7 +169,8 @@ def train_inputs(
     learn, # Its training pictures are asked for, in the order of the epoch that it stands at
 ):
     "The batches of a training epoch, without their labels"
-    for b in learn.dls.train: yield learn._set_device(b)[0]
+    dl = learn.dls.train
+    for b in dl.new(shared=False) if is_together() else dl: yield learn._set_device(b)[0] # all, in every process
 
 # %% ../../nbs/41_callbacks.averaging.ipynb #ba557974
 class SWA(Callback):
@@ -253,14 +254,14 @@ def _finish(self:SWA):
     self.apply()
     self.values = validate_again(self.learn)
     text = ', '.join(f'{k} {v:.4f}' for k, v in self.values.items())
-    print(f"SWA: the network now has the mean of {self.n_averaged} epochs: {text}.")
+    if not rank(): print(f"SWA: the network now has the mean of {self.n_averaged} epochs: {text}.")
     saver = vars(self.learn).get('checkpointer')
     facts = dict(epoch=self.clock.epochs, step=self.clock.steps, averaged=self.n_averaged) | self.values
-    if saver and rank_distrib() == 0: saver.save_weights('swa', facts)
+    if saver and rank() == 0: saver.save_weights('swa', facts)
 
 @patch
 def _say_too_few(self:SWA):
-    if rank_distrib() or getattr(self.opt, 'frozen_idx', 0): return # the head alone is trained, a phase before the fit itself
+    if rank() or getattr(self.opt, 'frozen_idx', 0): return # the head alone is trained, a phase before the fit itself
     print(f"SWA: nothing was averaged, for {'one epoch' if self.n_averaged else 'no epoch'} of {self.n_epoch} came after "
           f"start={self.begin:g}, and a mean takes two. Train longer, or give a smaller start.")
 

@@ -11,8 +11,9 @@ import random
 import numpy as np
 import torch
 from fastai.callback.core import Callback
-from fastai.torch_core import rank_distrib
 
+from ..ranks import is_together, rank, summed
+from ..samplers import is_lent
 from ..seeds import mix_seed
 
 # %% ../../nbs/36_callbacks.clock.ipynb #944e7abb
@@ -34,7 +35,7 @@ class Clock(Callback):
     def before_batch(self):
         if not self.training: return
         self.begun += 1
-        seed = mix_seed(self.seed, 'step', self.steps, rank_distrib())
+        seed = mix_seed(self.seed, 'step', self.steps, rank())
         random.seed(seed)
         np.random.seed(seed & 0xffffffff)
         torch.manual_seed(seed)
@@ -58,14 +59,19 @@ class EpochMetrics(Callback):
     def __init__(self): self.values, self.trained, self.right, self.seen = {}, False, 0, 0
 
     @property
-    def train_top1(self): return float(self.right)/self.seen if self.seen else None # of the epoch so far
+    def train_top1(self): return float(self.right)/float(self.seen) if self.seen else None # of the epoch so far
 
     def before_train(self): self.right, self.seen = 0, 0
 
     def after_loss(self):
         if not (self.training and len(self.yb) and _are_classes(self.pred, self.yb[0])): return
-        self.right = self.right + (self.pred.argmax(-1) == self.yb[0]).sum()
-        self.seen += len(self.yb[0])
+        right = (self.pred.argmax(-1) == self.yb[0]).sum()
+        right, seen = self._of_all(right, len(self.yb[0])) if is_together() else (right, len(self.yb[0]))
+        self.right, self.seen = self.right + right, self.seen + seen
+
+    def _of_all(self, right, seen): # processes
+        counts = torch.stack([right, torch.full_like(right, seen)])
+        return summed(counts*(not is_lent(self.dl)))
 
     def after_train(self): self.trained = not self.clock.searching
 
@@ -77,7 +83,7 @@ class EpochMetrics(Callback):
 
     def close(self): self.trained = False # also called when a fit is interrupted
 
-    def state(self) -> dict: return dict(values=self.values, right=int(self.right), seen=self.seen) # for a checkpoint
+    def state(self) -> dict: return dict(values=self.values, right=int(self.right), seen=int(self.seen)) # for a checkpoint
 
     def load_state(self, state:dict): self.values, self.right, self.seen = dict(state['values']), state['right'], state['seen']
 

@@ -49,7 +49,7 @@ class CompileModel(Callback):
         except TorchDynamoException as e: self._give_up(e)
         return self.plain(*xb)
 
-    def _full(self, x): return self.training and torch.is_grad_enabled() and len(x) == self.dls.train.bs
+    def _full(self, x): return self.training and torch.is_grad_enabled() and len(x) == _largest(self.dls.train)
 
     def _works(self, xb):
         key = *(o.shape for o in xb), *(p.requires_grad for p in self.parameters()) # each is compiled by itself
@@ -78,3 +78,5 @@ class CompileModel(Callback):
     def after_fit(self): self.close()
 
     def close(self): vars(self.learn.model).pop('forward', None) # also called when a fit is interrupted
+
+def _largest(dl): return dl.own_part(dl.bs).n if hasattr(dl, 'own_part') else dl.bs # pictures that this process passes at once

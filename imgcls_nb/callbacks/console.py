@@ -12,11 +12,11 @@ from datetime import timedelta
 
 from fastai.callback.core import Callback
 from fastai.imports import noop
-from fastai.torch_core import rank_distrib
 from fastcore.basics import patch
 
 from ..core import InputError
 from ..names import is_number
+from ..ranks import rank
 
 # %% ../../nbs/43_callbacks.console.ipynb #b8352d2b
 def stamped(
@@ -62,7 +62,7 @@ class Console(Callback):
         self.on, self.best, self.moved = False, {}, 0.
 
     def before_fit(self):
-        if self.learn.logger == noop or self.clock.searching or rank_distrib(): return
+        if self.learn.logger == noop or self.clock.searching or rank(): return
         self.on, self.old_logger, self.learn.logger = True, self.learn.logger, noop
 
     def before_train(self):

@@ -12,11 +12,10 @@ import time
 from collections import deque
 from pathlib import Path
 
-import torch.distributed as dist
 from fastai.callback.core import Callback, CancelFitException
-from fastai.torch_core import rank_distrib
 
 from ..core import InputError, did_you_mean
+from ..ranks import from_first, is_together, rank
 
 # %% ../../nbs/43_callbacks.control.ipynb #44e19eb8
 REQUESTS = ('pause', 'resume', 'stop', 'save')
@@ -112,8 +111,8 @@ class Control(Callback):
     def _between_steps(self): return not getattr(vars(self.learn).get('accumulate'), 'done', 0) # no gradient is being gathered
 
     def _hear(self):
-        self.looks += 1
-        if dist.is_initialized() and not self.paused and self.looks % 10: return
+        self.looks += self.training
+        if is_together() and not self.paused and (self.looks % 10 or not self.training): return # in step with the others
         for request in self._requests():
             if request == 'stop': self.stopped = True
             elif request == 'save': self.to_save = True
@@ -126,10 +125,7 @@ class Control(Callback):
 
     def _requests(self):
         found = [self.asked.popleft() for _ in range(len(self.asked))] + (self.file.read() if self.file else [])
-        if not dist.is_initialized(): return found
-        shared = [found] # the first process's count for all
-        dist.broadcast_object_list(shared, device=self.dls.device)
-        return shared[0]
+        return from_first(found) # what the first process hears counts for all
 
     def _end(self):
         self._save('stopped', why='somebody asked for it')
@@ -141,7 +137,7 @@ class Control(Callback):
 
     def _log(self, event, **more):
         run = getattr(self.learn, 'run_folder', None) or getattr(self.learn, 'learner_log', None)
-        if run and run.exists and rank_distrib() == 0: run.log(event, epoch=self.clock.epochs, step=self.clock.steps, **more)
+        if run and run.exists and rank() == 0: run.log(event, epoch=self.clock.epochs, step=self.clock.steps, **more)
 
     def after_fit(self): self.close()
 

@@ -13,18 +13,18 @@ from statistics import median
 
 import torch
 from fastai.callback.core import Callback, CancelFitException, CancelTrainException
-from fastai.torch_core import rank_distrib
 from torch import nn
 
 from ..core import InputError
 from ..metrics import check_monitor, epoch_names, lower_is_better
 from ..names import is_number
+from ..ranks import from_first, rank
 
 # %% ../../nbs/42_callbacks.guards.ipynb #097c5eba
 def _stop(cb, why): # an ordinary end, after an epoch
     cb.why, run = why, getattr(cb.learn, 'run_folder', None)
-    if rank_distrib() == 0: print(f"Stopped after epoch {cb.clock.epochs}: {why}.")
-    if run and run.exists and rank_distrib() == 0: run.log('stopped', epoch=cb.clock.epochs, step=cb.clock.steps, why=why)
+    if rank() == 0: print(f"Stopped after epoch {cb.clock.epochs}: {why}.")
+    if run and run.exists and rank() == 0: run.log('stopped', epoch=cb.clock.epochs, step=cb.clock.steps, why=why)
     raise CancelFitException
 
 # %% ../../nbs/42_callbacks.guards.ipynb #a9b825df
@@ -112,10 +112,11 @@ class TimeLimit(Callback):
     def before_train(self):
         if self.began is not None or self.clock.searching: return
         self.began, self.cut, self.train_end = time.monotonic(), '', None
-        if self.left_s <= 0: _stop(self, f"nothing is left of the {self.max_minutes:g} minutes")
+        if from_first(self.left_s <= 0): _stop(self, f"nothing is left of the {self.max_minutes:g} minutes")
 
     def after_batch(self):
-        if not self.training or self.began is None or self.iter + 1 == self.n_iter or self.left_s > self.reserve: return
+        if not self.training or self.began is None or self.iter + 1 == self.n_iter: return
+        if not from_first(self.left_s <= self.reserve): return # by the clock of the first process
         self.cut = f' at batch {self.iter + 1} of {self.n_iter}'
         raise CancelTrainException
 
@@ -127,7 +128,7 @@ class TimeLimit(Callback):
     def after_epoch(self):
         if self.train_end is None: return
         self.reserve, self.train_end = time.monotonic() - self.train_end, None
-        if self.cut or self.left_s <= self.reserve and self.epoch + 1 < self.n_epoch: _stop(self, self._reason())
+        if self.cut or self.epoch + 1 < self.n_epoch and from_first(self.left_s <= self.reserve): _stop(self, self._reason())
 
     def _reason(self):
         where = f"epoch {self.epoch + 1} of {self.n_epoch}{self.cut}"

@@ -25,7 +25,8 @@ class MixBatch(Callback):
 
     def before_batch(self):
         x = self.xb[0]
-        self.mixed = self.mixer.draw(self.clock.steps, len(x), x.shape[-2:])
+        apart = getattr(self.dls.train, 'repeats', 1) # variations of one picture are no partners
+        self.mixed = self.mixer.draw(self.clock.steps, len(x), x.shape[-2:], apart)
         self.learn.xb = (self.mixed.apply(x), *self.xb[1:])
 
     def after_loss(self):

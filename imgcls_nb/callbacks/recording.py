@@ -16,7 +16,6 @@ from functools import partial
 
 import torch
 from fastai.callback.core import Callback
-from fastai.torch_core import rank_distrib
 from torch import nn
 
 from ..checkpoints import (Background, drop_checkpoint, drop_later, link_checkpoint, read_manifest, take_snapshot,
@@ -25,6 +24,7 @@ from ..core import InputError
 from ..files import write_atomic
 from ..metrics import counts_of, lower_is_better
 from ..moments import SAVE_ORDER, Moment
+from ..ranks import rank
 from ..runs import STEP_VALUES, Run
 
 # %% ../../nbs/41_callbacks.recording.ipynb #3dfd84a0
@@ -49,17 +49,20 @@ class RunWriter(Callback):
         return self.data | (dict(teacher=weights_hash(teacher)) if isinstance(teacher, nn.Module) else {})
 
     @property
-    def _writes(self): return rank_distrib() == 0 and not self.clock.searching
+    def _writes(self): return rank() == 0 and not self.clock.searching
 
     def before_train(self):
-        if not self._writes: return
+        if self.clock.searching: return
+        if self._writes: self._open()
+        self.started, self.trained, self.resumed, self.block = True, self._writes, None, []
+        self.train_start = self.told = time.monotonic()
+        self.epochs_before = self.clock.epochs
+
+    def _open(self):
         self.run_folder.lock() # until the training call ends
         if self.started or self.resumed is not None: self.run_folder.write_plan(self.learn.whole_plan)
         else: self.run_folder.start(self.learn.whole_plan, self.facts)
         if self.resumed is not None: self._go_on()
-        self.started, self.trained, self.resumed, self.block = True, True, None, []
-        self.train_start = self.told = time.monotonic()
-        self.epochs_before = self.clock.epochs
 
     def _go_on(self):
         self.learn.checkpointer.go_back(self.resumed['checkpoint'])
@@ -132,7 +135,7 @@ class RunWriter(Callback):
 
     def close(self): # called when a fit is interrupted, or fails
         self.resumed, self.trained = None, False
-        if not self.started: return
+        if not (self.started and rank() == 0): return
         kind, error, _ = sys.exc_info()
         event = 'interrupted' if kind in (None, KeyboardInterrupt) else 'failed'
         whole = partial(self.run_folder.write_plan, self.learn.whole_plan)
@@ -175,7 +178,7 @@ class Checkpointer(Callback):
         self.writer = Background()
 
     def before_train(self):
-        self.saving, self.epochs_before = rank_distrib() == 0 and not self.clock.searching, self.clock.epochs
+        self.saving, self.epochs_before = rank() == 0 and not self.clock.searching, self.clock.epochs
         first, self.saved_at = self.saved_at is None, time.monotonic()
         if not (self.saving and first): return
         self._save(['latest'], self._moment(0), self._counts)

@@ -41,12 +41,16 @@ class Accumulate(Callback):
             raise InputError(f"n={n!r} is no number of batches to a step. Give 1 for a step after each, 2 for every second, ...")
         self.n, self.done = n, 0
 
+    @property
+    def is_last(self) -> bool: return self.done + 1 >= self.n or self.iter + 1 >= self.n_iter # Whether this batch makes a step
+
     def before_train(self): self.close()
 
     def after_pred(self): # now, because mixing changes the labels when the loss is there
         if len(self.yb): self.share = loss_divisor(self.loss_func, self.yb[0])
 
     def before_backward(self):
+        if joint := vars(self.learn).get('joint_step'): self.share = joint.total # of all processes
         if not self.done: self.unit, self.total = self.share*self.n, 0
         self.done, self.total = self.done + 1, self.total + self.share
         self.learn.loss_grad = self.loss_grad*(self.share/self.unit)

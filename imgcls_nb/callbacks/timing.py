@@ -35,7 +35,8 @@ class _TimedLoader(GetAttr): # a loader whose batches are counted and waited for
             try: b = next(batches)
             except StopIteration: return
             self.watch.stop()
-            self.images.append(find_bs(b))
+            part = getattr(self.dl, 'part', None)
+            self.images.append(find_bs(b) if part is None or part.n == part.whole else part.whole) # of all processes
             yield b
 
 # %% ../../nbs/34_callbacks.timing.ipynb #4efbc434

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
-from fastai.torch_core import TensorImage, rank_distrib
+from fastai.torch_core import TensorImage
 from fastcore.basics import patch
 from torch import nn
 
@@ -29,6 +29,7 @@ from ..core import InputError, did_you_mean
 from ..names import is_number
 from ..plan import plan_to_dict
 from ..checkpoints import write_atomic
+from ..ranks import rank
 from ..seeds import seeded
 
 # %% ../../nbs/43_callbacks.trackers.ipynb #0cc22efd
@@ -48,7 +49,7 @@ class Tracker(Callback):
                              "Add Clock() and EpochMetrics() as callbacks, or use image_learner.")
 
     def before_train(self):
-        self.tracking = rank_distrib() == 0 and not self.clock.searching
+        self.tracking = rank() == 0 and not self.clock.searching
         if not self.tracking: return
         if not self.opened: self.begin()
         self.opened, self.trained, self.loss_sum, self.seen, self.told = True, False, 0., 0, -1

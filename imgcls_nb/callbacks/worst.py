@@ -10,11 +10,11 @@ import math
 import os
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from fastai.callback.core import Callback
 
 from ..core import InputError
+from ..ranks import all_values, rank
 
 # %% ../../nbs/43_callbacks.worst.ipynb #0af2b472
 def batch_worst(
@@ -39,7 +39,7 @@ class WorstPictures(Callback):
         if n < 1: raise InputError(f"n={n} keeps no picture. Give 1 or more, or leave the callback out.")
         self.n, self.due, self.batches, self.seen, self.found = n, False, [], 0, []
 
-    def after_train(self): self.due = not self.clock.searching and not dist.is_initialized() # each process has a part only
+    def after_train(self): self.due = not self.clock.searching
 
     def before_validate(self): self.batches, self.seen = [], 0
 
@@ -49,11 +49,13 @@ class WorstPictures(Callback):
         self.seen += len(self.yb[0])
 
     def after_validate(self):
-        due, self.due = self.due and self.batches, False
+        due, self.due = self.due, False
         if not due: return
-        rows = torch.cat(self.batches).cpu()
+        rows = torch.cat([torch.zeros(0, 5, dtype=torch.float64), *(o.cpu() for o in self.batches)])
         rows = rows[rows[:, 3].nan_to_num(nan=torch.inf).argsort(descending=True)[:self.n]]
-        self.found, self.batches = list(self._named(rows.tolist())), []
+        found = sum(all_values(list(self._named(rows.tolist()))), [])
+        self.found, self.batches = sorted(found, key=_wrongness, reverse=True)[:self.n], []
+        if rank() or not self.found: return
         run = getattr(self.learn, 'run_folder', None) or getattr(self.learn, 'learner_log', None)
         if run and run.exists: run.log('worst', epoch=self.clock.epochs, root=_root(self.dls.valid), pictures=self.found)
 
@@ -64,6 +66,8 @@ class WorstPictures(Callback):
 
     def close(self): self.due, self.batches = False, [] # also called when a fit is interrupted
 
+def _wrongness(row): return math.inf if row[3] is None else row[3] # a loss that is no number is worst
+
 def _short(v): return float(f'{v:.4g}') if math.isfinite(v) else None
 
 def _are_classes(pred, targ): return pred.ndim == 2 and targ.ndim == 1 and not targ.is_floating_point()
@@ -73,6 +77,7 @@ def _root(dl): return os.path.abspath(dl.dataset.root) if hasattr(dl.dataset, 'r
 def _names(dl): # position in the loader to the name of the picture
     data, lost = dl.dataset, {name for name, _ in getattr(dl, 'lost', ())}
     if not hasattr(data, 'name'): return lambda at: f'#{at}'
-    if not lost: return data.name
-    left = [o for o in map(data.name, range(len(data))) if o not in lost]
+    first = dl.own_part(len(data)).start if hasattr(dl, 'own_part') else 0 # of several processes this one has a part
+    if not lost: return lambda at: data.name(first + at)
+    left = [o for o in map(data.name, range(first, len(data))) if o not in lost]
     return lambda at: left[at]

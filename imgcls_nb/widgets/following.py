@@ -164,8 +164,9 @@ class RunState:
 
     def _weight(self, step): # of the last batch of an epoch, the share that it is of a whole one
         if not (self.pictures and self.plan): return 1.
-        whole, rest = divmod(self.pictures, self.plan.data.bs)
-        return rest/self.plan.data.bs if rest and step - self.began == whole + 1 else 1.
+        bs = self.plan.data.step_bs
+        whole, rest = divmod(self.pictures, bs)
+        return rest/bs if rest and step - self.began == whole + 1 else 1.
 
     def _on_epoch(self, event):
         self._go_on()
@@ -237,7 +238,7 @@ def speed(self:RunState) -> dict: # `steps_per_s`, `images_per_s`, `data_wait`; 
     if len(self.recent) > 1 and (seconds := self.recent[-1][0] - self.recent[0][0]) > 0:
         steps = self.recent[-1][1] - self.recent[0][1]
         waited = sum(o[2] for o in self.recent[1:])
-        images = dict(images_per_s=steps*self.plan.data.bs/seconds) if self.plan else {}
+        images = dict(images_per_s=steps*self.plan.data.step_bs/seconds) if self.plan else {}
         return dict(steps_per_s=steps/seconds, data_wait=min(1., waited/seconds)) | images
     last = self.epochs[-1] if self.epochs else {}
     return {k: last[k] for k in ('images_per_s', 'data_wait') if _is_number(last.get(k))}
