@@ -177,7 +177,9 @@ class ImageDL(TfmdDL):
 
     def do_batch(self, items): return _typed(self.maker.batch(items))
 
-    def to_detach(self, b, cpu=True, gather=True): return to_detach(b, cpu, False) # what all have is added up elsewhere
+    def to_detach(self, b, cpu=True, gather=True):
+        "Predictions `b` without a gradient, in main memory if `cpu`; without `gather`, for what all have is added up elsewhere"
+        return to_detach(b, cpu, False)
 
     def new(self, dataset=None, cls=None, **kwargs):
         new = super().new(dataset, cls, **self.how | kwargs)
@@ -190,7 +192,9 @@ def _typed(b): # as fastai wants it
 
 # %% ../nbs/20_data.ipynb #554e4097
 @patch(as_prop=True)
-def processes(self:ImageDL) -> int: return world() if self.shared else 1 # that share its pictures
+def processes(self:ImageDL) -> int:
+    "How many share its pictures"
+    return world() if self.shared else 1
 
 @patch
 def own_part(self:ImageDL,
