@@ -107,4 +107,6 @@ JOBS = dict(
         'scaling, efficiency': ('two processes of one thread against one process of two threads', 'at least 0.85')}),
     quickstart=Job('quickstart_seeds.py', 3, {'quickstart, top-1': ('the quickstart on digits, top-1 of five seeds', ''),
                                              'quickstart, seconds': ('the same, from kernel start to the end', '')}),
+    recipes=Job('recipes.py', 60, {'recipe, digits': ('configs/quick_start/digits.yaml, top-1 of three seeds', ''),
+                                   'recipe, fashion_mnist': ('configs/quick_start/FashionMNIST_ResNet18.yaml, the same', '')}),
 )

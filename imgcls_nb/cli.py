@@ -103,6 +103,12 @@ def _run_lab(args):
     from imgcls_nb.tutorials import open_lab
     return open_lab(args.folder, not args.no_browser)
 
+def _run_app(args):
+    from imgcls_nb.tutorials import open_app
+    from imgcls_nb.widgets.app import find_models
+    find_models(args.runs)
+    return open_app(args.runs, args.port, not args.no_browser)
+
 def _run_check_data(args):
     from pathlib import Path
 
@@ -306,6 +312,11 @@ def make_parser() -> argparse.ArgumentParser:
                              ('lab', _run_lab, 'Open JupyterLab on the tutorials, on this machine only')):
         p = verb(name, func, text, config=False)
         p.add_argument('folder', nargs='?', default='tutorials', help='where the copies are or go (default: %(default)s)')
+    p.add_argument('--no-browser', action='store_true', help='print the address instead of opening it')
+
+    p = verb('app', _run_app, 'Show models to people who do not read code: a page, on this machine only', config=False)
+    p.add_argument('runs', nargs='?', default='runs', help='a run with a model.onnx, or a folder of runs (default: %(default)s)')
+    p.add_argument('--port', type=int, default=8866, help='0: any that is free (default: %(default)s)')
     p.add_argument('--no-browser', action='store_true', help='print the address instead of opening it')
 
     p = verb('train', _run_train, 'Train on a folder of pictures, or as a YAML file says')

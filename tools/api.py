@@ -53,6 +53,18 @@ def of_module(path):
             public.discard(node.name)
     yield from (f'{module}.{o}' for o in public) # constants and instances
 
+def public_names():
+    "Functions and classes whose name is unique: name to module and full name; and all modules"
+    names, modules = {}, []
+    for f in sorted(ROOT.glob('imgcls_nb/**/*.py')):
+        module = f.relative_to(ROOT).with_suffix('').as_posix().replace('/', '.').removesuffix('.__init__')
+        found = {o[len(module) + 1:].partition('(')[0].partition(' ')[0] for o in of_module(f) if o.startswith(f'{module}.')}
+        if not found or f.name == '_modidx.py': continue
+        modules.append(module)
+        for o in found:
+            if o.isidentifier() and not o.isupper(): names.setdefault(o, []).append((module, f'{module}.{o}'))
+    return {k: v[0] for k, v in names.items() if len(v) == 1}, modules
+
 def of_shell():
     from imgcls_nb.cli import make_parser
     for name, verb in make_parser()._subparsers._group_actions[0].choices.items():
