@@ -54,7 +54,7 @@ def _run_infer(args):
     from imgcls_nb.trained import TorchPredictor, trained_from_plan
     predictor = TorchPredictor(trained_from_plan(*_plan_and_weights(args)))
     if not args.pictures: raise InputError("There are no pictures to label. Name them behind the run folder.")
-    return _label(predictor, args.pictures, args.topk or 5, args)
+    return _label(predictor, args.pictures, 5, args)
 
 def _run_export(args):
     from imgcls_nb.export import export_onnx
@@ -70,7 +70,7 @@ def _run_predict(args):
     if args.config: asked, line = _asked(args), paddle_line
     else: asked, line = _asked_plainly(args), plain_line
     named = any(o != str(i) for i, o in enumerate(asked.predictor.labels))
-    return _label(asked.predictor, asked.pictures, args.topk or asked.k, args, asked.bs,
+    return _label(asked.predictor, asked.pictures, asked.k, args, asked.bs,
                   line if line is plain_line else lambda o: paddle_line(o, named))
 
 def _run_serve(args):
@@ -86,8 +86,8 @@ def _run_benchmark(args):
     from imgcls_nb.benchmark import benchmark
     from imgcls_nb.files import write_atomic
     report = benchmark(args.model, args.pictures, args.engine, args.threads, args.seconds, args.limit)
-    if args.json: write_atomic(args.json, report.to_json().encode())
     print(report)
+    if args.json: write_atomic(args.json, report.to_json().encode())
 
 def _run_quickstart(args):
     from imgcls_nb.tutorials import describe_summary, quickstart
@@ -182,6 +182,9 @@ def _check_override(args):
 def _plan_and_weights(args):
     _check_override(args)
     _check_source(args)
+    if args.run.endswith('.onnx'):
+        raise InputError(f"imgcls {args.verb} takes a run folder, and '{args.run}' is a model file. It labels pictures by: "
+                         f"imgcls predict {args.run} PICTURES")
     from imgcls_nb.trained import checkpoint_of
     return checkpoint_of(args.run, args.weights)[:2]
 
@@ -193,9 +196,7 @@ def _save_dir(args):
 def _asked(args): # by a config
     from imgcls_nb.config import read_config
     from imgcls_nb.deploy import open_inference
-    if lost := [f'--{o}' for o in 'engine provider threads labels threshold reject'.split() if getattr(args, o) is not None]:
-        raise InputError(f"{', '.join(lost)} cannot stand beside -c. Change the value in the YAML file with -o, "
-                         "such as -o Global.cpu_num_threads=2.")
+    _check_beside(args, 'engine provider threads labels threshold reject')
     cfg = read_config(args.config, args.override)
     pictures = [o for o in [args.model, *args.pictures] if o]
     if pictures: cfg.setdefault('Global', {})['infer_imgs'] = pictures[0]
@@ -210,6 +211,11 @@ def _asked_plainly(args):
                           reject=args.reject, labels=args.labels, idle=True)
     return _Asked(predictor, args.pictures, 5, 16)
 
+def _check_beside(args, names):
+    if lost := [f'--{o}' for o in names.split() if getattr(args, o) is not None]:
+        raise InputError(f"{', '.join(lost)} cannot stand beside -c. Change the value in the YAML file with -o, "
+                         "such as -o Global.cpu_num_threads=2.")
+
 class _Asked(NamedTuple):
     predictor: object
     pictures: list
@@ -218,8 +224,9 @@ class _Asked(NamedTuple):
 
 def _label(predictor, pictures, k, args, bs=16, line=None):
     from imgcls_nb.deploy import plain_line, save_predictions, show_predictions
-    if args.out: return int(bool(save_predictions(predictor, pictures, args.out, k, args.bs or bs)))
-    return int(bool(show_predictions(predictor, pictures, k, args.bs or bs, line or plain_line)))
+    k, bs = args.topk or k, args.bs or bs
+    if args.out: return int(bool(save_predictions(predictor, pictures, args.out, k, bs)))
+    return int(bool(show_predictions(predictor, pictures, k, bs, line or plain_line)))
 
 # %% ../nbs/85_cli.ipynb #fa3bc778
 def _check_source(args):
@@ -252,6 +259,7 @@ def _infer_config(args):
     from imgcls_nb.config.inference import answers_file, infer_batches, infer_pictures, save_answers
     from imgcls_nb.core import list_images
     from imgcls_nb.sections import Section
+    _check_beside(args, 'out bs')
     named, args.run = [*filter(None, [args.run]), *args.pictures], None # behind -c there is no run
     infer, trained = Section(read_config(args.config, args.override).get('Infer'), 'Infer'), _config_trained(args)
     files = [f for o in named for f in list_images(o)] or infer_pictures(infer)
@@ -283,6 +291,17 @@ def _run_convert(args):
     more = ''.join(f' -o Arch.{k}={v}' for k, v in kwargs.items())
     print(f"{out} holds {len(state)} tensors of {args.arch}.\nNext: -o Global.pretrained_model={out}{more}")
 
+# %% ../nbs/85_cli.ipynb #c8d661ce
+def _count(text): # of the command line, as `above_zero` is
+    if text.strip().isdecimal() and int(text): return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+
+def _above_zero(text):
+    try: number = float(text)
+    except ValueError: number = 0.
+    if 0 < number < float('inf'): return number
+    raise argparse.ArgumentTypeError(f"{text!r} is no number above zero")
+
 # %% ../nbs/85_cli.ipynb #23c8e577
 def make_parser() -> argparse.ArgumentParser:
     "The arguments of every verb"
@@ -298,9 +317,9 @@ def make_parser() -> argparse.ArgumentParser:
         return p
 
     def labelling(p, k=None):
-        p.add_argument('--topk', type=int, default=k, help='classes to name (default: 5)')
+        p.add_argument('--topk', type=_count, default=k, help='classes to name (default: 5)')
         p.add_argument('--out', metavar='FILE', help='write .csv, .json, .jsonl or .parquet; goes on where a killed one stopped')
-        p.add_argument('--bs', type=int, help='pictures given to the network at once')
+        p.add_argument('--bs', type=_count, help='pictures given to the network at once')
 
     p = verb('quickstart', _run_quickstart, 'Run the quickstart notebook on your pictures, or on handwritten digits',
              config=False)
@@ -377,8 +396,8 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('pictures', nargs='*', help='pictures, folders of pictures, or patterns')
     labelling(p)
     p.add_argument('--labels', metavar='FILE', help='a class_id_map_file, for other names')
-    running = (('engine', str, 'auto, onnxruntime or openvino (default: auto, the fastest that was proven)'),
-               ('provider', str, 'of ONNX Runtime, such as cuda, which must be there'), ('threads', int, 'CPU threads'),
+    running = (('engine', str, 'onnxruntime, openvino, torch for a run, or auto: the fastest that was proven (default)'),
+               ('provider', str, 'of ONNX Runtime, such as cuda, which must be there'), ('threads', _count, 'CPU threads'),
                ('threshold', float, 'probability below which an answer is unsure'),
                ('reject', str, 'what to call a picture with an unsure answer'))
     for name, kind, text in running: p.add_argument(f'--{name}', type=kind, help=text)
@@ -386,19 +405,20 @@ def make_parser() -> argparse.ArgumentParser:
     p = verb('benchmark', _run_benchmark, 'Measure a model file on your pictures in every engine there is', config=False)
     p.add_argument('model', help='a model.onnx')
     p.add_argument('pictures', help='a folder of pictures; subfolders that are named for classes give accuracy')
-    for name, kind, text in (('engine', str, 'only this one'), ('threads', int, 'CPU threads')):
+    for name, kind, text in (('engine', str, 'only this one'), ('threads', _count, 'CPU threads')):
         p.add_argument(f'--{name}', type=kind, help=text)
-    p.add_argument('--seconds', type=float, default=3, help='for each way to run it (default: %(default)s)')
-    p.add_argument('--limit', type=int, default=256, help='pictures at most (default: %(default)s)')
+    p.add_argument('--seconds', type=_above_zero, default=3, help='for each way to run it (default: %(default)s)')
+    p.add_argument('--limit', type=_count, default=256, help='pictures at most (default: %(default)s)')
     p.add_argument('--json', metavar='FILE', help='write the figures there as well')
 
     p = verb('serve', _run_serve, 'Answer over HTTP, with a page to drop a picture on', config=False)
     p.add_argument('model', help='a model.onnx')
     for name, kind, text in running: p.add_argument(f'--{name}', type=kind, help=text)
-    for name, usual, text in (('host', '127.0.0.1', 'address to listen on; 0.0.0.0: for every machine'),
-                              ('port', 8000, '0: any that is free'), ('max-mb', 16., 'largest file of a picture'),
-                              ('timeout', 30., 'seconds for a picture to arrive, and again for its answer')):
-        p.add_argument(f'--{name}', type=type(usual), default=usual, help=f'{text} (default: %(default)s)')
+    for name, kind, usual, text in (
+            ('host', str, '127.0.0.1', 'address to listen on; 0.0.0.0: for every machine'),
+            ('port', int, 8000, '0: any that is free'), ('max-mb', _above_zero, 16., 'largest file of a picture'),
+            ('timeout', _above_zero, 30., 'seconds for a picture to arrive, and again for its answer')):
+        p.add_argument(f'--{name}', type=kind, default=usual, help=f'{text} (default: %(default)s)')
 
     p = verb('check-data', _run_check_data, 'Look for damaged files, copies and leakage before training',
              config=False)
@@ -457,10 +477,17 @@ def _answer(args): # exit status, and what there is to say
 
 def _failed(e, args):
     log_traceback()
+    if isinstance(e, OSError) and e.filename: return 2, f"'{e.filename}': {e.strerror}."
     if isinstance(e, (InputError, OSError)): return 2, str(e)
     if isinstance(e, ModuleNotFoundError): return 2, _missing(e)
-    if isinstance(e, KeyboardInterrupt): return 130, 'interrupted; the run folder holds what was reached. Next: imgcls resume RUN'
+    if isinstance(e, KeyboardInterrupt): return 130, _interrupted(args)
     return unexpected(e, args.file if args.verb == 'python' else '')
+
+def _interrupted(args):
+    if args.verb in ('train', 'resume', 'quickstart'):
+        return 'interrupted; the run folder holds what was reached. Next: imgcls resume RUN'
+    if args.verb not in ('predict', 'infer') or not args.out: return 'interrupted.'
+    return f'interrupted; what was labelled is kept beside {args.out}, and the same command goes on from there.'
 
 def _missing(e):
     return (f"'{e.name}' is not installed. The base package only predicts; training needs the train extra, "

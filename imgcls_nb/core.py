@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'MAX_PIXELS', 'FILTERS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'CARD_KEY', 'CARD_SCHEMA', 'ACTIVATIONS',
-           'OUTPUTS', 'InputError', 'BadPictureError', 'ModelFileError', 'did_you_mean', 'list_images', 'open_image',
-           'check_filter', 'resize_image', 'size_hw', 'channels_last', 'channels_first', 'Preprocess', 'ModelCard',
-           'best_way']
+           'OUTPUTS', 'InputError', 'BadPictureError', 'ModelFileError', 'did_you_mean', 'check_count',
+           'check_probability', 'list_images', 'open_image', 'check_filter', 'resize_image', 'size_hw', 'channels_last',
+           'channels_first', 'Preprocess', 'ModelCard', 'best_way']
 
 # %% ../nbs/00_core.ipynb #b475e201
 import difflib, io, json, math, os, warnings
@@ -37,6 +37,24 @@ def did_you_mean(
     for k in known: by_lower.setdefault(str(k).lower(), str(k))
     near = difflib.get_close_matches(str(name).lower(), list(by_lower), n=n, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(by_lower[o]) for o in near)}?" if near else ""
+
+# %% ../nbs/00_core.ipynb #ffb25622
+def check_count(
+    n, # What was given; None: nothing
+    name:str, # What the message calls it
+    least:int=1, # The smallest that makes sense
+): # `n`
+    "Refuse what is no number of things"
+    if n is None or (type(n) is int and n >= least): return n # True is no number
+    raise InputError(f"{name}={n!r} is no number of them: give a whole number, at least {least}.")
+
+def check_probability(
+    p, # What was given; None: nothing
+    name:str, # What the message calls it
+): # `p`
+    "Refuse what is no probability"
+    if p is None or (isinstance(p, (int, float)) and not isinstance(p, bool) and 0 <= p <= 1): return p
+    raise InputError(f"{name}={p!r} is no probability: give a number from 0 to 1.")
 
 # %% ../nbs/00_core.ipynb #d736cf6b
 IMAGE_SUFFIXES = frozenset('.avif .bmp .gif .heic .heif .jfif .jpe .jpeg .jpg .pgm .png .ppm .tif .tiff .webp'.split())
@@ -108,8 +126,9 @@ def _opened(source): # a path is not left to Pillow, which maps some files into 
     hint = " Of an open file give what its read() gives." if hasattr(source, 'read') else ""
     raise BadPictureError(f"A {type(source).__name__} is no picture. Give a path, bytes, a PIL picture or an array.{hint}")
 
-# Pillow warns of what our own limit lets pass. Once for all, because `catch_warnings` is not for threads
+# Pillow warns of what our own limit lets pass, and of EXIF that is passed over. Once for all: `catch_warnings` is not for threads
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning, append=True)
+warnings.filterwarnings('ignore', 'Corrupt EXIF data', UserWarning, append=True)
 
 def _too_large(name, size='its number of'):
     return BadPictureError(f"{name}: {size} pixels is more than the limit of {MAX_PIXELS:,}. Make it smaller, or cut it up.")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from .core import InputError, did_you_mean
+from .core import InputError, ModelFileError, did_you_mean
 from .foreign import POSTS, open_foreign
 from .inputs import free_cpus, iter_pictures
 from .metadata import find_model, read_card
@@ -83,7 +83,7 @@ def open_inference(
     "A predictor and its work, from PaddleClas's config"
     _check_named(named)
     g, (k, names) = Section(cfg.get('Global'), 'Global'), _after(cfg, named)
-    model, pictures = find_model(_with_suffix(_place(g, 'inference_model_dir'))), _place(g, 'infer_imgs')
+    model, pictures = _model(_place(g, 'inference_model_dir')), _place(g, 'infer_imgs')
     own, where = read_card(model), _where(g, named)
     prep, notes = _prepared(own, cfg, named)
     if own: predictor = Predictor(model, card=replace(own, preprocess=prep), labels=names, idle=True, **where)
@@ -97,10 +97,11 @@ def _place(g, key):
     if o := g.text(key): return o
     raise InputError(f"Global.{key} is not said. Give -o Global.{key}=….")
 
-def _with_suffix(name): # '…/inference' and '…/inference.pdmodel' mean the file of that name that can be run
+def _model(name): # '…/inference' and '…/inference.pdmodel' mean the file of that name that can be run
     file = Path(name)
     known = file.with_suffix('.onnx') if file.suffix in ('', '.pdmodel', '.pdiparams', '.json') else file
-    return known if known.is_file() and not file.is_dir() else file
+    try: return find_model(known if known.is_file() and not file.is_dir() else file)
+    except ModelFileError as e: raise ModelFileError(f"Global.inference_model_dir={name}: {e}") from e
 
 # %% ../nbs/62_deploy.ipynb #ad61ff55
 def paddle_line(

@@ -17,7 +17,7 @@ from threading import Lock
 
 import numpy as np
 
-from .core import BadPictureError, InputError, ModelCard, ModelFileError
+from .core import BadPictureError, InputError, ModelCard, ModelFileError, check_count, check_probability
 from .inputs import free_cpus, iter_pictures, read_ahead
 from .labels import name_classes
 from .metadata import find_model, read_card
@@ -85,7 +85,7 @@ class Predictor:
         idle:bool=False, # The engine's threads sleep while they wait: for folders, services, and machines with other work
         card=None, # What the file does not say about itself: a card, or a function of the engine that makes one; see `foreign`
     ):
-        _check_count(threads, 'threads')
+        check_count(threads, 'threads')
         if engine == 'torch': self._open_run(path, providers=providers, threads=threads, precision=precision, card=card)
         else: self._open_file(path, engine, providers, threads, precision, prefer, idle, card)
         self.card = _with(self.card, threshold, labels)
@@ -108,8 +108,8 @@ class Predictor:
             raise InputError(f"engine='torch' runs a run folder or its weights, and '{path}' is a graph. "
                              "Leave engine out for a model file.")
         trained = resolve_name('imgcls_nb.trained')
-        self._run, self.path, self.way = trained.TorchPredictor(trained.load_trained(path)), Path(path), Way('torch', 'fp32')
-        self.card, self._run = self._run.card, self._run.outputs
+        network = trained.TorchPredictor(trained.load_trained(path))
+        self.card, self._run, self.path, self.way = network.card, network.outputs, Path(path), Way('torch', 'fp32')
 
     def outputs(self,
         x:np.ndarray, # float32, `(B, C, H, W)`, from `preprocess`
@@ -136,7 +136,7 @@ class Predictor:
         k:int=5, # How many classes to name
     ) -> Prediction:
         "Label one picture; raises `BadPictureError` if it cannot be read"
-        return self._decide(self.probs(self.preprocess(source)[None])[0], _check_count(k, 'k'), source)
+        return self._decide(self.probs(self.preprocess(source)[None])[0], check_count(k, 'k'), source)
 
     def batch(self,
         sources, # Whatever `iter_pictures` takes: pictures, a folder, a pattern, a generator
@@ -145,7 +145,7 @@ class Predictor:
         workers:int|None=None, # Threads that read pictures meanwhile; 0: none; None: as many as processors
     ) -> Iterator[Prediction]: # In the order of `sources`
         "Label many pictures, one `Prediction` each; unreadable ones carry `error`"
-        _check_count(k, 'k'), _check_count(bs, 'bs'), _check_count(workers, 'workers', 0)
+        check_count(k, 'k'), check_count(bs, 'bs'), check_count(workers, 'workers', 0)
         return self._batches(iter_pictures(sources), k, bs, free_cpus() if workers is None else workers)
 
     def _batches(self, sources, k, bs, workers):
@@ -181,7 +181,7 @@ class Predictor:
         progress:Callable|None=None, # Called with the number of pictures that are done, after each
     ) -> 'Streamed':
         "Label any number of pictures into a file; what a killed process has done is not done again"
-        k, sources = min(_check_count(k, 'k'), len(self.labels)), iter_pictures(sources)
+        k, sources = min(check_count(k, 'k'), len(self.labels)), iter_pictures(sources)
         with Records(out, self._made_by(k), k) as records:
             before, failed = _skip(sources, records)
             n = before
@@ -221,20 +221,15 @@ def _in_parts(run, x, n): # for a graph that takes n pictures, no more and no fe
 
 def _name(source): return os.fspath(source) if isinstance(source, (str, os.PathLike)) else f'<{type(source).__name__}>'
 
-def _check_count(n, name, least=1):
-    if n is None or (isinstance(n, int) and not isinstance(n, bool) and n >= least): return n
-    raise InputError(f"{name}={n!r} is no number of them: give a whole number, at least {least}.")
-
 # %% ../nbs/02_predict.ipynb #4ac7ef16
 def _not_ours(path):
     raise ModelFileError(f"'{path}' is an ONNX model, but not one of ours: it holds no 'imgcls_nb' entry, so its labels and "
-                         "preprocessing are unknown. Write it with imgcls_nb.export.export_onnx or `imgcls export`, or "
-                         "open it with imgcls_nb.foreign.open_foreign, which takes them from a YAML file or from you.")
+                         "preprocessing are unknown. Write it with imgcls_nb.export.export_onnx or `imgcls export`. For "
+                         "files of other makers there are imgcls_nb.foreign.open_foreign and `imgcls predict -c "
+                         "inference_cls.yaml -o Global.inference_model_dir=…`, which take them from a YAML file or from you.")
 
 def _with(card, threshold, labels):
-    if threshold is not None and not (isinstance(threshold, (int, float)) and 0 <= threshold <= 1):
-        raise InputError(f"threshold={threshold!r} is no probability: give a number from 0 to 1.")
-    known = {} if threshold is None else dict(threshold=float(threshold))
+    known = {} if check_probability(threshold, 'threshold') is None else dict(threshold=float(threshold))
     return replace(card, labels=name_classes(labels, card.labels), **known)
 
 def _check_shapes(run, card, path): # -> the number of pictures that the graph takes at once; None: any

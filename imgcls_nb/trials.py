@@ -143,7 +143,7 @@ def _share(a, b): return float(a/b) if b else math.inf*bool(a) # all logits alik
 
 def _refusal(precision, diff, drop, max_drop, max_rel_diff, known):
     if precision == 'fp32' and not diff <= max_rel_diff:
-        return f'logits differ by {diff:.1e} of their spread, accepted are {max_rel_diff:g}'
+        return f'has logits that differ by {diff:.1e} of their spread, accepted are {max_rel_diff:g}'
     if drop > max_drop + 1e-9: # of what is a ratio of whole numbers
         return f"loses {drop:.2f} points of {'accuracy' if known else 'agreement'}, accepted are {max_drop:g}"
     return ''

@@ -275,7 +275,7 @@ def test_a_device_that_is_asked_for(refused, imgcls, monkeypatch):
 
 @pytest.mark.parametrize('error, status, says', [
     (KeyboardInterrupt(), 130, 'interrupted; the run folder holds what was reached'),
-    (PermissionError(13, 'denied', 'x.png'), 2, 'x.png'),
+    (PermissionError(13, 'denied', 'x.png'), 2, "'x.png': denied."),
     (ModuleNotFoundError('no', name='timm'), 2, "'timm' is not installed.*pip install 'imgcls_nb.train,lab.'"),
     (ZeroDivisionError('division by zero'), 2, 'ZeroDivisionError: division by zero\nThis is a defect. Set IMGCLS_TRACEBACK=1')])
 def test_errors_that_are_not_the_users(monkeypatch, capsys, error, status, says):

@@ -159,10 +159,38 @@ def test_patterns_and_thresholds(imgcls):
     (['../inference', '../dataset', '--engine', 'onxruntime'], "Did you mean 'onnxruntime'"),
     (['../inference', '../dataset', '--out', 'o.xls'], 'end in .csv'),
     (['../inference', '../deploy'], 'no pictures in ../deploy'),
-    (['-c', 'configs/inference_cls.yaml', '--threads', '2'], '--threads cannot stand beside -c')], ids=' '.join)
+    (['-c', 'configs/inference_cls.yaml', '--threads', '2'], '--threads cannot stand beside -c'),
+    (['-c', 'configs/inference_cls.yaml'], "Global.inference_model_dir=./inference: There is no model file"),
+    (['../deploy', '../dataset'], "no model file in the folder '../deploy'"),
+    (['../inference', '../dataset', '--out', '/proc/o.csv'], "'/proc/o.csv.part' cannot be written"),
+    *((['../inference', '../dataset', f'--{k}', '0'], f"--{k}: '0' is no whole number") for k in ('topk', 'bs', 'threads'))],
+    ids=' '.join)
 def test_slips(imgcls, args, says):
     out, err = imgcls('predict', *args, status=2)
     assert says in err and not out
+
+@pytest.mark.parametrize('out, says', [(['--out', 'o.csv'], 'kept beside o.csv, and the same command'), ([], 'interrupted.')])
+def test_interrupted(imgcls, monkeypatch, out, says):
+    from imgcls_nb.predict import Predictor
+    def stop(*_): raise KeyboardInterrupt
+    monkeypatch.setattr(Predictor, '_label', stop)
+    _, err = imgcls('predict', '../inference', '../dataset', *out, status=130)
+    assert says in err and 'resume RUN' not in err
+
+def test_a_model_file_is_no_run(imgcls):
+    for verb in ('infer', 'export', 'eval'):
+        assert 'imgcls predict ../inference/inference.onnx' in imgcls(verb, '../inference/inference.onnx', status=2)[1]
+
+@pytest.mark.parametrize('how', [('serve', '--max-mb', 0), ('serve', '--timeout', -1), ('serve', '--timeout', 'nan'),
+                                 ('benchmark', '../dataset', '--limit', 0), ('benchmark', '../dataset', '--seconds', 0)], ids=str)
+def test_limits_that_are_none(imgcls, how):
+    verb, *rest = how
+    assert ' is no ' in imgcls(verb, '../inference', *rest, status=2)[1]
+
+def test_a_benchmark_is_shown_before_it_is_saved(imgcls):
+    how = '--seconds', .05, '--engine', 'onnxruntime', '--json', '/proc/t.json'
+    out, err = imgcls('benchmark', '../inference', '../dataset', *how, status=2)
+    assert '| onnxruntime fp32 |' in out and "'/proc/.t.json.part': No such file or directory." in err
 
 def test_infer_writes_files_too(imgcls, trained_run, shapes):
     out, _ = imgcls('infer', trained_run, shapes/'circle', '--out', 'o.jsonl', '--topk', 2)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from colours import CARD, COLOURS, PREPROCESS, colour, colour_proto, paint, write_model
+from colours import CARD, COLOURS, GOOD, PREPROCESS, colour, colour_proto, paint, paint_bad, write_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -41,27 +41,7 @@ def predictor(model): return Predictor(model, threads=1)
 def pictures(tmp_path_factory): return paint(tmp_path_factory.mktemp('pictures')/'all', NAMES)
 
 @pytest.fixture
-def bad(tmp_path):
-    "Everything that is found under the name of a picture, and is none"
-    folder = tmp_path/'bad'
-    paint(folder, ['green.png'])
-    good = (folder/'green.png').read_bytes()
-    (folder/'cut.png').write_bytes(good[:len(good)//2])
-    (folder/'empty.jpg').touch()
-    (folder/'page.jpg').write_text('<html>404</html>')
-    (folder/'zeros.webp').write_bytes(bytes(1000))
-    (folder/'bomb.png').write_bytes(bomb())
-    (folder/'broken.tif').symlink_to(folder/'nowhere.tif')
-    Image.fromarray(np.full((9, 9), 7.5, np.float32)).save(folder/'numbers.tiff')
-    return folder
-
-def bomb(side=50_000):
-    "The header of a PNG of billions of pixels"
-    import struct
-    import zlib
-    def chunk(kind, data): return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
-    return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', side, side, 8, 2, 0, 0, 0))
-            + chunk(b'IDAT', zlib.compress(b'0'*99)) + chunk(b'IEND', b''))
+def bad(tmp_path): return paint_bad(tmp_path/'bad')
 
 # Pictures from anywhere
 
@@ -112,6 +92,15 @@ def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path, predictor):
     paint(tmp_path, ['red.png'])
     os.mkfifo(tmp_path/'a.png')
     assert [o.label for o in predictor.batch(tmp_path)] == ['red']
+
+@pytest.mark.skipif(os.name != 'posix', reason="links")
+def test_links_to_nothing_are_pictures_that_cannot_be_read(tmp_path, predictor):
+    paint(tmp_path, ['red.png'])
+    os.mkfifo(tmp_path/'pipe')
+    for name, to in {'circle.png': 'circle.png', 'broken.png': 'nowhere', 'pipe.png': 'pipe', 'loop': 'loop'}.items():
+        (tmp_path/name).symlink_to(tmp_path/to)
+    got = list(predictor.batch(tmp_path))
+    assert [(Path(o.source).name, bool(o.error)) for o in got] == [('broken.png', True), ('circle.png', True), ('red.png', False)]
 
 def test_a_folder_is_listed_while_it_is_used(tmp_path, monkeypatch):
     for o in 'abc': paint(tmp_path/o, ['red.png'])
@@ -170,9 +159,9 @@ def test_counts_are_counts(predictor, pictures, how):
 
 def test_bad_pictures_one_at_a_time(predictor, bad):
     files = list_images(bad)
-    assert len(files) == 8
+    assert len(files) == 13
     for o in files:
-        if o.name == 'green.png': assert predictor(o).label == 'green'
+        if o.name in GOOD: assert predictor(o).label == 'green'
         else:
             with pytest.raises(BadPictureError, match=o.name): predictor(o)
 
@@ -180,10 +169,26 @@ def test_bad_pictures_one_at_a_time(predictor, bad):
 def test_bad_pictures_are_reported_in_place(predictor, bad, workers):
     preds = list(predictor.batch(bad, bs=3, workers=workers))
     assert [Path(o.source).name for o in preds] == [o.name for o in list_images(bad)]
-    assert {Path(o.source).name for o in preds if not o.error} == {'green.png'}
+    assert {Path(o.source).name for o in preds if not o.error} == set(GOOD)
     assert all(Path(o.source).name in o.error and (o.label, o.prob, o.topk) == (None, 0, ()) for o in preds if o.error)
     assert all(o.error for o in predictor.batch([b'', b'GIF89a', bytearray(b'x'), np.zeros((0, 4), np.uint8), np.zeros((2, 2)),
                                                  Path('nowhere.png'), 3.5]))
+
+def test_bad_pictures_in_a_file(predictor, bad, tmp_path):
+    done = predictor.stream(bad, tmp_path/'o.jsonl', bs=3)
+    assert (done.pictures, done.failed) == (13, 13 - len(GOOD))
+    got, want = rows(tmp_path/'o.jsonl'), [predictor(o).label if o.name in GOOD else None for o in list_images(bad)]
+    assert [o['label'] for o in got] == want and all(Path(o['source']).name in o['error'] for o in got if not o['label'])
+
+def test_pictures_that_vanish_meanwhile(predictor, tmp_path):
+    files = list_images(paint(tmp_path/'p', NAMES))
+    def going():
+        for i, o in enumerate(files):
+            if i == 4: o.unlink()
+            yield o
+    preds = list(predictor.batch(going(), bs=2))
+    assert [o.label for o in preds] == [colour(o) if i != 4 else None for i, o in enumerate(NAMES)]
+    assert 'no such file' in preds[4].error
 
 @few
 @given(st.sampled_from(['JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF']), st.data())
@@ -379,6 +384,12 @@ def test_a_provider_that_does_not_start_is_noticed(model, monkeypatch, capsys):
     monkeypatch.setattr(onnxruntime, 'get_available_providers', lambda: there)
     with pytest.raises(InputError, match='did not start|asked for'): Predictor(model, providers='cuda')
     assert Predictor(model, prefer='cuda').provider == 'CPUExecutionProvider' and 'did not start' in capsys.readouterr().err
+
+def test_the_notice_names_what_runs(monkeypatch, capsys):
+    there = ['CUDAExecutionProvider', 'CPUExecutionProvider']
+    monkeypatch.setattr(running.ort, 'get_available_providers', lambda: there)
+    assert read_providers(['tensorrt', 'cuda'], demanded=False) == there
+    assert 'Tensorrt' in (err := capsys.readouterr().err) and 'running on CUDAExecutionProvider.' in err
 
 def test_providers_with_options():
     assert read_providers([('cpu', dict(a=1))]) == [('CPUExecutionProvider', dict(a=1))]
