@@ -173,7 +173,7 @@ def test_stopped_from_a_notebook(pictures, out):
     learn = together.make(pictures, out/'asked', 'test_resnet', bs=8)
     job = launch_learner(learn, nproc=2, fit=('fit', dict(n_epoch=2000)), wait=False)
     deadline = time.monotonic() + 90
-    while not (Run(job.run).exists and Run(job.run).events('epoch')) and time.monotonic() < deadline and job.running: time.sleep(.1)
+    while job.running and not Run(job.run).events('epoch') and time.monotonic() < deadline: time.sleep(.1)
     assert job.running, job.read()
     job.stop()
     assert follow(job, show=lambda *args, **kwargs: None) == 0, job.text
@@ -187,7 +187,8 @@ def test_stopped_from_a_notebook(pictures, out):
 
 def test_what_failed_is_said_once(pictures, out):
     plan = replace(together.make(pictures).plan, run=str(out/'failed'), schedule=(FitPlan('fit', dict(n_epoch=1)),))
-    with pytest.raises(InputError, match='nowhere'): launch_learner(replace(plan, data=replace(plan.data, path='nowhere')), nproc=2)
+    plan = replace(plan, data=replace(plan.data, path='nowhere'))
+    with pytest.raises(InputError, match='nowhere'): launch_learner(plan, nproc=2)
 
 class Shell: # as much of IPython as a magic needs
     def __init__(self): self.user_ns = {}
