@@ -215,7 +215,7 @@ def __iter__(self:ImageDL):
     for b, part in zip(self._fetch([(e, hw, i[o.taken], k[o.taken]) for (e, hw, i, k), o in zip(todo, parts)]), parts):
         self.part = part
         if isinstance(b[-1], list): self.lost, b = list(dict.fromkeys([*self.lost, *map(tuple, b[-1])])), b[:-1]
-        if b: yield self.after_batch(to_device(_typed(b), self.device))
+        if b: yield self.after_batch(to_device(_typed(b), self.device, non_blocking=self.pin_memory))
         any_left = any_left or bool(b)
         if not b and self.shuffle and self.processes > 1: break # the others have pictures, and would wait for this process
     if todo and (not any_left or self.shuffle and self.processes > 1 and not b):
@@ -363,7 +363,7 @@ def dls_from_plan(
     cache = plan.cache if isinstance(plan.cache, str) else usual_cache() if plan.cache else None
     limit = None if plan.cache_gb is None else int(plan.cache_gb*10**9)
     dl = partial(ImageDL, preprocess=preprocess, seed=plan.seed, num_workers=workers, device=device, cache=cache,
-                 cache_limit=limit, on_lost=plan.on_lost)
+                 cache_limit=limit, on_lost=plan.on_lost, pin_memory=device.type == 'cuda')
     ops = augment_ops(plan.augment)
     if not (ops or plan.sizes or plan.start_size): ops = None # evaluation pixels serve for training too
     plan = replace(plan, vocab=train.vocab, processes=plan.processes or world())

@@ -34,7 +34,7 @@ from .callbacks.precision import describe_hardware, precision_callbacks, read_ch
 from .callbacks.progress import EpochTable
 from .callbacks.recording import Checkpointer, RunWriter
 from .callbacks.resizing import GrowSize
-from .callbacks.steps import BackOff
+from .callbacks.steps import BackOff, MeanLoss
 from .callbacks.timing import StepTimer
 from .callbacks.worst import WorstPictures
 from .core import InputError, Preprocess, did_you_mean
@@ -163,6 +163,7 @@ def _traceless(search):
     @wraps(search)
     def wrapper(self, *args, **kwargs):
         if self._depth: raise InputError("This learner is training. Search for a learning rate before it, or stop it first.")
+        if world() > 1: raise InputError("A learning rate is searched for by one process. Do it in a notebook, and launch then.")
         before, start = copy.deepcopy(self.model.state_dict()), (self.clock.epochs, self.clock.steps)
         opt = copy.deepcopy(self.opt.state_dict()) if self.opt else None
         origin, self.origin = self.origin, None # a search is no part of what goes on
@@ -249,6 +250,7 @@ def _build(plan, dls, loss_func=None, opt_func=None, metrics=None, cbs=None):
                          cbs=[Clock(plan.data.seed), EpochMetrics(), StepTimer(), EpochTable(), FitCheck(), *precise,
                               *_joint(plan), *_varying(plan), *_watching(device, [*named, *L(cbs)]), *named, *L(cbs)])
     learn.remove_cbs(ProgressCallback)
+    learn.recorder.loss = MeanLoss()
     learn.plan = replace(plan, data=dls.plan, model=replace(plan.model, num_classes=dls.c), mix=mix_ops(plan.mix),
                          precision=precision, channels_last=channels_last, device=str(device), schedule=(), resume=None)
     check_monitor(plan.monitor, epoch_names(learn))

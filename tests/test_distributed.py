@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,13 @@ import pytest
 import together
 import torch
 
+from imgcls_nb.checkpoints import read_checkpoint
 from imgcls_nb.core import InputError
 from imgcls_nb.datasets import make_shapes
+from imgcls_nb.distributed import follow, load_ipython_extension, plan_to_launch, take_back
+from imgcls_nb.distributed import launch as launch_learner
 from imgcls_nb.learner import resume_run
+from imgcls_nb.plan import FitPlan
 from imgcls_nb.ranks import forget_leftovers, is_launched, rank, world
 from imgcls_nb.runs import Run
 
@@ -161,6 +166,43 @@ def test_one_message(pictures, out):
         if torch.cuda.is_available() and args[1] in ('train', '--gpus'): continue
         status, said, errors = finish(imgcls(*args))
         assert status == 2 and text in errors and 'Traceback' not in errors, args
+
+# From a notebook
+
+def test_stopped_from_a_notebook(pictures, out):
+    learn = together.make(pictures, out/'asked', 'test_resnet', bs=8)
+    job = launch_learner(learn, nproc=2, fit=('fit', dict(n_epoch=2000)), wait=False)
+    deadline = time.monotonic() + 90
+    while job.running and not Run(job.run).events('epoch') and time.monotonic() < deadline: time.sleep(.1)
+    assert job.running, job.read()
+    job.stop()
+    assert follow(job, show=lambda *args, **kwargs: None) == 0, job.text
+    assert Run(job.run).last_status == 'stopped' and job.text.count('train_loss') == 1
+    before = learn.model.state_dict()['fc.weight'].clone()
+    assert take_back(learn, job.run) is learn and learn.clock.steps == read_checkpoint(job.run, 'latest').facts['step'] > 0
+    assert not torch.equal(learn.model.state_dict()['fc.weight'], before)
+    with pytest.raises(InputError, match='nothing to stop'): job.stop()
+    again = plan_to_launch(learn, ('fit', dict(n_epoch=1)), folder=out)
+    assert again.model.pretrained == str(out/'asked-start.safetensors') and again.schedule == (FitPlan('fit', dict(n_epoch=1)),)
+
+def test_what_failed_is_said_once(pictures, out):
+    plan = replace(together.make(pictures).plan, run=str(out/'failed'), schedule=(FitPlan('fit', dict(n_epoch=1)),))
+    plan = replace(plan, data=replace(plan.data, path='nowhere'))
+    with pytest.raises(InputError, match='nowhere'): launch_learner(plan, nproc=2)
+
+class Shell: # as much of IPython as a magic needs
+    def __init__(self): self.user_ns = {}
+    def register_magic_function(self, f, kind, name): self.magic = f
+
+def test_a_cell_of_ones_own(pictures, out, capsys):
+    shell = Shell()
+    load_ipython_extension(shell)
+    cell = "raise ValueError('on purpose')\n"
+    with pytest.raises(InputError, match='has failed'): shell.magic(f'--nproc 2 --run {out/"cell"}', cell)
+    said = capsys.readouterr().out
+    assert said.count('ValueError: on purpose') == 1 and "cell.py" in said and (out/'cell/cell.py').read_text().startswith(cell)
+    with pytest.raises(InputError, match='--nprocs is unknown'): shell.magic('--nprocs 2', cell)
+    with pytest.raises(InputError, match='invalid int'): shell.magic('--nproc two', cell)
 
 def test_leftovers(monkeypatch, capsys):
     for k, v in dict(WORLD_SIZE='2', RANK='1').items(): monkeypatch.setenv(k, v)

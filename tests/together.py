@@ -21,13 +21,13 @@ CASES = dict(plain={}, mixed=dict(mix='mixup+cutmix'), averaged=dict(cbs=[('ema'
              gathered=dict(cbs=[('accumulate', dict(n=2))], mix='mixup'), weighed=dict(loss_args=dict(weight=[1., 4., 9.])),
              as_cuda={}, repeated=dict(data=dict(repeats=3), mix='cutmix'))
 
-class Watch(Callback):
-    "Note the gradient of each step, its loss, and the pictures"
+class Noted(Callback):
+    "Note the gradient of each step, and its loss"
     order = 13.5 # when the gradient is ready
-    def __init__(self): self.grads, self.losses, self.pictures = [], [], []
+    def __init__(self): self.grads, self.losses = [], []
     def before_step(self): self.grads.append(torch.cat([p.grad.flatten().clone() for p in self.learn.model.parameters()]))
     def after_batch(self):
-        if self.training: self.losses.append(float(self.loss))
+        if self.training: self.losses.append(float(self.loss.detach()))
 
 def make(folder, run=None, arch='test_convnext', data=None, bs=None, **how):
     how = dict(precision='fp32', opt='sgd', opt_args=dict(mom=.9)) | how
@@ -45,7 +45,7 @@ def seen(dl): # names of the pictures that this process takes of each batch
 def case(folder, name):
     "Train for two epochs; the gradients of all steps and what came of them"
     how = dict(arch='test_resnet', sync_bn=True) if name == 'synced' else CASES[name] # the former on CUDA only
-    learn, watch = make(folder, **how), Watch()
+    learn, watch = make(folder, **how), Noted()
     if name == 'as_cuda' and world() > 1: # the options of a GPU, but for its number
         options = {k: v for k, v in wrapper_options('cuda:0').items() if k != 'device_ids'}
         next(o for o in learn.cbs if isinstance(o, Parallel)).options = options

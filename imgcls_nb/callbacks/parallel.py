@@ -78,8 +78,8 @@ def _share_counts(counts):
     counts.hits = dict(zip(counts.ks, hits.tolist()))
 
 def _share_mean(metric):
-    total, count = summed(torch.tensor([float(metric.total), metric.count], dtype=torch.float64))
-    metric.total, metric.count = total, int(count)
+    total, count = summed(torch.tensor([float(metric.total), float(metric.count)], dtype=torch.float64))
+    metric.total, metric.count = total, float(count)
 
 def _share_rows(rows): # lists of tensors; a process may have none, and not know what they look like
     like = next((o for o in all_values([str(rows[0].dtype), *rows[0].shape[1:]] if rows else None) if o), None)
