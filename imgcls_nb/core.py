@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'MAX_PIXELS', 'FILTERS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'CARD_KEY', 'CARD_SCHEMA', 'ACTIVATIONS',
            'OUTPUTS', 'InputError', 'BadPictureError', 'ModelFileError', 'did_you_mean', 'check_count',
-           'check_probability', 'list_images', 'open_image', 'check_filter', 'resize_image', 'size_hw', 'channels_last',
-           'channels_first', 'Preprocess', 'ModelCard', 'best_way']
+           'check_probability', 'first_line', 'list_images', 'open_image', 'check_filter', 'resize_image', 'size_hw',
+           'channels_last', 'channels_first', 'Preprocess', 'ModelCard', 'best_way']
 
 # %% ../nbs/00_core.ipynb #b475e201
 import difflib, io, json, math, os, warnings
@@ -55,6 +55,14 @@ def check_probability(
     "Refuse what is no probability"
     if p is None or (isinstance(p, (int, float)) and not isinstance(p, bool) and 0 <= p <= 1): return p
     raise InputError(f"{name}={p!r} is no probability: give a number from 0 to 1.")
+
+# %% ../nbs/00_core.ipynb #6fe61c7e
+def first_line(
+    e, # An error of any type
+    most:int=200, # Characters
+) -> str:
+    "What an error says, in one line"
+    return next(iter(str(e).strip().splitlines()), type(e).__name__)[:most]
 
 # %% ../nbs/00_core.ipynb #d736cf6b
 IMAGE_SUFFIXES = frozenset('.avif .bmp .gif .heic .heif .jfif .jpe .jpeg .jpg .pgm .png .ppm .tif .tiff .webp'.split())

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import InputError, ModelCard, ModelFileError, Preprocess
+from .core import InputError, ModelCard, ModelFileError, Preprocess, first_line
 from .documents import read_yaml
 from .labels import name_classes, read_class_map
+from .metadata import find_model, read_card
 from .predict import Predictor
 from .sections import Section, read_values
 from .transform_ops import read_preprocess
@@ -68,6 +69,8 @@ def open_foreign(
     **kwargs # For `Predictor`
 ) -> Predictor:
     "A predictor on a model file that says nothing about itself"
+    if read_card(find_model(model)):
+        raise InputError(f"'{model}' is one of ours and says all of this itself. Open it with imgcls_nb.predict.Predictor.")
     said = read_inference_config(config) if config is not None else {}
     given = dict(labels=labels, preprocess=preprocess, activation=activation, threshold=threshold)
     said |= {k: v for k, v in given.items() if v is not None}
@@ -80,7 +83,7 @@ def _make_card(run, said, output, model):
     shape = said['preprocess'].shape
     try: got = run(np.random.default_rng(0).standard_normal((1, *shape), np.float32))
     except Exception as e: # of ONNX Runtime's own types
-        raise ModelFileError(f"'{model}' cannot take pictures of {shape} ({str(e).splitlines()[0][:200]}).") from e
+        raise ModelFileError(f"'{model}' cannot take pictures of {shape} ({first_line(e)}).") from e
     if got.ndim != 2:
         raise ModelFileError(f"'{model}' answers with numbers of shape {got.shape} for one picture, not with a row of them.")
     activation = said.get('activation', 'softmax')

@@ -22,7 +22,7 @@ from .inputs import free_cpus, iter_pictures, read_ahead
 from .labels import name_classes
 from .metadata import find_model, read_card
 from .records import Records
-from .running import Way, choose_way, open_model
+from .running import choose_way, open_model
 
 # %% ../nbs/02_predict.ipynb #7a68161d
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def probabilities(
 # %% ../nbs/02_predict.ipynb #7bd22097
 class Predictor:
     "Labels pictures with a model file"
-    _fixed = _lock = reject = None
+    _fixed = _lock = _run = reject = None
 
     def __init__(self,
         path, # A `model.onnx` written by `export_onnx`, or a folder that holds one; with `engine='torch'` a run
@@ -109,7 +109,8 @@ class Predictor:
                              "Leave engine out for a model file.")
         trained = resolve_name('imgcls_nb.trained')
         network = trained.TorchPredictor(trained.load_trained(path))
-        self.card, self._run, self.path, self.way = network.card, network.outputs, Path(path), Way('torch', 'fp32')
+        self.card, self._run, self.path, self.way = network.card, network.outputs, Path(path), network.way
+        self.fingerprint = network.fingerprint
 
     def outputs(self,
         x:np.ndarray, # float32, `(B, C, H, W)`, from `preprocess`
@@ -193,9 +194,12 @@ class Predictor:
         return Streamed(str(out), n, failed, before)
 
     def _made_by(self, k):
-        model = Path(self.path).read_bytes() if os.path.isfile(self.path or '') else b''
-        short = lambda data: hashlib.sha256(data).hexdigest()[:16]
-        return dict(draft=1, model=short(model), card=short(self.card.to_json().encode()), k=k, reject=self.reject)
+        card = hashlib.sha256(self.card.to_json().encode()).hexdigest()
+        return dict(draft=1, model=self.fingerprint()[:16], card=card[:16], k=k, reject=self.reject)
+
+    def fingerprint(self) -> str: # Hexadecimal
+        "Hash of the network, by which two are told apart"
+        with open(self.path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
     @property
     def provider(self) -> str:

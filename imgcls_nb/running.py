@@ -12,7 +12,7 @@ from importlib.util import find_spec
 
 import onnxruntime as ort
 
-from .core import InputError, ModelCard, ModelFileError, best_way, did_you_mean
+from .core import InputError, ModelCard, ModelFileError, best_way, did_you_mean, first_line
 from .engines import OnnxRuntime, cpu_features, engines_here, open_engine
 
 # %% ../nbs/01_running.ipynb #d115abfd
@@ -99,9 +99,7 @@ def open_model(
         run = OnnxRuntime(path, threads, where, way.exact, idle)
     except InputError: raise
     except Exception as e: # engines raise types of their own, none of them public
-        raise ModelFileError(f"'{path}' cannot be opened as an ONNX model ({_first_line(e)}).") from e
+        raise ModelFileError(f"'{path}' cannot be opened as an ONNX model ({first_line(e)}).") from e
     first, got = _name(where[0]), run.session.get_providers()[0]
     if got != first: _miss(first, bool(providers), 'it did not start', got)
     return run
-
-def _first_line(e): return (str(e).strip().splitlines() or [type(e).__name__])[0][:200]

@@ -9,6 +9,7 @@ __all__ = ['STYLE', 'SCRIPT', 'PAGE', 'POLICY', 'SAFE', 'LOOPBACK', 'make_app', 
 import base64
 import hashlib
 import socket
+from asyncio import CancelledError
 from contextlib import suppress
 
 import anyio
@@ -68,6 +69,7 @@ class _Desk: # where requests wait for the predictor
         self.busy += 1
         try: return JSONResponse((await self._answer(request, k)).to_dict() | dict(source=None))
         except BadPictureError as e: raise HTTPException(400, str(e).replace('<bytes>', 'The file sent')) from e
+        except CancelledError as e: raise HTTPException(503, "The server ends.") from e
         finally: self.busy -= 1
 
     async def _answer(self, request, k):

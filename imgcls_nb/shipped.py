@@ -28,7 +28,8 @@ def shipped_path(
     for folder in _roots():
         if (folder/name).exists(): return folder/name
     names = list_shipped()
-    raise InputError(f"The package carries no '{name}'.{did_you_mean(name, names)} It carries: {', '.join(names)}.")
+    alike = [o for o in names if Path(o).suffix == Path(name).suffix] or names
+    raise InputError(f"The package carries no '{name}'.{did_you_mean(name, names)} It carries: {', '.join(alike)}.")
 
 # %% ../nbs/02_shipped.ipynb #4a1f2c70
 def copy_tutorials(

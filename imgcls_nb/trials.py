@@ -14,7 +14,7 @@ from statistics import median
 
 import numpy as np
 
-from .core import BadPictureError, InputError
+from .core import BadPictureError, InputError, first_line
 from .engines import open_engine, ways_to_run
 from .quantize import needs_of, precision_of
 
@@ -117,10 +117,8 @@ def _open_all(variants, threads, engines):
             if engine not in engines: continue
             try: runs[name, engine, precision] = open_engine(data, engine, precision, threads)
             except Exception as e: # engines raise types of their own
-                lost.append(Trial(name, engine, precision, sizes[name], why=f'cannot be opened ({_first_line(e)})'))
+                lost.append(Trial(name, engine, precision, sizes[name], why=f'cannot be opened ({first_line(e, 120)})'))
     return runs, lost, sizes
-
-def _first_line(e): return next(iter(str(e).strip().splitlines()), type(e).__name__)[:120]
 
 def _timed(trials, runs, x):
     ms = race({o.key: runs[o.key] for o in trials if not o.why}, x)

@@ -262,12 +262,13 @@ def _eval_config(args):
 def _infer_config(args):
     from imgcls_nb.config import read_config
     from imgcls_nb.config.inference import answers_file, infer_batches, infer_pictures, save_answers
-    from imgcls_nb.core import list_images
+    from imgcls_nb.deploy import find_all
     from imgcls_nb.sections import Section
     _check_beside(args, 'out bs')
     named, args.run = [*filter(None, [args.run]), *args.pictures], None # behind -c there is no run
     infer, trained = Section(read_config(args.config, args.override).get('Infer'), 'Infer'), _config_trained(args)
-    files = [f for o in named for f in list_images(o)] or infer_pictures(infer)
+    files = [*find_all(named)] if named else infer_pictures(infer)
+    if not files: raise InputError(f"There are no pictures in {infer.get('infer_list') or infer.get('infer_imgs')}.")
     out = infer.text('save_dir') and answers_file(infer.text('save_dir'))
     k, bs = infer.sub('PostProcess').count('topk', 5), infer.count('batch_size', 10)
     saved, bad = [], 0

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import yaml
+from colours import write_model
 from PIL import Image
 
 from imgcls_nb.core import InputError, ModelFileError, Preprocess
@@ -176,6 +177,10 @@ def test_answers_that_are_no_rows(tmp_path):
     onnx.save(proto, tmp_path/'m.onnx')
     with pytest.raises(ModelFileError, match='not with a row of them'):
         open_foreign(tmp_path/'m.onnx', preprocess=Preprocess(crop=(8, 8), resize_short=8))
+
+def test_what_is_ours_is_not_foreign(tmp_path):
+    with pytest.raises(InputError, match='is one of ours.*Predictor'):
+        open_foreign(write_model(tmp_path/'model.onnx'), preprocess=Preprocess(crop=(8, 8), resize_short=8))
 
 def test_it_needs_to_be_said_how(folder):
     with pytest.raises(InputError, match='Give config='): open_foreign(folder/'inference.onnx')

@@ -401,6 +401,18 @@ def test_openvino_says_the_same(model, pictures):
     with ThreadPoolExecutor(4) as pool:
         assert [o.label for o in pool.map(theirs, list_images(pictures)*5)] == list(map(colour, NAMES))*5
 
+def test_weights_do_not_share_a_file(trained_run, shapes, tmp_path): # a run has several, of one card
+    import torch
+
+    from imgcls_nb.trained import TorchPredictor, load_trained
+    one, other = (TorchPredictor(load_trained(trained_run)) for _ in range(2))
+    assert one.fingerprint() == other.fingerprint() == Predictor(trained_run, engine='torch').fingerprint()
+    with torch.no_grad(): next(other.model.parameters()).view(-1)[0] += 1e-6
+    def stop(n): raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): one.stream(shapes/'circle', tmp_path/'o.csv', progress=stop)
+    with pytest.raises(InputError, match='made otherwise .model'): other.stream(shapes/'circle', tmp_path/'o.csv')
+    assert one.stream(shapes/'circle', tmp_path/'o.csv').before == 1 and str(one.way) == one.provider + ' fp32' == 'torch fp32'
+
 def test_a_run_in_torch(trained_run, model_file, shapes):
     run, file = Predictor(trained_run, engine='torch'), Predictor(model_file)
     assert run.labels == file.labels and repr(run).startswith('Predictor(')

@@ -162,9 +162,11 @@ def test_too_slow_to_ask(predictor, pictures, monkeypatch):
             assert s.recv(100).startswith(b'HTTP/1.1 200')
 
 def test_it_ends_when_it_is_told_to(predictor):
-    with running(predictor) as port, socket.create_connection(('127.0.0.1', port), 10) as s:
+    with running(predictor) as port: # which waits for less than the 30 s that a picture may take to arrive
+        s = socket.create_connection(('127.0.0.1', port), 10)
         s.sendall(b'POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nx')
-        time.sleep(.2) # `running` waits for less than the 30 s that a picture may take to arrive
+        while not said(port, 'GET', '/health')[1]['busy']: time.sleep(.02)
+    with s: assert s.recv(100).startswith(b'HTTP/1.1 503')
 
 @contextmanager
 def held(predictor, monkeypatch):
