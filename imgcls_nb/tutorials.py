@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -161,8 +162,13 @@ def app_command(
     browser:bool=True, # Open one
 ) -> list: # For `subprocess`
     "Voilà on the page for viewers, for this machine only"
-    options = ['--Voila.ip=127.0.0.1', f'--port={port}', '--token', '--theme=light']
+    options = ['--Voila.ip=127.0.0.1', f'--port={port or _free_port()}', '--token', '--theme=light']
     return [sys.executable, '-m', 'voila', str(shipped_path('app/model.ipynb')), *options, *['--no-browser']*(not browser)]
+
+def _free_port(): # Voilà takes 0 at its word
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
 
 def open_app(
     runs='runs', # A run folder with a model.onnx, or a folder of such

@@ -189,3 +189,16 @@ def test_results_are_rendered(bench):
     results = module.load()
     assert module.PAGE.read_text('utf-8') == module.render(results), "run `python benchmarks/all.py --render`"
     for name, found in results.items(): assert {o['key'] for o in found['rows']} <= set(bench('bars').JOBS[name].bars)
+
+def test_recipes_are_rendered_and_complete(bench):
+    recipes = bench('recipes')
+    kept = recipes.load()
+    assert recipes.PAGE.read_text('utf-8') == recipes.render(kept), "run `python benchmarks/recipes.py --render`"
+    assert set(recipes.configs()) == set(recipes.RUNS) | set(recipes.PUBLISHED)
+    assert set(kept) <= set(recipes.RUNS)
+    assert {f'recipe, {o}' for o in recipes.RUNS.values()} == set(bench('bars').JOBS['recipes'].bars)
+    found = {'quick_start/digits.yaml': dict(seeds=[1, 2, 3], top1=[.98, .99, .97], minutes=.5, date='2026-01-31')}
+    lines = recipes.render(found).splitlines()
+    assert next(o for o in lines if 'digits.yaml' in o).split(' | ')[1:3] == [
+        '1, 2, 3', '98.00% (98.00%, 99.00%, 97.00%; 0.5 minutes each, 2026-01-31)']
+    assert '| not run | 94.02 | flowers102' in next(o for o in lines if 'ResNet50_vd.yaml`' in o and 'quick' in o)

@@ -267,4 +267,4 @@ def plan_from_folder(
                     num_workers=read_value(num_workers), seed=seed)
     fit = FitPlan(method, {names[0]: epochs} | ({names[1]: lr} if lr else {}))
     return Plan(data, ModelPlan(arch, pretrained), schedule=(fit,),
-                precision=precision, run=str(run or Path('runs')/(Path(path).resolve().name or 'run')))
+                precision=precision, run=str(run or Path('runs')/(Path(path).resolve().name or 'run')), keep_last=3)
