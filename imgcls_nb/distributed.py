@@ -245,7 +245,9 @@ def _cell_arguments(line):
     if rest: raise InputError(f"%%launch {line}: {rest[0]} is unknown. Known: --nproc, --gpus, --run, --timeout, --max-restarts.")
     return args
 
-def load_ipython_extension(shell):
+def load_ipython_extension(
+    shell, # IPython's
+):
     "Teach a notebook `%%launch`"
     def magic(line, cell):
         learn = launch_cell(line, cell, shell.user_ns.get('learn'))
