@@ -2533,6 +2533,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'imgcls_nb.ranks._brief': ('ranks.html#_brief', 'imgcls_nb/ranks.py'),
                                  'imgcls_nb.ranks._decoded': ('ranks.html#_decoded', 'imgcls_nb/ranks.py'),
                                  'imgcls_nb.ranks._encoded': ('ranks.html#_encoded', 'imgcls_nb/ranks.py'),
+                                 'imgcls_nb.ranks._let_the_first_speak': ('ranks.html#_let_the_first_speak', 'imgcls_nb/ranks.py'),
                                  'imgcls_nb.ranks._mark': ('ranks.html#_mark', 'imgcls_nb/ranks.py'),
                                  'imgcls_nb.ranks._numbers': ('ranks.html#_numbers', 'imgcls_nb/ranks.py'),
                                  'imgcls_nb.ranks._store': ('ranks.html#_store', 'imgcls_nb/ranks.py'),

