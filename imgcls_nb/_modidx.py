@@ -1673,6 +1673,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'imgcls_nb.engines.OpenVino': ('engines.html#openvino', 'imgcls_nb/engines.py'),
                                    'imgcls_nb.engines.OpenVino.__call__': ('engines.html#openvino.__call__', 'imgcls_nb/engines.py'),
                                    'imgcls_nb.engines.OpenVino.__init__': ('engines.html#openvino.__init__', 'imgcls_nb/engines.py'),
+                                   'imgcls_nb.engines._core': ('engines.html#_core', 'imgcls_nb/engines.py'),
                                    'imgcls_nb.engines.can_run': ('engines.html#can_run', 'imgcls_nb/engines.py'),
                                    'imgcls_nb.engines.cpu_features': ('engines.html#cpu_features', 'imgcls_nb/engines.py'),
                                    'imgcls_nb.engines.engines_here': ('engines.html#engines_here', 'imgcls_nb/engines.py'),
