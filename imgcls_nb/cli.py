@@ -14,7 +14,7 @@ import warnings
 from typing import NamedTuple
 
 from .core import InputError
-from .launching import is_one_of_many, launch_processes, log_traceback, note_run, take_part, unexpected
+from .launching import is_one_of_many, launch_processes, log_traceback, take_part, unexpected
 
 # %% ../nbs/85_cli.ipynb #bcce5e1c
 def _run_train(args):
@@ -28,12 +28,10 @@ def _run_train(args):
 
     from imgcls_nb.learner import train_plan
     plan = _config_plan(args) if args.config else _folder_plan(args) if args.folder else _plan_of(args.plan)
-    if plan.run: note_run(plan.run)
     _tell_run(train_plan(replace(plan, resume=plan.resume or 'newest') if _is_restart() else plan))
 
 def _run_resume(args):
     from imgcls_nb.learner import resume_run
-    note_run(args.run)
     settings = {k: v for k, v in dict(path=args.data, num_workers=args.num_workers).items() if v is not None}
     _tell_run(resume_run(args.run, args.checkpoint or True, args.allow, args.epochs, **settings))
 
