@@ -144,7 +144,7 @@ def launch_processes(
     os.environ.clear()
     os.environ.update(env)
     status = _run_agent([*arguments, '--module', '--', 'imgcls_nb.cli', *command])
-    keep_logs(logs, failed=status != 0)
+    keep_logs(logs, failed=status not in (0, 2)) # the latter was said
     return status
 
 def _run_agent(arguments):

@@ -72,7 +72,7 @@ _NOBODY = ("Process {RANK} of {WORLD_SIZE} has not found the others at {MASTER_A
 
 def _meet(backend, wait):
     store, number, n = next(rendezvous('env://', timeout=wait))
-    one_machine = os.environ.get('GROUP_WORLD_SIZE') == '1' # its launcher counts restarts, and keeps what a failed attempt has left
+    one_machine = os.environ.get('GROUP_WORLD_SIZE') == '1' # its launcher keeps what a failed attempt has left, and counts them
     attempt = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') if one_machine else '0'
     dist.init_process_group(backend, store=dist.PrefixStore(attempt, store), rank=number, world_size=n, timeout=wait)
 
