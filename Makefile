@@ -1,7 +1,11 @@
 # Run `make` for the list of targets. Without make, README.md gives the same steps.
 PYTHON ?= python3
-# From the command line only: in the environment DATA may mean anything
+# From the command line only: in the environment these may mean anything
 DATA :=
+ONLY :=
+PADDLECLAS :=
+RUN := runs
+MINUTES := 60
 BIN := .venv/bin
 STAMP := .venv/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -10,7 +14,7 @@ export DATA
 .DEFAULT_GOAL := help
 # One step after the other, also under -j: cheapest first, and pytest's closing line last
 .NOTPARALLEL:
-.PHONY: help quickstart test lint sync notebooks pytest lab clean
+.PHONY: help quickstart test lint sync notebooks pytest lab app docs bench soak walk clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s%s\n", $$1, $$2}' Makefile
@@ -26,15 +30,32 @@ lint: $(STAMP) ## ruff
 sync: $(STAMP) ## The package is the export of the notebooks, and the notebooks are clean
 	@$(BIN)/python tools/sync.py
 
-notebooks: $(STAMP) ## Every chapter and tutorial runs
+notebooks: $(STAMP) ## Every chapter runs
 	@PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 IMGCLS_CACHE="$(CURDIR)/.venv/cache" $(BIN)/nbdev-test --n-workers 2
 
-pytest: $(STAMP) ## The rest of the tests
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q
+pytest: $(STAMP) ## The rest of the tests, the tutorials among them; the ten slowest are named at the end
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q --durations=10 --durations-min=1
 
 lab: $(STAMP) ## JupyterLab on the tutorials, on this machine only
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab --ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)/nbs/tutorials" \
-	  $$(test $$(id -u) -ne 0 || echo --allow-root)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/imgcls lab nbs/tutorials
+
+app: $(STAMP) ## The viewers as a page for people who do not read code: make app RUN=runs/quickstart
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/imgcls app "$(RUN)"
+
+docs: $(STAMP) ## Chapters, tutorials and reference as a site in build/site, links and pictures checked
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/docs.py
+
+bench: $(STAMP) ## Measure against the peers: hours; ONLY="widgets data" measures these again
+	@$(BIN)/pip install --quiet -r benchmarks/requirements.txt
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/all.py $(if $(ONLY),--only $(ONLY)) \
+	  $(if $(PADDLECLAS),--paddleclas "$(PADDLECLAS)")
+	@$(BIN)/python tools/readme.py
+
+soak: $(STAMP) ## MINUTES (60) of random actions over runs, everything looked at after each; not part of the tests
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/soak.py --minutes $(MINUTES)
+
+walk: ## Clone into an empty folder and do what README and the tutorials say, word for word; not part of the tests
+	@$(PYTHON) tests/walk.py
 
 clean: ## Remove what builds and tests leave behind; the virtual environment stays
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache nbs/models
@@ -45,5 +66,5 @@ $(STAMP): settings.ini setup.py pyproject.toml
 	  { echo "imgcls_nb needs Python 3.11 or newer, and '$(PYTHON)' is not; name another one: make PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	@echo "Installing imgcls_nb and what it needs into .venv; the first time takes some minutes."
-	@$(BIN)/pip install --quiet -e ".[train,lab,serve,dev]"
+	@$(BIN)/pip install --quiet -e ".[train,lab,serve,app,docs,dev]"
 	@touch $@

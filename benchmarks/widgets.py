@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from bars import Row, save_rows
 from PIL import Image
 
 from imgcls_nb.edits import Edits
@@ -130,12 +131,21 @@ def row(classes, pictures, m):
              f"{m['kilobytes']:>6.0f}", both(m.get('screen'))]
     return '  '.join(cells)
 
+def bar_rows(m): # of 1000 classes
+    def clicks(key, times, most):
+        middle = statistics.median(times)
+        return Row(key, f'{middle:.0f} ms', None if most is None else middle <= most, f'{min(times):.0f} to {max(times):.0f} ms')
+    yield clicks('click, kernel', m['click'], 300)
+    if 'screen' in m: yield clicks('click, screen', m['screen'], None)
+    yield Row('view, kernel', f"{m['open'] + m['view']:.0f} ms", note=f"of these {m['open']:.0f} ms for the figures behind it")
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--classes', type=int, nargs='+', default=[10, 100, 1000])
     parser.add_argument('--pictures', type=int, default=50_000)
     parser.add_argument('--browser', action='store_true', help='measure in JupyterLab, too')
     parser.add_argument('--json', help='write all figures to this file')
+    parser.add_argument('--bars', help='file for the rows of RESULTS.md')
     args, found = parser.parse_args(), {}
     print('milliseconds: median / slowest')
     print('classes  pictures    open    view            zoom            click      kB        on screen')
@@ -146,5 +156,6 @@ def main():
             found[classes] = measure_kernel(folder) | (measure_browser(folder) if args.browser else {})
             print(row(classes, args.pictures, found[classes]), flush=True)
     if args.json: Path(args.json).write_text(json.dumps(found, indent=1))
+    if 1000 in found: save_rows(args.bars, bar_rows(found[1000]))
 
 if __name__ == '__main__': main()

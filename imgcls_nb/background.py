@@ -60,7 +60,7 @@ class BackgroundFit:
         for o in (Control, WorstPictures): _add_silently(learn, o)
 
     @property
-    def running(self) -> bool: return self.thread is not None and self.thread.is_alive()
+    def running(self) -> bool: return self.thread is not None and self.thread.is_alive() # whether it trains now
 
     @property
     def text(self) -> str: return '\n'.join(self.lines).strip() # What the training printed
@@ -114,10 +114,10 @@ class BackgroundFit:
         if not self.running: raise InputError(f"There is nothing to {request}: no training is running. Start one with start().")
         self.learn.control.ask(request)
 
-    def pause(self): self.ask('pause')
-    def resume(self): self.ask('resume')
-    def stop(self): self.ask('stop')
-    def save(self): self.ask('save')
+    def pause(self): self.ask('pause') # at the next batch
+    def resume(self): self.ask('resume') # what was paused
+    def stop(self): self.ask('stop') # at the next batch, with a checkpoint
+    def save(self): self.ask('save') # a checkpoint, at the next batch
 
 # %% ../nbs/47_background.ipynb #232374de
 def _method(learn, name, args, kwargs):

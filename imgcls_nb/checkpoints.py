@@ -245,7 +245,8 @@ class Background:
 
     def do(self,
         job, # A function
-        *args, **kwargs # Its arguments
+        *args, # Its arguments
+        **kwargs # And those by name
     ):
         "Do it when all before it is done, unless that failed"
         self.pool = self.pool or ThreadPoolExecutor(1, 'checkpoints')

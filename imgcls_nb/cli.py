@@ -8,116 +8,26 @@ __all__ = ['LAUNCHABLE', 'make_parser', 'main']
 # %% ../nbs/85_cli.ipynb #fda11184
 import argparse
 import os
-import shlex
 import sys
 import warnings
-from typing import NamedTuple
 
 from .core import InputError
 from .launching import is_one_of_many, launch_processes, log_traceback, take_part, unexpected
+from imgcls_nb.verbs import (
+    run_app, run_benchmark, run_check_data, run_config, run_convert, run_eval, run_export, run_infer, run_lab,
+    run_models, run_predict, run_python, run_quickstart, run_resume, run_serve, run_train, run_tutorials,
+)
 
-# %% ../nbs/85_cli.ipynb #bcce5e1c
-def _run_train(args):
-    _check_override(args)
-    if (args.config or args.plan) and (lost := [f"--{k.replace('_', '-')}" for k in _settings(args)]):
-        raise InputError(f"{', '.join(lost)} cannot stand beside {'-c' if args.config else '--plan'}. Change the value in the "
-                         "YAML file" + (" with -o, such as -o Global.epochs=3." if args.config else "."))
-    if sum(map(bool, (args.config, args.folder, args.plan))) != 1:
-        raise InputError("imgcls train takes a folder of pictures, or -c CONFIG.yaml, or --plan PLAN.yaml.")
-    from dataclasses import replace
+# %% ../nbs/85_cli.ipynb #c8d661ce
+def _count(text): # of the command line, as `above_zero` is
+    if text.strip().isdecimal() and int(text): return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
 
-    from imgcls_nb.learner import train_plan
-    plan = _config_plan(args) if args.config else _folder_plan(args) if args.folder else _plan_of(args.plan)
-    _tell_run(train_plan(replace(plan, resume=plan.resume or 'newest') if _is_restart() else plan))
-
-def _run_resume(args):
-    from imgcls_nb.learner import resume_run
-    settings = {k: v for k, v in dict(path=args.data, num_workers=args.num_workers).items() if v is not None}
-    _tell_run(resume_run(args.run, args.checkpoint or True, args.allow, args.epochs, **settings))
-
-def _tell_run(learn):
-    run = learn.run_folder.path.as_posix()
-    print(f"\nThe run is in {run}; its best weights are best_model.safetensors.\nNext: {shlex.join(['imgcls', 'export', run])}")
-
-def _run_eval(args):
-    if args.config: ev = _eval_config(args)
-    else:
-        from imgcls_nb.evaluate import evaluate_plan
-        ev = evaluate_plan(*_plan_and_weights(args))
-    print(ev.report().to_string(float_format='{:.4f}'.format))
-    print(f'\n{ev}')
-
-def _run_infer(args):
-    if args.config: return _infer_config(args)
-    from imgcls_nb.trained import TorchPredictor, trained_from_plan
-    predictor = TorchPredictor(trained_from_plan(*_plan_and_weights(args)))
-    if not args.pictures: raise InputError("There are no pictures to label. Name them behind the run folder.")
-    return _label(predictor, args.pictures, args.topk or 5, args)
-
-def _run_export(args):
-    from imgcls_nb.export import export_onnx
-    from imgcls_nb.trained import trained_from_plan
-    trained = _config_trained(args) if args.config else trained_from_plan(*_plan_and_weights(args))
-    out = args.out or (_save_dir(args) if args.config else f'{args.run}/model.onnx')
-    print(export_onnx(trained, out, precision=args.precision, softmax=args.softmax,
-                      threshold=args.threshold, max_drop=args.max_drop))
-    print(f"Next: {shlex.join(['imgcls', 'predict', out, 'PICTURES'])}")
-
-def _run_predict(args):
-    from imgcls_nb.deploy import paddle_line, plain_line
-    if args.config: asked, line = _asked(args), paddle_line
-    else: asked, line = _asked_plainly(args), plain_line
-    named = any(o != str(i) for i, o in enumerate(asked.predictor.labels))
-    return _label(asked.predictor, asked.pictures, args.topk or asked.k, args, asked.bs,
-                  line if line is plain_line else lambda o: paddle_line(o, named))
-
-def _run_serve(args):
-    try: from imgcls_nb.serve import serve
-    except ModuleNotFoundError as e:
-        raise InputError(f"imgcls serve needs {e.name}. Run: pip install 'imgcls_nb[serve]'") from e
-    from imgcls_nb.predict import Predictor
-    predictor = Predictor(args.model, args.engine or 'auto', args.provider, args.threads, threshold=args.threshold,
-                          reject=args.reject, idle=True)
-    serve(predictor, args.host, args.port, max_bytes=int(args.max_mb*2**20), timeout_s=args.timeout)
-
-def _run_benchmark(args):
-    from imgcls_nb.benchmark import benchmark
-    from imgcls_nb.files import write_atomic
-    report = benchmark(args.model, args.pictures, args.engine, args.threads, args.seconds, args.limit)
-    if args.json: write_atomic(args.json, report.to_json().encode())
-    print(report)
-
-def _run_quickstart(args):
-    from imgcls_nb.tutorials import describe_summary, quickstart
-    settings = {k: getattr(args, k) for k in ('arch', 'epochs', 'size', 'seed') if getattr(args, k) is not None}
-    print('\n' + describe_summary(quickstart(args.folder, args.run, **settings)))
-
-def _run_check_data(args):
-    from pathlib import Path
-
-    from imgcls_nb.checks import check_data
-    from imgcls_nb.config import read_value
-    how = dict(label_file=args.label_file, source=args.source, seed=args.seed)
-    report = check_data(args.folder, args.train, read_value(args.valid), **how)
-    if args.json: Path(args.json).write_text(report.to_json(), encoding='utf-8')
-    print(report.to_text(args.limit))
-    return int(not report.ok)
-
-def _run_models(args):
-    from imgcls_nb.zoo import models_table
-    limits = dict(max_params=args.max_params, max_gmacs=args.max_gmacs, min_top1=args.min_top1)
-    table = models_table(args.pattern, pretrained_only=not args.all, sort=args.sort, **limits)
-    shown = table.drop(columns=['source', *(['pretrained'] if not args.all else [])]).head(args.limit)
-    print(shown.to_string(index=False, na_rep='', float_format='{:.2f}'.format) if len(table) else 'There is no such network.')
-    if rest := len(table) - len(shown): print(f'and {rest} more; --limit {len(table)} shows all.')
-    return int(table.empty)
-
-def _run_config(args):
-    from imgcls_nb.config import plan_from_config, read_config
-    from imgcls_nb.config.words import plan_in_words
-    from imgcls_nb.plan import plan_to_yaml
-    plan = plan_from_config(read_config(args.config, args.override), _overridden(args))
-    print(plan_to_yaml(plan) if args.yaml else f'{plan_in_words(plan)}\n', end='')
+def _above_zero(text):
+    try: number = float(text)
+    except ValueError: number = 0.
+    if 0 < number < float('inf'): return number
+    raise argparse.ArgumentTypeError(f"{text!r} is no number above zero")
 
 # %% ../nbs/85_cli.ipynb #f867b84e
 LAUNCHABLE = 'train', 'resume', 'eval', 'python'
@@ -130,143 +40,6 @@ def _run_launch(args):
     make_parser().parse_args(args.command) # what is wrong with it is said once, and now
     return launch_processes(args.command, args.nproc, args.gpus, args.nnodes, args.node_rank, args.rdzv_endpoint,
                             args.max_restarts, args.timeout)
-
-def _is_restart(): return os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0'
-
-def _run_python(args):
-    import runpy
-    sys.argv = [args.file, *args.arguments]
-    runpy.run_path(args.file, run_name='__main__')
-
-# %% ../nbs/85_cli.ipynb #f6ed776c
-def _config_plan(args):
-    from imgcls_nb.config import plan_from_config, read_config
-    plan = plan_from_config(read_config(args.config, args.override), _overridden(args))
-    for note in plan.notes: print(note, file=sys.stderr)
-    return plan
-
-def _plan_of(file):
-    from imgcls_nb.plan import plan_from_yaml
-    with open(file, encoding='utf-8') as f: return plan_from_yaml(f.read(), file)
-
-def _overridden(args): return tuple(o.partition('=')[0].strip() for o in args.override)
-
-def _folder_plan(args):
-    from imgcls_nb.config import plan_from_folder
-    return plan_from_folder(args.folder, **_settings(args))
-
-def _settings(args):
-    names = 'arch pretrained epochs lr train valid size bs aug seed run num_workers precision label_file'.split()
-    return {k: v for k in names if (v := getattr(args, k)) is not None}
-
-def _check_override(args):
-    if args.override and not args.config: raise InputError("-o changes a value of a YAML file. Name the file: -c CONFIG.yaml.")
-
-def _plan_and_weights(args):
-    _check_override(args)
-    _check_source(args)
-    from imgcls_nb.trained import checkpoint_of
-    return checkpoint_of(args.run, args.weights)[:2]
-
-def _save_dir(args):
-    from imgcls_nb.config import read_config
-    g = read_config(args.config, args.override).get('Global') or {}
-    return f"{g.get('save_inference_dir') or './inference'}/inference.onnx"
-
-def _asked(args): # by a config
-    from imgcls_nb.config import read_config
-    from imgcls_nb.deploy import open_inference
-    if lost := [f'--{o}' for o in 'engine provider threads labels threshold reject'.split() if getattr(args, o) is not None]:
-        raise InputError(f"{', '.join(lost)} cannot stand beside -c. Change the value in the YAML file with -o, "
-                         "such as -o Global.cpu_num_threads=2.")
-    cfg = read_config(args.config, args.override)
-    pictures = [o for o in [args.model, *args.pictures] if o]
-    if pictures: cfg.setdefault('Global', {})['infer_imgs'] = pictures[0]
-    asked = open_inference(cfg, [o.partition('=')[0].strip() for o in args.override])
-    return _Asked(asked.predictor, pictures or [asked.pictures], asked.k, asked.bs)
-
-def _asked_plainly(args):
-    from imgcls_nb.foreign import read_class_map
-    from imgcls_nb.predict import Predictor
-    _check_override(args)
-    if not args.model or not args.pictures: raise InputError("imgcls predict takes a model.onnx and pictures, or -c CONFIG.yaml.")
-    labels = read_class_map(args.labels) if args.labels else None
-    predictor = Predictor(args.model, args.engine or 'auto', args.provider, args.threads, threshold=args.threshold,
-                          reject=args.reject, labels=labels, idle=True)
-    return _Asked(predictor, args.pictures, 5, 16)
-
-class _Asked(NamedTuple):
-    predictor: object
-    pictures: list
-    k: int
-    bs: int
-
-def _label(predictor, pictures, k, args, bs=16, line=None):
-    from imgcls_nb.deploy import plain_line, save_predictions, show_predictions
-    if args.out: return int(bool(save_predictions(predictor, pictures, args.out, k, args.bs or bs)))
-    return int(bool(show_predictions(predictor, pictures, k, args.bs or bs, line or plain_line)))
-
-# %% ../nbs/85_cli.ipynb #fa3bc778
-def _check_source(args):
-    if bool(args.config) == bool(args.run):
-        raise InputError(f"imgcls {args.verb} takes a run folder, or -c CONFIG.yaml with -o Global.pretrained_model=WEIGHTS.")
-
-def _config_trained(args):
-    from imgcls_nb.config.inference import trained_from_config
-    _check_source(args)
-    return trained_from_config(_config_plan(args), args.verb)
-
-def _log(plan, name, line): # a run's log; a folder that is not there is not made for it
-    from pathlib import Path
-
-    from imgcls_nb.callbacks.console import stamped, write_line
-    print(stamped(line), flush=True)
-    first = not is_one_of_many() or os.environ['RANK'] == '0'
-    if first and Path(plan.run).is_dir(): write_line(Path(plan.run)/f'{name}.log', line)
-
-def _eval_config(args):
-    from imgcls_nb.config.inference import eval_line, evaluate_config
-    _check_source(args)
-    plan = _config_plan(args)
-    ev = evaluate_config(plan)
-    _log(plan, 'eval', eval_line(ev))
-    return ev
-
-def _infer_config(args):
-    from imgcls_nb.config import read_config
-    from imgcls_nb.config.inference import answers_file, infer_batches, infer_pictures, save_answers
-    from imgcls_nb.config.reading import Section
-    from imgcls_nb.core import list_images
-    named, args.run = [*filter(None, [args.run]), *args.pictures], None # behind -c there is no run
-    infer, trained = Section(read_config(args.config, args.override).get('Infer'), 'Infer'), _config_trained(args)
-    files = [f for o in named for f in list_images(o)] or infer_pictures(infer)
-    out = infer.text('save_dir') and answers_file(infer.text('save_dir'))
-    k, bs = infer.sub('PostProcess').count('topk', 5), infer.count('batch_size', 10)
-    saved, bad = [], 0
-    for answers, errors in infer_batches(trained, files, k if args.topk is None else args.topk, bs):
-        for o in errors: print(o, file=sys.stderr)
-        if out: saved += answers
-        elif answers: _log(trained.plan, 'infer', answers)
-        bad += len(errors)
-    if out: save_answers(saved, out)
-    if out: print(f'{len(saved)} answers are in {out.as_posix()}.')
-    if bad: print(f'{bad} of {len(files)} pictures could not be read.', file=sys.stderr)
-    return int(bool(bad))
-
-# %% ../nbs/85_cli.ipynb #0f7c647b
-def _run_convert(args):
-    from pathlib import Path
-
-    from safetensors.torch import save_file
-
-    from imgcls_nb.paddle import convert_pdparams
-    out = Path(args.out or Path(args.weights).with_suffix('.safetensors'))
-    if out.suffix != '.safetensors': raise InputError(f"'{out}' should end in .safetensors, which is what is written.")
-    state, kwargs = convert_pdparams(args.weights, args.arch, args.dropout)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, out)
-    more = ''.join(f' -o Arch.{k}={v}' for k, v in kwargs.items())
-    print(f"{out} holds {len(state)} tensors of {args.arch}.\nNext: -o Global.pretrained_model={out}{more}")
 
 # %% ../nbs/85_cli.ipynb #23c8e577
 def make_parser() -> argparse.ArgumentParser:
@@ -283,17 +56,28 @@ def make_parser() -> argparse.ArgumentParser:
         return p
 
     def labelling(p, k=None):
-        p.add_argument('--topk', type=int, default=k, help='classes to name (default: 5)')
+        p.add_argument('--topk', type=_count, default=k, help='classes to name (default: 5)')
         p.add_argument('--out', metavar='FILE', help='write .csv, .json, .jsonl or .parquet; goes on where a killed one stopped')
-        p.add_argument('--bs', type=int, help='pictures given to the network at once')
+        p.add_argument('--bs', type=_count, help='pictures given to the network at once')
 
-    p = verb('quickstart', _run_quickstart, 'Run the quickstart notebook on your pictures, or on handwritten digits',
+    p = verb('quickstart', run_quickstart, 'Run the quickstart notebook on your pictures, or on handwritten digits',
              config=False)
     p.add_argument('folder', nargs='?', help='one subfolder of pictures for each class')
     p.add_argument('--run', default='runs/quickstart', help='folder for everything that it makes (default: %(default)s)')
     for name, kind in (('arch', str), ('epochs', int), ('size', int), ('seed', int)): p.add_argument(f'--{name}', type=kind)
 
-    p = verb('train', _run_train, 'Train on a folder of pictures, or as a YAML file says')
+    for name, func, text in (('tutorials', run_tutorials, 'Copy the tutorial notebooks, to read, run and change'),
+                             ('lab', run_lab, 'Open JupyterLab on the tutorials, on this machine only')):
+        p = verb(name, func, text, config=False)
+        p.add_argument('folder', nargs='?', default='tutorials', help='where the copies are or go (default: %(default)s)')
+    p.add_argument('--no-browser', action='store_true', help='print the address instead of opening it')
+
+    p = verb('app', run_app, 'Show models to people who do not read code: a page, on this machine only', config=False)
+    p.add_argument('runs', nargs='?', default='runs', help='a run with a model.onnx, or a folder of runs (default: %(default)s)')
+    p.add_argument('--port', type=int, default=8866, help='0: any that is free (default: %(default)s)')
+    p.add_argument('--no-browser', action='store_true', help='print the address instead of opening it')
+
+    p = verb('train', run_train, 'Train on a folder of pictures, or as a YAML file says')
     p.add_argument('folder', nargs='?',
                    help='one subfolder for each class, or train and valid folders of such, or the root of list files')
     p.add_argument('--arch', help='timm or PaddleClas name (default: resnet18)')
@@ -318,11 +102,11 @@ def make_parser() -> argparse.ArgumentParser:
         p.add_argument(f'--{name}', type=int, default=usual, help=f'{text} (default: %(default)s)')
     p.add_argument('command', nargs=argparse.REMAINDER, metavar='COMMAND', help='train, resume, eval or python')
 
-    p = verb('python', _run_python, 'Run a script of your own; for launch', config=False)
+    p = verb('python', run_python, 'Run a script of your own; for launch', config=False)
     p.add_argument('file', help='a Python script')
     p.add_argument('arguments', nargs=argparse.REMAINDER, help='its arguments')
 
-    p = verb('resume', _run_resume, 'Go on with a run that was interrupted or killed, to the same end', config=False)
+    p = verb('resume', run_resume, 'Go on with a run that was interrupted or killed, to the same end', config=False)
     p.add_argument('run', help='a run folder')
     p.add_argument('--checkpoint', help='go on from this one, such as epoch_3 (default: the newest that is whole)')
     p.add_argument('--epochs', type=int, help='length of the last training call, to train longer')
@@ -331,9 +115,9 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('--allow', action='append', default=[], metavar='NAME',
                    help='a setting that has changed and is to be taken as it is now; repeatable')
 
-    for name, func, text in (('eval', _run_eval, 'Evaluate a run on its validation pictures'),
-                             ('infer', _run_infer, 'Label pictures with the weights of a run'),
-                             ('export', _run_export, 'Write the model.onnx of a run')):
+    for name, func, text in (('eval', run_eval, 'Evaluate a run on its validation pictures'),
+                             ('infer', run_infer, 'Label pictures with the weights of a run'),
+                             ('export', run_export, 'Write the model.onnx of a run')):
         p = verb(name, func, text)
         p.add_argument('run', nargs='?', help='a run folder')
         p.add_argument('--weights', default='best_model', help='which checkpoint of the run (default: %(default)s)')
@@ -346,35 +130,36 @@ def make_parser() -> argparse.ArgumentParser:
         p.add_argument('--softmax', action='store_true', help='probabilities instead of logits come out of the file')
         p.add_argument('--threshold', type=float, help='probability below which a prediction counts as unsure')
 
-    p = verb('predict', _run_predict, 'Label pictures with a model file; needs no torch')
+    p = verb('predict', run_predict, 'Label pictures with a model file; needs no torch')
     p.add_argument('model', nargs='?', help='a model.onnx, or a folder that holds one; with -c a picture')
     p.add_argument('pictures', nargs='*', help='pictures, folders of pictures, or patterns')
     labelling(p)
     p.add_argument('--labels', metavar='FILE', help='a class_id_map_file, for other names')
-    running = (('engine', str, 'auto, onnxruntime or openvino (default: auto, the fastest that was proven)'),
-               ('provider', str, 'of ONNX Runtime, such as cuda, which must be there'), ('threads', int, 'CPU threads'),
+    running = (('engine', str, 'onnxruntime, openvino, torch for a run, or auto: the fastest that was proven (default)'),
+               ('provider', str, 'of ONNX Runtime, such as cuda, which must be there'), ('threads', _count, 'CPU threads'),
                ('threshold', float, 'probability below which an answer is unsure'),
                ('reject', str, 'what to call a picture with an unsure answer'))
     for name, kind, text in running: p.add_argument(f'--{name}', type=kind, help=text)
 
-    p = verb('benchmark', _run_benchmark, 'Measure a model file on your pictures in every engine there is', config=False)
+    p = verb('benchmark', run_benchmark, 'Measure a model file on your pictures in every engine there is', config=False)
     p.add_argument('model', help='a model.onnx')
     p.add_argument('pictures', help='a folder of pictures; subfolders that are named for classes give accuracy')
-    for name, kind, text in (('engine', str, 'only this one'), ('threads', int, 'CPU threads')):
+    for name, kind, text in (('engine', str, 'only this one'), ('threads', _count, 'CPU threads')):
         p.add_argument(f'--{name}', type=kind, help=text)
-    p.add_argument('--seconds', type=float, default=3, help='for each way to run it (default: %(default)s)')
-    p.add_argument('--limit', type=int, default=256, help='pictures at most (default: %(default)s)')
+    p.add_argument('--seconds', type=_above_zero, default=3, help='for each way to run it (default: %(default)s)')
+    p.add_argument('--limit', type=_count, default=256, help='pictures at most (default: %(default)s)')
     p.add_argument('--json', metavar='FILE', help='write the figures there as well')
 
-    p = verb('serve', _run_serve, 'Answer over HTTP, with a page to drop a picture on', config=False)
+    p = verb('serve', run_serve, 'Answer over HTTP, with a page to drop a picture on', config=False)
     p.add_argument('model', help='a model.onnx')
     for name, kind, text in running: p.add_argument(f'--{name}', type=kind, help=text)
-    for name, usual, text in (('host', '127.0.0.1', 'address to listen on; 0.0.0.0: for every machine'),
-                              ('port', 8000, '0: any that is free'), ('max-mb', 16., 'largest file of a picture'),
-                              ('timeout', 30., 'seconds for a picture to arrive, and again for its answer')):
-        p.add_argument(f'--{name}', type=type(usual), default=usual, help=f'{text} (default: %(default)s)')
+    for name, kind, usual, text in (
+            ('host', str, '127.0.0.1', 'address to listen on; 0.0.0.0: for every machine'),
+            ('port', int, 8000, '0: any that is free'), ('max-mb', _above_zero, 16., 'largest file of a picture'),
+            ('timeout', _above_zero, 30., 'seconds for a picture to arrive, and again for its answer')):
+        p.add_argument(f'--{name}', type=kind, default=usual, help=f'{text} (default: %(default)s)')
 
-    p = verb('check-data', _run_check_data, 'Look for damaged files, copies and leakage before training',
+    p = verb('check-data', run_check_data, 'Look for damaged files, copies and leakage before training',
              config=False)
     p.add_argument('folder', help='as for train')
     for name, kind, text in options:
@@ -384,7 +169,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('--limit', type=int, default=10, help='files to name for each finding (default: %(default)s)')
     p.add_argument('--json', metavar='FILE', help='write the whole report there as well')
 
-    p = verb('models', _run_models, 'Search the networks there are, by name, size, cost and accuracy', config=False)
+    p = verb('models', run_models, 'Search the networks there are, by name, size, cost and accuracy', config=False)
     p.add_argument('pattern', nargs='?', default='*', help="part of a timm or PaddleClas name, or a pattern such as 'resnet*'")
     for name, text in (('max-params', 'million parameters'), ('max-gmacs', 'billion multiply-adds for one picture'),
                        ('min-top1', 'percent on ImageNet')): p.add_argument(f'--{name}', type=float, help=text)
@@ -392,14 +177,14 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('--sort', default='top1', help='a column (default: %(default)s)')
     p.add_argument('--limit', type=int, default=20, help='rows to show (default: %(default)s)')
 
-    p = verb('convert', _run_convert, "Make a safetensors file of PaddleClas's .pdparams; needs no Paddle", config=False)
+    p = verb('convert', run_convert, "Make a safetensors file of PaddleClas's .pdparams; needs no Paddle", config=False)
     p.add_argument('weights', help='a .pdparams file; nothing in it is run')
     p.add_argument('out', nargs='?', help='the file to write (default: beside it, with the suffix .safetensors)')
     p.add_argument('--arch', required=True, help='the PaddleClas name of its network, such as ResNet50_vd')
     p.add_argument('--dropout', type=float, default=.2,
                    help='dropout_prob that MobileNetV3 or PP-LCNet was trained with (default: %(default)s)')
 
-    p = verb('config', _run_config, 'Say in plain words what a YAML file does here, and where that departs from it', config=False)
+    p = verb('config', run_config, 'Say in plain words what a YAML file does here, and where that departs from it', config=False)
     p.add_argument('config', help='a PaddleClas YAML file')
     p.add_argument('--yaml', action='store_true', help='print the whole plan instead')
     p.add_argument('-o', '--override', action='append', default=[], metavar='KEY=VALUE',
@@ -431,10 +216,17 @@ def _answer(args): # exit status, and what there is to say
 
 def _failed(e, args):
     log_traceback()
+    if isinstance(e, OSError) and e.filename: return 2, f"'{e.filename}': {e.strerror}."
     if isinstance(e, (InputError, OSError)): return 2, str(e)
     if isinstance(e, ModuleNotFoundError): return 2, _missing(e)
-    if isinstance(e, KeyboardInterrupt): return 130, 'interrupted; the run folder holds what was reached. Next: imgcls resume RUN'
+    if isinstance(e, KeyboardInterrupt): return 130, _interrupted(args)
     return unexpected(e, args.file if args.verb == 'python' else '')
+
+def _interrupted(args):
+    if args.verb in ('train', 'resume', 'quickstart'):
+        return 'interrupted; the run folder holds what was reached. Next: imgcls resume RUN'
+    if args.verb not in ('predict', 'infer') or not args.out: return 'interrupted.'
+    return f'interrupted; what was labelled is kept beside {args.out}, and the same command goes on from there.'
 
 def _missing(e):
     return (f"'{e.name}' is not installed. The base package only predicts; training needs the train extra, "

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'MAX_PIXELS', 'FILTERS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'CARD_KEY', 'CARD_SCHEMA', 'ACTIVATIONS',
-           'OUTPUTS', 'InputError', 'BadPictureError', 'ModelFileError', 'did_you_mean', 'list_images', 'open_image',
-           'check_filter', 'resize_image', 'size_hw', 'channels_last', 'channels_first', 'Preprocess', 'ModelCard',
-           'best_way']
+           'OUTPUTS', 'InputError', 'BadPictureError', 'ModelFileError', 'did_you_mean', 'check_count',
+           'check_probability', 'first_line', 'list_images', 'open_image', 'check_filter', 'resize_image', 'size_hw',
+           'channels_last', 'channels_first', 'Preprocess', 'ModelCard', 'best_way']
 
 # %% ../nbs/00_core.ipynb #b475e201
 import difflib, io, json, math, os, warnings
@@ -37,6 +37,32 @@ def did_you_mean(
     for k in known: by_lower.setdefault(str(k).lower(), str(k))
     near = difflib.get_close_matches(str(name).lower(), list(by_lower), n=n, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(by_lower[o]) for o in near)}?" if near else ""
+
+# %% ../nbs/00_core.ipynb #ffb25622
+def check_count(
+    n, # What was given; None: nothing
+    name:str, # What the message calls it
+    least:int=1, # The smallest that makes sense
+): # `n`
+    "Refuse what is no number of things"
+    if n is None or (type(n) is int and n >= least): return n # True is no number
+    raise InputError(f"{name}={n!r} is no number of them: give a whole number, at least {least}.")
+
+def check_probability(
+    p, # What was given; None: nothing
+    name:str, # What the message calls it
+): # `p`
+    "Refuse what is no probability"
+    if p is None or (isinstance(p, (int, float)) and not isinstance(p, bool) and 0 <= p <= 1): return p
+    raise InputError(f"{name}={p!r} is no probability: give a number from 0 to 1.")
+
+# %% ../nbs/00_core.ipynb #6fe61c7e
+def first_line(
+    e, # An error of any type
+    most:int=200, # Characters
+) -> str:
+    "What an error says, in one line"
+    return next(iter(str(e).strip().splitlines()), type(e).__name__)[:most]
 
 # %% ../nbs/00_core.ipynb #d736cf6b
 IMAGE_SUFFIXES = frozenset('.avif .bmp .gif .heic .heif .jfif .jpe .jpeg .jpg .pgm .png .ppm .tif .tiff .webp'.split())
@@ -91,7 +117,7 @@ def open_image(
     if isinstance(source, Image.Image): return _to_mode(_upright(source), mode, 'This picture')
     name = '<bytes>' if isinstance(source, (bytes, bytearray)) else str(source)
     try:
-        with _opened(source) as file, _open_lazily(file) as im:
+        with _opened(source) as file, Image.open(file) as im:
             if im.width*im.height > MAX_PIXELS:
                 raise _too_large(name, f'{im.width}x{im.height}')
             im.load() # Pillow has read the header only
@@ -103,12 +129,14 @@ def open_image(
 
 def _opened(source): # a path is not left to Pillow, which maps some files into memory, and TIFFs that lie on their side wrongly
     if isinstance(source, (str, os.PathLike)): return open(source, 'rb')
-    return io.BytesIO(source if isinstance(source, (bytes, bytearray)) else source.read_bytes())
+    if isinstance(source, (bytes, bytearray)): return io.BytesIO(source)
+    if hasattr(source, 'read_bytes'): return io.BytesIO(source.read_bytes())
+    hint = " Of an open file give what its read() gives." if hasattr(source, 'read') else ""
+    raise BadPictureError(f"A {type(source).__name__} is no picture. Give a path, bytes, a PIL picture or an array.{hint}")
 
-def _open_lazily(file):
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', Image.DecompressionBombWarning) # our own limit decides
-        return Image.open(file)
+# Pillow warns of what our own limit lets pass, and of EXIF that is passed over. Once for all: `catch_warnings` is not for threads
+warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning, append=True)
+warnings.filterwarnings('ignore', 'Corrupt EXIF data', UserWarning, append=True)
 
 def _too_large(name, size='its number of'):
     return BadPictureError(f"{name}: {size} pixels is more than the limit of {MAX_PIXELS:,}. Make it smaller, or cut it up.")
@@ -120,6 +148,7 @@ def _from_array(a):
 def _reason(e, source):
     if isinstance(e, FileNotFoundError): return 'no such file'
     if isinstance(e, PermissionError): return 'no permission to read it'
+    if isinstance(e, IsADirectoryError): return 'it is a folder'
     is_file = isinstance(source, (str, os.PathLike)) and os.path.isfile(source)
     if is_file and not os.path.getsize(source): return 'the file is empty'
     return 'unknown format' if isinstance(e, Image.UnidentifiedImageError) else str(e) or type(e).__name__
@@ -192,7 +221,7 @@ class Preprocess:
     def __post_init__(self): _check_preprocess(self)
 
     @property
-    def mode(self) -> str: return 'RGB' if len(self.mean) == 3 else 'L'
+    def mode(self) -> str: return 'RGB' if len(self.mean) == 3 else 'L' # of Pillow
 
     @property
     def size(self) -> tuple: return self.crop or self.resize # (height, width) that comes out

@@ -63,7 +63,9 @@ class NormalizePixels(DisplayedTransform):
         return (x[..., :len(pre.mean), :, :]*std + mean).clamp(0, 1)
 
 # %% ../nbs/20_data.ipynb #4b336238
-def _name_label(self, o, full=True): return (o[0], Category(self.vocab[int(o[1])])) if len(o) > 1 else o
+def _name_label(self, o, full=True):
+    "Name and label of an item `o`; `full` is fastai's"
+    return (o[0], Category(self.vocab[int(o[1])])) if len(o) > 1 else o
 
 PictureList.decode = _name_label
 
@@ -92,7 +94,8 @@ class BatchMaker:
         if size not in self.augments: self.augments[size] = Augment(self.ops, self.preprocess.resized(size))
         return self.augments[size]
 
-    def item(self, i, seen, epoch, size): # pixels and label; name and reason where the picture is lost
+    def item(self, i, seen, epoch, size):
+        "Pixels and label of picture `i`, at its time `seen` in an `epoch`, at a `size`; name and reason if it is lost"
         source, label = self.pics[i]
         try: decoded = self.kept(source)
         except BadPictureError as e:
@@ -174,7 +177,9 @@ class ImageDL(TfmdDL):
 
     def do_batch(self, items): return _typed(self.maker.batch(items))
 
-    def to_detach(self, b, cpu=True, gather=True): return to_detach(b, cpu, False) # what all have is added up elsewhere
+    def to_detach(self, b, cpu=True, gather=True):
+        "Predictions `b` without a gradient, in main memory if `cpu`; without `gather`, for what all have is added up elsewhere"
+        return to_detach(b, cpu, False)
 
     def new(self, dataset=None, cls=None, **kwargs):
         new = super().new(dataset, cls, **self.how | kwargs)

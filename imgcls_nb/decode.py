@@ -131,7 +131,7 @@ class FileBytes:
     source: object # Where from; messages name it
     data: bytes # All of the file
 
-    def read_bytes(self) -> bytes: return self.data
+    def read_bytes(self) -> bytes: return self.data # as a path has it
 
     def __str__(self): return str(self.source)
 

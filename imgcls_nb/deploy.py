@@ -14,76 +14,58 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from .core import InputError, did_you_mean
-from .foreign import open_foreign, preprocess_from_ops, read_class_map
+from .core import InputError, ModelFileError, did_you_mean
+from .foreign import POSTS, open_foreign
 from .inputs import free_cpus, iter_pictures
 from .metadata import find_model, read_card
 from .predict import Prediction, Predictor
+from .sections import Section
+from .transform_ops import read_preprocess
 
 # %% ../nbs/62_deploy.ipynb #eda2ae0b
 GLOBAL_KEYS = '''infer_imgs inference_model_dir batch_size use_gpu enable_mkldnn cpu_num_threads use_fp16 use_tensorrt ir_optim
     gpu_mem gpu_id enable_profile enable_benchmark benchmark use_onnx use_int8 model_name save_log_path'''.split()
+_SIZES = 'resize_short', 'resize'
 
-class _Global:
-    def __init__(self, values, named):
-        self.values, self.names = values or {}, {o.removeprefix('Global.') for o in named if o.startswith('Global.')}
-        for o in self.names:
-            if o not in GLOBAL_KEYS: raise InputError(f"-o Global.{o} is not known.{did_you_mean(o, GLOBAL_KEYS)} "
-                                                      f"Known: {', '.join(GLOBAL_KEYS)}.")
-
-    def flag(self, key):
-        v = self.values.get(key)
-        if v is None or isinstance(v, bool): return bool(v)
-        raise InputError(f"Global.{key}={v!r} is not True or False.")
-
-    def count(self, key, usual=None):
-        v = self.values.get(key)
-        if v is None or (type(v) is int and v > 0): return v or usual
-        raise InputError(f"Global.{key}={v!r} is no number of them: give a whole number, at least 1.")
-
-    def text(self, key, hint):
-        v = self.values.get(key)
-        if isinstance(v, str) and v: return v
-        raise InputError(f"Global.{key}={v!r} names no {hint}. Give -o Global.{key}=….")
+def _check_named(named): # what is typed is meant, and a slip in it would be passed over
+    known = [*(f'Global.{o}' for o in GLOBAL_KEYS), *_SIZES]
+    for o in named:
+        if o not in known and o.partition('.')[0] not in ('PreProcess', 'PostProcess'):
+            raise InputError(f"-o {o} is not known.{did_you_mean(o, known)} Known: {', '.join(known)}, and what is in PreProcess "
+                             "and PostProcess.")
 
 # %% ../nbs/62_deploy.ipynb #d8f9c85c
-def _where(g): # arguments of Predictor
+def _where(g, named): # arguments of Predictor
     trt, gpu = g.flag('use_tensorrt'), g.flag('use_gpu')
-    if g.flag('use_fp16') and not trt and 'use_fp16' in g.names:
+    if g.flag('use_fp16') and not trt and 'Global.use_fp16' in named:
         raise InputError("Global.use_fp16=True works with -o Global.use_tensorrt=True only. On a CPU, export the model with "
                          "--precision auto, which keeps what is fastest and still right.")
-    if trt and not gpu and 'use_tensorrt' in g.names:
+    if trt and not gpu and 'Global.use_tensorrt' in named:
         raise InputError("Global.use_tensorrt=True needs a GPU: give -o Global.use_gpu=True too.")
-    options = dict(trt_fp16_enable=g.flag('use_fp16'))
+    options = dict(trt_fp16_enable=g.flag('use_fp16', False))
     wanted = [('tensorrt', options), 'cuda'] if trt and gpu else ['cuda'] if gpu else None
     threads = g.count('cpu_num_threads')
-    if threads and 'cpu_num_threads' not in g.names: threads = min(threads, free_cpus())
-    demanded = bool({'use_gpu', 'use_tensorrt'} & g.names)
+    if threads and 'Global.cpu_num_threads' not in named: threads = min(threads, free_cpus())
+    demanded = bool({'Global.use_gpu', 'Global.use_tensorrt'} & {*named})
     return dict(threads=threads) | {'providers' if demanded else 'prefer': wanted}
 
 # %% ../nbs/62_deploy.ipynb #b117f73b
-def _prepared(own, cfg, named): # the preprocessing; None: as the model says
+def _prepared(own, cfg, named): # the preprocessing, and notes about it
+    notes, sizes = [], Section({k: cfg.get(k) for k in _SIZES}, 'config')
     changed = own is None or any(o.startswith('PreProcess') for o in named)
-    prep = preprocess_from_ops((cfg.get('PreProcess') or {}).get('transform_ops')) if changed else own.preprocess
-    short, crop = (_pixels(cfg, o) for o in ('resize_short', 'resize'))
+    prep = read_preprocess(Section(cfg.get('PreProcess'), 'PreProcess'), notes) if changed else own.preprocess
+    short, crop = map(sizes.count, _SIZES)
     if short: prep = replace(prep, resize_short=short, resize=None)
-    return replace(prep, crop=(crop, crop)) if crop else prep
+    return replace(prep, crop=(crop, crop)) if crop else prep, notes
 
-def _pixels(cfg, key):
-    v = cfg.get(key)
-    if v is None or (type(v) is int and v > 0): return v
-    raise InputError(f"{key}={v!r} is no number of pixels.")
-
-def _topk(cfg):
-    v = ((cfg.get('PostProcess') or {}).get('Topk') or {}).get('topk', 5)
-    if type(v) is int and v > 0: return v
-    raise InputError(f"PostProcess.Topk.topk={v!r} is no number of classes.")
-
-def _class_map(cfg, named):
-    file = ((cfg.get('PostProcess') or {}).get('Topk') or {}).get('class_id_map_file')
-    if 'PostProcess.Topk.class_id_map_file' not in named or not file: return None
-    if Path(file).is_file(): return read_class_map(file)
-    raise InputError(f"There is no class_id_map_file '{file}'. Give one, or None for the model's own labels.")
+def _after(cfg, named): # how many classes to name, and a file of names; None: as the model says
+    post = Section(cfg.get('PostProcess'), 'PostProcess')
+    topk = post.sub('Topk')
+    k, file = topk.count('topk', 5), topk.text('class_id_map_file')
+    if any(o.startswith('PostProcess') for o in named):
+        post.one_of('main_indicator', POSTS, 'Topk')
+        topk.done('delimiter label_list')
+    return k, file if 'PostProcess.Topk.class_id_map_file' in named else None
 
 # %% ../nbs/62_deploy.ipynb #2c37ada6
 @dataclass(frozen=True)
@@ -99,20 +81,27 @@ def open_inference(
     named=(), # Keys that were named with -o, such as 'Global.use_gpu'
 ) -> Inference:
     "A predictor and its work, from PaddleClas's config"
-    g = _Global(cfg.get('Global'), named)
-    model = find_model(_with_suffix(g.text('inference_model_dir', 'model folder')))
-    own, where, pictures = read_card(model), _where(g), g.text('infer_imgs', 'picture or folder')
-    prep, labels = _prepared(own, cfg, named), _class_map(cfg, named)
-    if own: predictor = Predictor(model, card=replace(own, preprocess=prep), labels=labels, idle=True, **where)
-    else: predictor = open_foreign(model, cfg, preprocess=prep, idle=True, **where)
+    _check_named(named)
+    g, (k, names) = Section(cfg.get('Global'), 'Global'), _after(cfg, named)
+    model, pictures = _model(_place(g, 'inference_model_dir')), _place(g, 'infer_imgs')
+    own, where = read_card(model), _where(g, named)
+    prep, notes = _prepared(own, cfg, named)
+    if own: predictor = Predictor(model, card=replace(own, preprocess=prep), labels=names, idle=True, **where)
+    else: predictor, notes = open_foreign(model, cfg, preprocess=prep, idle=True, **where), [] # it tells its own
     if g.flag('enable_mkldnn') and predictor.provider.startswith(('CUDA', 'Tensorrt')):
-        print("enable_mkldnn is ignored: it is for CPUs, and this runs on a GPU.", file=sys.stderr)
-    return Inference(predictor, pictures, _topk(cfg), g.count('batch_size', 1))
+        notes.append("enable_mkldnn is ignored: it is for CPUs, and this runs on a GPU.")
+    for o in notes: print(o, file=sys.stderr)
+    return Inference(predictor, pictures, k, g.count('batch_size', 1))
 
-def _with_suffix(name): # '…/inference' and '…/inference.pdmodel' mean the file of that name that can be run
+def _place(g, key):
+    if o := g.text(key): return o
+    raise InputError(f"Global.{key} is not said. Give -o Global.{key}=….")
+
+def _model(name): # '…/inference' and '…/inference.pdmodel' mean the file of that name that can be run
     file = Path(name)
     known = file.with_suffix('.onnx') if file.suffix in ('', '.pdmodel', '.pdiparams', '.json') else file
-    return known if known.is_file() and not file.is_dir() else file
+    try: return find_model(known if known.is_file() and not file.is_dir() else file)
+    except ModelFileError as e: raise ModelFileError(f"Global.inference_model_dir={name}: {e}") from e
 
 # %% ../nbs/62_deploy.ipynb #ad61ff55
 def paddle_line(
@@ -164,7 +153,7 @@ class Progress:
         done = min(20, 20*n//self.total)
         return f"[{'#'*done}{'.'*(20 - done)}] {n:,} of {self.total:,}"
 
-    def close(self):
+    def close(self): # the line goes away
         if self.shown: self.to.write('\r\x1b[K')
 
 def show_predictions(

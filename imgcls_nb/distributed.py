@@ -50,7 +50,9 @@ class Launched:
                                             stdout=log, stderr=log, env=_plain_env(), start_new_session=True)
 
     @property
-    def running(self) -> bool: return self.process.poll() is None
+    def running(self) -> bool:
+        "Whether they still work"
+        return self.process.poll() is None
 
     def read(self) -> str:
         "What was printed since the last look"
@@ -69,7 +71,9 @@ class Launched:
         if not self.running: raise InputError(f"There is nothing to {request}: the processes have ended.")
         ask_run(self.run, request)
 
-    def stop(self): self.ask('stop')
+    def stop(self):
+        "Ask the training to stop, which it does at the end of a batch"
+        self.ask('stop')
 
     def end(self):
         "End the processes as an interrupt does"

@@ -7,6 +7,7 @@ __all__ = ['NEEDS', 'cpu_features', 'can_run', 'OnnxRuntime', 'OpenVino', 'engin
 
 # %% ../nbs/00_engines.ipynb #36709d4b
 import re
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -57,14 +58,18 @@ class OpenVino:
         precision:str='fp32', # 'bf16' where the processor can; anything else: 32 bits, and 8 where the file says so
         threads:int|None=None, # Of the CPU; None: its own choice
     ):
-        import openvino as ov
-        core = ov.Core()
+        core = _core()
         net = core.read_model(model) if isinstance(model, bytes) else core.read_model(str(model))
         how = {'INFERENCE_PRECISION_HINT': 'bf16' if precision == 'bf16' else 'f32', 'PERFORMANCE_HINT': 'LATENCY'}
         if threads: how['INFERENCE_NUM_THREADS'] = threads
         self._request = core.compile_model(net, 'CPU', how).create_infer_request()
 
     def __call__(self, x) -> np.ndarray: return self._request.infer([x])[0].copy() # the engine uses its memory again
+
+@cache
+def _core(): # one for good: when one of several goes, signals are left a stack that is gone too, and the next one kills
+    import openvino as ov
+    return ov.Core()
 
 # %% ../nbs/00_engines.ipynb #bb9ac0dc
 def engines_here() -> list: # Of 'onnxruntime', 'openvino'

@@ -39,7 +39,9 @@ class Eraser:
         pixels.reshape(im.height, im.width, -1)[hidden] = self.paint(int(hidden.sum()))
         return Image.fromarray(pixels)
 
-    def mask(self, h, w) -> np.ndarray: raise NotImplementedError # bool, `(h, w)`, True where something goes
+    def mask(self, h, w) -> np.ndarray:
+        "Which pixels of a picture of `h` and `w` go: bool, `(h, w)`"
+        raise NotImplementedError
 
     def paint(self, n): return self.colour # Of n pixels: one colour, or `(n, channels)`
 

@@ -118,7 +118,9 @@ def _check_k(k, c):
         raise InputError(f"k={k!r} is no number of guesses. Give 1 or more.")
     if k >= c: print(f"Of {c} classes the first {k} guesses always hold the right one: top{k} is 1 for any network.")
 
-for _k in (1, 5): setattr(Evaluation, f'top{_k}', property(lambda self, k=_k: self.topk(k)))
+for _k in (1, 5):
+    _doc = f'Share of pictures with the truth among the first {_k} guesses, 0..1'
+    setattr(Evaluation, f'top{_k}', property(lambda self, k=_k: self.topk(k), doc=_doc))
 
 # %% ../nbs/54_evaluation.ipynb #e21d6ec0
 @patch(as_prop=True)
@@ -128,7 +130,9 @@ def confusion(self:Evaluation): # A `Confusion`: counts, order, most confused, f
         self._confusion = Confusion(count_pairs(self.targs, self.preds, len(self.vocab)), self.vocab)
     return self._confusion
 
-for _name in MEANS: setattr(Evaluation, _name, property(lambda self, name=_name: self.confusion.mean(name)))
+for _name in MEANS:
+    _doc = f"{_name.replace('_', ' ').capitalize()}, mean of the classes, 0..1"
+    setattr(Evaluation, _name, property(lambda self, name=_name: self.confusion.mean(name), doc=_doc))
 
 # %% ../nbs/54_evaluation.ipynb #37ac9c94
 @patch

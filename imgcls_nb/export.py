@@ -11,6 +11,7 @@ import json
 import math
 import os
 import subprocess
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +19,9 @@ import numpy as np
 import onnx
 import torch
 
-from .core import ACTIVATIONS, CARD_KEY, BadPictureError, InputError, ModelCard
+from .core import ACTIVATIONS, CARD_KEY, BadPictureError, InputError, ModelCard, check_count, check_probability
+from .files import in_words
+from .inputs import iter_pictures
 from .learner import ImageLearner
 from .pictures import PictureList
 from .predict import Predictor, probabilities
@@ -90,7 +93,7 @@ class ExportReport:
     output: str = 'logits' # Of the graph
 
     @property
-    def precision(self) -> str: return precision_of(self.kept.variant) if self.kept else 'fp32'
+    def precision(self) -> str: return precision_of(self.kept.variant) if self.kept else 'fp32' # of the file
 
     def __str__(self):
         return (f"{self.path} ({self.megabytes:.1f} MB, opset {self.opset}, {self.precision}, {self.output}): on {self.pictures} "
@@ -114,7 +117,7 @@ class ExportReport:
 def export_onnx(
     learn, # An `image_learner`, a run or its folder, or a weights file in one
     path, # The model file to write, such as 'model.onnx'
-    pictures=None, # Pictures to compare on, a `PictureList` if their labels are to count; None: of the validation set
+    pictures=None, # To compare on, as `iter_pictures` takes them, or a list with labels; None: of the validation set
     threshold:float|None=None, # Probability below which a prediction counts as unsure
     max_rel_diff:float=1e-3, # Largest accepted difference in 32 bits, as a share of the logits' spread
     metrics:dict|None=None, # To put on the card; None: those of the checkpoint
@@ -125,11 +128,11 @@ def export_onnx(
     activation:str|None=None, # 'softmax' or 'sigmoid'; None: as the loss has it
     weights:str='best_model', # Which checkpoint of a run
     limit:int|None=None, # Most pictures of the validation set; None: 64, with fewer bits 1000
-    calibration=None, # Pictures that show the ranges for 8 bits; None: 128 of the training set
+    calibration=None, # Pictures that show the ranges for 8 bits, as for `pictures`; None: 128 of the training set
     threads:int|None=None, # Of the CPU while speed is measured; None: the engine's own choice
 ) -> ExportReport:
     "Write one model file, or refuse if torch and ONNX Runtime disagree"
-    check_precision(precision)
+    path = _check_arguments(path, precision, threshold, limit, threads, max_drop=max_drop, max_rel_diff=max_rel_diff)
     trained, source = _read_source(learn, weights)
     card = _make_card(trained, source, threshold, metrics, _temperature(temperature), activation or source.activation)
     judges, labels = _judges(pictures, source, trained.vocab, limit or (64 if precision == 'fp32' else 1000))
@@ -143,7 +146,7 @@ def export_onnx(
                    passed=tuple(o.way for o in trials if o.variant == kept.variant and not o.why and not math.isnan(o.ms)))
     judges = [judges[i] for i in seen]
     report = _report(path, variants[kept.variant], trials, kept, logits, precision, card.output)
-    return _write(Path(path), variants[kept.variant], card, report, judges, logits)
+    return _write(path, variants[kept.variant], card, report, judges, logits)
 
 def _temperature(o):
     t = getattr(o, 'temperature', o)
@@ -154,6 +157,29 @@ def _network(model):
     def run(x):
         with torch.no_grad(): return model(torch.from_numpy(x)).numpy()
     return run
+
+# %% ../nbs/60_export.ipynb #79c85688
+def _check_arguments(path, precision, threshold, limit, threads, **amounts): # now, and not after minutes of work
+    check_precision(precision), check_probability(threshold, 'threshold')
+    check_count(limit, 'limit'), check_count(threads, 'threads')
+    for k, v in amounts.items():
+        if not (isinstance(v, (int, float)) and v >= 0): raise InputError(f"{k}={v!r} is no number from 0 upwards.")
+    return _check_place(Path(path))
+
+def _check_place(path):
+    if path.is_dir(): raise InputError(f"'{path}' is a folder. Give the name of a file, such as {path.name}/model.onnx.")
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _part(path).touch()
+        _part(path).unlink()
+    return path
+
+def _part(path): return path.with_name(f'.{path.name}.part')
+
+@contextmanager
+def _writing(path):
+    try: yield
+    except OSError as e: raise InputError(f"'{path}' was not written: {in_words(e)}.") from e
 
 # %% ../nbs/60_export.ipynb #ce65e7bb
 def _check_trials(path, trials, precision):
@@ -168,16 +194,15 @@ def _report(path, proto, trials, kept, logits, asked, output):
                         opset_of(proto), kept.megabytes, asked, kept, tuple(trials), output)
 
 def _write(path, proto, card, report, pictures, logits):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.part')
+    part = _part(path)
     if card.output == 'probabilities': add_activation(proto, card.activation, card.temperature)
     onnx.helper.set_model_props(proto, {CARD_KEY: card.to_json()})
     try:
-        onnx.save(proto, part)
+        with _writing(path): onnx.save(proto, part)
         _check_file(part, path, replace(card, output='logits'), pictures[:64],
                     logits[report.kept.variant, 'onnxruntime', card.precision])
         report = replace(report, megabytes=part.stat().st_size/1e6)
-        os.replace(part, path)
+        with _writing(path): os.replace(part, path)
     finally: part.unlink(missing_ok=True)
     return report
 
@@ -242,11 +267,13 @@ def _judges(pictures, source, vocab, limit):
         names = np.array([place.get(o, -1) for o in pictures.vocab])
         labels = np.where(pictures.labels < 0, -1, names[pictures.labels])
         pictures = pictures.items
+    else: pictures = list(iter_pictures(pictures))
     if not len(pictures): raise InputError("There is no picture to compare torch and ONNX Runtime on. Give some as pictures=….")
     return list(pictures), labels
 
 def _calibration(pictures, source, preprocess, bs=16):
-    if pictures is None: pictures = calibration_pictures(source.side(0)).items
+    if pictures is None: pictures = calibration_pictures(source.side(0))
+    pictures = pictures.items if isinstance(pictures, PictureList) else iter_pictures(pictures)
     arrays = [x for o in pictures if (x := _readable(preprocess, o)) is not None]
     if not arrays: raise InputError("There is no picture to find the ranges for 8 bits with. Give some as calibration=….")
     return [np.stack(arrays[i:i + bs]) for i in range(0, len(arrays), bs)]

@@ -64,13 +64,13 @@ class Idioms:
     def _settled(self): return self._built is not None and not self._depth # neither being made nor in a fit
 
     @property
-    def dls(self): return self._dls
+    def dls(self): return self._dls # assigned like any attribute; the plan follows
 
     @dls.setter
     def dls(self, dls): self._dls = self._fit_in(dls) if self._settled and dls is not self._dls else dls
 
     @property
-    def loss_func(self): return self._loss_func
+    def loss_func(self): return self._loss_func # a name of ours, or a function
 
     @loss_func.setter
     def loss_func(self, func):
@@ -78,7 +78,7 @@ class Idioms:
         self._loss_func = func.to(self.dls.device) if self._settled and isinstance(func, nn.Module) else func
 
     @property
-    def opt_func(self): return self._opt_func
+    def opt_func(self): return self._opt_func # a name of ours, or a function
 
     @opt_func.setter
     def opt_func(self, func):
@@ -157,19 +157,23 @@ def to_precision(self:Idioms,
     return self
 
 @patch
-def to_fp32(self:Idioms): return self.to_precision('fp32')
+def to_fp32(self:Idioms): return self.to_precision('fp32') # fastai's name
 
 @patch
-def to_bf16(self:Idioms): return self.to_precision('bf16')
+def to_bf16(self:Idioms): return self.to_precision('bf16') # fastai's name, on every device
 
 @patch
-def to_fp16(self:Idioms, **kwargs): return self.to_precision('fp16', **kwargs)
+def to_fp16(self:Idioms, **kwargs):
+    "fastai's name; `kwargs` are those of the gradient scaler"
+    return self.to_precision('fp16', **kwargs)
 
 @patch
-def to_non_native_fp16(self:Idioms, **kwargs): return self.to_precision('fp16')
+def to_non_native_fp16(self:Idioms, **kwargs):
+    "fastai's old name; its `kwargs` say nothing here"
+    return self.to_precision('fp16')
 
 @patch
-def to_non_native_fp32(self:Idioms): return self.to_precision('fp32')
+def to_non_native_fp32(self:Idioms): return self.to_precision('fp32') # fastai's old name
 
 # %% ../nbs/44_idioms.ipynb #08b96e16
 @patch

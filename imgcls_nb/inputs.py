@@ -33,15 +33,21 @@ def _walk(folder, seen, home):
 
 def _names(folder): # with a '/' at the end of subfolders
     try:
-        with os.scandir(folder) as entries: yield from (o.name + '/'*o.is_dir() for o in entries if _is_wanted(o))
+        with os.scandir(folder) as entries: yield from (o.name + '/'*_is_folder(o) for o in entries if _is_wanted(o))
     except OSError as e:
         raise InputError(f"The folder '{folder}' cannot be read ({e.strerror}). Allow it to be read, or take it out.") from e
 
 def _is_wanted(o):
     if o.name.startswith('.'): return False
-    if o.is_dir(): return True
-    is_picture = os.path.splitext(o.name)[1].lower() in IMAGE_SUFFIXES
-    return is_picture and (o.is_file() or o.is_symlink()) # a pipe would be waited for; a broken link is told of
+    return _is_folder(o) or (os.path.splitext(o.name)[1].lower() in IMAGE_SUFFIXES and _is_file(o))
+
+def _is_folder(o):
+    try: return o.is_dir()
+    except OSError: return False # a link to itself
+
+def _is_file(o): # a pipe would be waited for; a link to nowhere or to itself is told of
+    try: return o.is_file() or not os.path.exists(o.path)
+    except OSError: return True
 
 def _is_new(folder, seen, home): # not listed before by another name, nor above where the search began
     real = os.path.realpath(folder)

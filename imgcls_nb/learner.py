@@ -63,7 +63,7 @@ class ImageLearner(Idioms, ResumableLearner):
     interrupted = False # whether the last call did not come to its end
 
     @property
-    def preprocess(self) -> Preprocess: return self.dls.preprocess
+    def preprocess(self) -> Preprocess: return self.dls.preprocess # of validation, export and serving
 
     @property
     def whole_plan(self) -> Plan: return replace(self.plan, schedule=(*self.plan.schedule, *self.ahead)) # with calls to come

@@ -69,7 +69,9 @@ class Lock:
         except OSError: return None # given back meanwhile
 
     @property
-    def mine(self) -> bool: return self.token is not None and (o := self.holder) is not None and o.token == self.token
+    def mine(self) -> bool:
+        "Whether this process holds it"
+        return self.token is not None and (o := self.holder) is not None and o.token == self.token
 
     def take(self):
         "Become the holder, or say who is"

@@ -120,6 +120,7 @@ class CrossEntropy(Loss):
     "Softmax cross entropy"
     one_label = True
     def each(self, logits, targ):
+        "The loss of each picture, `(n,)`, from `logits` `(n, classes)` and `targ`, numbers or rows"
         weight = None if self.weight is None else self.weight.to(logits.dtype)
         return F.cross_entropy(logits, targ, weight, reduction='none', label_smoothing=self.label_smoothing)
 
@@ -141,6 +142,7 @@ class BCE(Loss):
                                              f"label_smoothing={label_smoothing} would be void. Give one of them.")
 
     def each(self, logits, targ):
+        "The loss of each picture, `(n,)`, from `logits` `(n, classes)` and `targ`, numbers or rows"
         rows = self.smoothed(targ, logits)
         if self.target_threshold is not None: rows = (rows > self.target_threshold).to(rows.dtype)
         terms = F.binary_cross_entropy_with_logits(logits, rows, reduction='none')
@@ -163,6 +165,7 @@ class Focal(Loss):
         self.gamma = gamma
 
     def each(self, logits, targ):
+        "The loss of each picture, `(n,)`, from `logits` `(n, classes)` and `targ`, numbers or rows"
         logp = logits.log_softmax(1)
         lack = (-logp.expm1()).clamp_min(1e-12) # 1 - p, exact near 0, where a power below 1 has no slope
         terms = -self.smoothed(targ, logits)*lack**self.gamma*logp
@@ -224,7 +227,7 @@ class OwnLoss(nn.Module):
         self.by_argument = not hasattr(func, 'reduction') and _takes_reduction(func)
 
     @property
-    def reduction(self): return getattr(self.func, 'reduction', self.default)
+    def reduction(self): return getattr(self.func, 'reduction', self.default) # mean, sum or none, wherever the function keeps it
 
     @reduction.setter
     def reduction(self, v): setattr(*((self.func, 'reduction') if hasattr(self.func, 'reduction') else (self, 'default')), v)
@@ -236,13 +239,14 @@ class OwnLoss(nn.Module):
         return each.sum() if self.default == 'sum' else each
 
     def normalizer(self, targ):
+        "What a mean over `targ` divides by"
         if self.reduction == 'sum': return 1
         weight = getattr(self.func, 'weight', None)
         return len(targ) if weight is None or targ.ndim > 1 else weight[targ.long()].sum()
 
-    def activation(self, logits): return logits.sigmoid() if self.sigmoid else logits.softmax(-1)
+    def activation(self, logits): return logits.sigmoid() if self.sigmoid else logits.softmax(-1) # probabilities
 
-    def decodes(self, probs): return probs.argmax(-1)
+    def decodes(self, probs): return probs.argmax(-1) # class numbers
 
 def _takes_reduction(func):
     try: return 'reduction' in inspect.signature(func).parameters

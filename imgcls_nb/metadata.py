@@ -62,7 +62,8 @@ def find_model(
     named = [o for o in MODEL_NAMES if o in here] or here
     if len(named) == 1: return path/named[0]
     said = f" The folder holds {', '.join(here)}: name one of them." if here else _paddle(path)
-    raise ModelFileError(f"There is no model file '{path}'.{said or ' Give the path of a model.onnx that export_onnx wrote.'}")
+    where = f"in the folder '{path}'" if path.is_dir() and not here else f"'{path}'"
+    raise ModelFileError(f"There is no model file {where}.{said or ' Give the path of a model.onnx that export_onnx wrote.'}")
 
 def _paddle(path): # its graphs are for its own engine
     folder = path if path.is_dir() else path.parent

@@ -80,19 +80,20 @@ class Counts:
         return float(self.sums[0].sum() if k == 1 else self.hits[k])/n if n else float('nan')
 
     @property
-    def top1(self) -> float: return self.topk(1)
+    def top1(self) -> float: return self.topk(1) # 0..1
 
     @property
-    def precision(self) -> float: return float(self.per_class().precision.mean())
+    def precision(self) -> float: return float(self.per_class().precision.mean()) # mean of the classes, 0..1
 
     @property
-    def recall(self) -> float: return float(self.per_class().recall.mean())
+    def recall(self) -> float: return float(self.per_class().recall.mean()) # mean of the classes, 0..1
 
     @property
-    def f1(self) -> float: return float(self.per_class().f1.mean())
+    def f1(self) -> float: return float(self.per_class().f1.mean()) # mean of the classes, 0..1
 
     @property
     def balanced_accuracy(self) -> float:
+        "Mean recall of the classes that have pictures, 0..1"
         table = self.per_class()
         return float(table.recall[table.pictures > 0].mean())
 

@@ -114,7 +114,8 @@ class Moment:
     state: dict = field(repr=False) # Of the optimizer, and of callbacks by name
 
     @classmethod
-    def of(cls, learn, at) -> 'Moment': # its tensors are those of the learner and not copies
+    def of(cls, learn, at) -> 'Moment':
+        "The state of `learn` at a position `at`; its tensors are those of the learner and not copies"
         states = ((name, state_of(cb)) for name, cb in _named(learn))
         return cls(at, learn.model.state_dict(), dict(opt=learn.opt.state_dict(),
                                                       callbacks={k: v for k, v in states if v is not None}))
@@ -176,7 +177,8 @@ class ResumableLearner(Learner):
         "Skip what was done before a moment, and go on there"
         self.origin, self.fresh_opt, self.own_rates = moment, fresh_opt, own_rates
 
-    def position(self, epoch, batch=0) -> Position: # in the running fit
+    def position(self, epoch, batch=0) -> Position:
+        "Where the running fit stands, at a `batch` of an `epoch`"
         return Position(self.call, self.fits, epoch, batch, self.n_epoch, len(self.dls.train), self.over)
 
     @wraps(Learner.fit)

@@ -17,11 +17,12 @@ from threading import Lock
 
 import numpy as np
 
-from .core import BadPictureError, InputError, ModelCard, ModelFileError
+from .core import BadPictureError, InputError, ModelCard, ModelFileError, check_count, check_probability
 from .inputs import free_cpus, iter_pictures, read_ahead
+from .labels import name_classes
 from .metadata import find_model, read_card
 from .records import Records
-from .running import Way, choose_way, open_model
+from .running import choose_way, open_model
 
 # %% ../nbs/02_predict.ipynb #7a68161d
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def probabilities(
 # %% ../nbs/02_predict.ipynb #7bd22097
 class Predictor:
     "Labels pictures with a model file"
-    _fixed = _lock = reject = None
+    _fixed = _lock = _run = reject = None
 
     def __init__(self,
         path, # A `model.onnx` written by `export_onnx`, or a folder that holds one; with `engine='torch'` a run
@@ -79,13 +80,13 @@ class Predictor:
         precision:str|None=None, # To calculate in; None: the fastest that was proven, else the file's own
         threshold:float|None=None, # Probability below which a prediction is unsure; None: the model's own
         reject:str|None=None, # What to call a picture with an unsure prediction; None: still the first guess
-        labels=None, # Class names in place of the model's: all in order, or some by their number
+        labels=None, # Class names in place of the model's: all in order, some by their number, or a `class_id_map_file`
         prefer=None, # As `providers`, but where it is not there, the CPU and a line of notice
         idle:bool=False, # The engine's threads sleep while they wait: for folders, services, and machines with other work
         card=None, # What the file does not say about itself: a card, or a function of the engine that makes one; see `foreign`
     ):
-        _check_count(threads, 'threads')
-        if engine == 'torch': self._open_run(path)
+        check_count(threads, 'threads')
+        if engine == 'torch': self._open_run(path, providers=providers, threads=threads, precision=precision, card=card)
         else: self._open_file(path, engine, providers, threads, precision, prefer, idle, card)
         self.card = _with(self.card, threshold, labels)
         self.labels, self.preprocess, self.reject = self.card.labels, self.card.preprocess, reject
@@ -99,13 +100,17 @@ class Predictor:
         self._lock = Lock() if self.way.engine == 'openvino' else None # it has one place for the answer
         self._fixed = _check_shapes(self._run, self.card, self.path)
 
-    def _open_run(self, path):
+    def _open_run(self, path, **others):
+        if named := [f'{k}={v!r}' for k, v in others.items() if v is not None]:
+            raise InputError(f"{named[0]} is not for engine='torch', which calculates in 32 bits on the CPU, with as many "
+                             "threads as torch is set to. Leave one of both out.")
         if Path(path).suffix == '.onnx':
             raise InputError(f"engine='torch' runs a run folder or its weights, and '{path}' is a graph. "
                              "Leave engine out for a model file.")
         trained = resolve_name('imgcls_nb.trained')
-        self._run, self.path, self.way = trained.TorchPredictor(trained.load_trained(path)), Path(path), Way('torch', 'fp32')
-        self.card, self._run = self._run.card, self._run.outputs
+        network = trained.TorchPredictor(trained.load_trained(path))
+        self.card, self._run, self.path, self.way = network.card, network.outputs, Path(path), network.way
+        self.fingerprint = network.fingerprint
 
     def outputs(self,
         x:np.ndarray, # float32, `(B, C, H, W)`, from `preprocess`
@@ -132,7 +137,7 @@ class Predictor:
         k:int=5, # How many classes to name
     ) -> Prediction:
         "Label one picture; raises `BadPictureError` if it cannot be read"
-        return self._decide(self.probs(self.preprocess(source)[None])[0], _check_count(k, 'k'), source)
+        return self._decide(self.probs(self.preprocess(source)[None])[0], check_count(k, 'k'), source)
 
     def batch(self,
         sources, # Whatever `iter_pictures` takes: pictures, a folder, a pattern, a generator
@@ -141,7 +146,7 @@ class Predictor:
         workers:int|None=None, # Threads that read pictures meanwhile; 0: none; None: as many as processors
     ) -> Iterator[Prediction]: # In the order of `sources`
         "Label many pictures, one `Prediction` each; unreadable ones carry `error`"
-        _check_count(k, 'k'), _check_count(bs, 'bs'), _check_count(workers, 'workers', 0)
+        check_count(k, 'k'), check_count(bs, 'bs'), check_count(workers, 'workers', 0)
         return self._batches(iter_pictures(sources), k, bs, free_cpus() if workers is None else workers)
 
     def _batches(self, sources, k, bs, workers):
@@ -177,9 +182,8 @@ class Predictor:
         progress:Callable|None=None, # Called with the number of pictures that are done, after each
     ) -> 'Streamed':
         "Label any number of pictures into a file; what a killed process has done is not done again"
-        k = min(_check_count(k, 'k'), len(self.labels))
+        k, sources = min(check_count(k, 'k'), len(self.labels)), iter_pictures(sources)
         with Records(out, self._made_by(k), k) as records:
-            sources = iter_pictures(sources)
             before, failed = _skip(sources, records)
             n = before
             for n, pred in enumerate(self.batch(sources, k, bs, workers), before + 1):
@@ -190,9 +194,12 @@ class Predictor:
         return Streamed(str(out), n, failed, before)
 
     def _made_by(self, k):
-        model = Path(self.path).read_bytes() if os.path.isfile(self.path or '') else b''
-        short = lambda data: hashlib.sha256(data).hexdigest()[:16]
-        return dict(draft=1, model=short(model), card=short(self.card.to_json().encode()), k=k, reject=self.reject)
+        card = hashlib.sha256(self.card.to_json().encode()).hexdigest()
+        return dict(draft=1, model=self.fingerprint()[:16], card=card[:16], k=k, reject=self.reject)
+
+    def fingerprint(self) -> str: # Hexadecimal
+        "Hash of the network, by which two are told apart"
+        with open(self.path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
     @property
     def provider(self) -> str:
@@ -218,26 +225,16 @@ def _in_parts(run, x, n): # for a graph that takes n pictures, no more and no fe
 
 def _name(source): return os.fspath(source) if isinstance(source, (str, os.PathLike)) else f'<{type(source).__name__}>'
 
-def _check_count(n, name, least=1):
-    if n is None or (isinstance(n, int) and not isinstance(n, bool) and n >= least): return n
-    raise InputError(f"{name}={n!r} is no number of them: give a whole number, at least {least}.")
-
 # %% ../nbs/02_predict.ipynb #4ac7ef16
 def _not_ours(path):
     raise ModelFileError(f"'{path}' is an ONNX model, but not one of ours: it holds no 'imgcls_nb' entry, so its labels and "
-                         "preprocessing are unknown. Write it with imgcls_nb.export.export_onnx or `imgcls export`, or "
-                         "open it with imgcls_nb.foreign.open_foreign, which takes them from a YAML file or from you.")
+                         "preprocessing are unknown. Write it with imgcls_nb.export.export_onnx or `imgcls export`. For "
+                         "files of other makers there are imgcls_nb.foreign.open_foreign and `imgcls predict -c "
+                         "inference_cls.yaml -o Global.inference_model_dir=…`, which take them from a YAML file or from you.")
 
 def _with(card, threshold, labels):
-    if threshold is not None and not (isinstance(threshold, (int, float)) and 0 <= threshold <= 1):
-        raise InputError(f"threshold={threshold!r} is no probability: give a number from 0 to 1.")
-    if threshold is not None: card = replace(card, threshold=float(threshold))
-    if labels is None: return card
-    n, some = len(card.labels), isinstance(labels, dict)
-    if odd := [o for o in labels if o not in range(n)] if some else [] if len(labels) == n else [len(labels)]:
-        raise InputError(f"The model has {n} classes, numbered 0 to {n - 1}; the labels given "
-                         f"{'name a class ' if some else 'are '}{odd[0]!r}.")
-    return replace(card, labels=tuple(str(labels.get(i, o) if some else labels[i]) for i, o in enumerate(card.labels)))
+    known = {} if check_probability(threshold, 'threshold') is None else dict(threshold=float(threshold))
+    return replace(card, labels=name_classes(labels, card.labels), **known)
 
 def _check_shapes(run, card, path): # -> the number of pictures that the graph takes at once; None: any
     shape, out = _shapes(run, card, path)

@@ -20,7 +20,7 @@ from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from .core import InputError, did_you_mean
+from .core import InputError, did_you_mean, first_line
 from .engines import NEEDS, can_run
 
 # %% ../nbs/58_quantize.ipynb #1dffb9fa
@@ -139,7 +139,7 @@ def make_variants(
 def _attempt(make, *args):
     try: return make(*args)
     except Exception as e: # of a dozen types: the tools look into graphs of any form
-        return f'{type(e).__name__}: {next(iter(str(e).strip().splitlines()), "without a reason")[:160]}'
+        return f'{type(e).__name__}: {first_line(e, 160)}'
 
 def precision_of(
     name:str, # Of a variant

@@ -90,8 +90,7 @@ class Records:
         self.out, self.k, self.format = Path(out), k, format_of(out)
         self.part = self.out.with_name(f'{self.out.name}.part')
         if self.out.is_dir(): raise InputError(f"'{out}' is a folder. Give the name of a file.")
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        self._file, self._head = open(self.part, 'a+b'), json_line(made_by) + b'\n'
+        self._file, self._head = _open_draft(self.part), json_line(made_by) + b'\n'
         try: self._begin()
         except BaseException:
             self._file.close()
@@ -143,7 +142,7 @@ class Records:
         self.close()
         self.part.unlink()
 
-    def close(self): self._file.close()
+    def close(self): self._file.close() # what is written stays
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
 
@@ -153,6 +152,12 @@ def _read_row(line): # None: cut, or overwritten by a crash of the machine
     return row if isinstance(row, dict) and 'source' in row else None
 
 # %% ../nbs/01_records.ipynb #b9f2f480
+def _open_draft(path):
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, 'a+b')
+    except OSError as e: raise InputError(f"'{path}' cannot be written ({e.strerror}). Name a file in another folder.") from e
+
 def _lock(f, path): # until it is closed
     if os.name != 'posix': return
     import fcntl

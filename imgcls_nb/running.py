@@ -12,7 +12,7 @@ from importlib.util import find_spec
 
 import onnxruntime as ort
 
-from .core import InputError, ModelCard, ModelFileError, best_way, did_you_mean
+from .core import InputError, ModelCard, ModelFileError, best_way, did_you_mean, first_line
 from .engines import OnnxRuntime, cpu_features, engines_here, open_engine
 
 # %% ../nbs/01_running.ipynb #d115abfd
@@ -58,8 +58,8 @@ def _provider(o): # a name of ours or ONNX Runtime's, or a pair: name and option
     name, *options = o if isinstance(o, (tuple, list)) else [o]
     full = PROVIDERS.get(str(name).lower(), name)
     if full not in ort.get_all_providers():
-        known = [*PROVIDERS, *ort.get_all_providers()]
-        raise InputError(f"There is no provider {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
+        raise InputError(f"There is no provider {name!r}.{did_you_mean(name, [*PROVIDERS, *ort.get_all_providers()])} Known: "
+                         f"{', '.join(PROVIDERS)}, and ONNX Runtime's own names.")
     return (full, *options) if options else full
 
 def _name(o): return o[0] if isinstance(o, tuple) else o
@@ -69,13 +69,15 @@ def read_providers(
     demanded:bool=True, # Whether it is an error if the first is not there
 ) -> list: # In ONNX Runtime's terms, those that are there, and the CPU last
     "Where to run, in order of preference"
-    wanted = [_provider(o) for o in ([providers] if isinstance(providers, str) else providers)]
+    wanted = [_provider(o) for o in (providers if isinstance(providers, (list, tuple)) else [providers])]
     there = [o for o in wanted if _name(o) in ort.get_available_providers()]
-    if wanted and there[:1] != wanted[:1]: _miss(_name(wanted[0]), demanded, 'this build of ONNX Runtime lacks it')
-    return there + [PROVIDERS['cpu']]*(PROVIDERS['cpu'] not in map(_name, there))
+    where = there + [PROVIDERS['cpu']]*(PROVIDERS['cpu'] not in map(_name, there))
+    if wanted and where[0] != wanted[0]: _miss(_name(wanted[0]), demanded, 'this build of ONNX Runtime lacks it', _name(where[0]))
+    return where
 
-def _miss(name, demanded, why):
-    if not demanded: print(f"{name} was preferred, but {why}: running on the CPU.", file=sys.stderr)
+def _miss(name, demanded, why, instead):
+    there = 'the CPU' if instead == PROVIDERS['cpu'] else instead
+    if not demanded: print(f"{name} was preferred, but {why}: running on {there}.", file=sys.stderr)
     else: raise InputError(f"{name} was asked for, but {why}; it has {', '.join(ort.get_available_providers())}. "
                            "For NVIDIA GPUs: pip install 'imgcls_nb[gpu]' in place of onnxruntime. Else ask for the CPU.")
 
@@ -97,8 +99,7 @@ def open_model(
         run = OnnxRuntime(path, threads, where, way.exact, idle)
     except InputError: raise
     except Exception as e: # engines raise types of their own, none of them public
-        raise ModelFileError(f"'{path}' cannot be opened as an ONNX model ({_first_line(e)}).") from e
-    if run.session.get_providers()[0] != _name(where[0]): _miss(_name(where[0]), bool(providers), 'it did not start')
+        raise ModelFileError(f"'{path}' cannot be opened as an ONNX model ({first_line(e)}).") from e
+    first, got = _name(where[0]), run.session.get_providers()[0]
+    if got != first: _miss(first, bool(providers), 'it did not start', got)
     return run
-
-def _first_line(e): return (str(e).strip().splitlines() or [type(e).__name__])[0][:200]

@@ -37,7 +37,7 @@ class Run:
 
     @classmethod
     def open(cls, path) -> 'Run':
-        "A run that exists"
+        "The run at `path`, which must exist"
         run = cls(path)
         if run.exists: return run
         near = sorted(o.name for o in run.path.parent.glob('*') if cls(o).exists)
@@ -45,10 +45,11 @@ class Run:
                          + (f" Runs beside it: {', '.join(near[:8])}." if near else ""))
 
     @property
-    def exists(self) -> bool: return (self.path/'config.yaml').is_file()
+    def exists(self) -> bool: return (self.path/'config.yaml').is_file() # whether a plan is there
 
     @property
     def plan(self) -> Plan:
+        "What was asked for, from config.yaml"
         file = self.path/'config.yaml'
         try: return plan_from_yaml(_read(file), str(file))
         except InputError as e:
@@ -56,13 +57,15 @@ class Run:
                              f"weights: pretrained='{self.path/'latest.safetensors'}'.") from e
 
     @property
-    def data(self) -> dict: return read_json(_read(self.path/'data.json'), str(self.path/'data.json'))
+    def data(self) -> dict:
+        "List hash, classes, and files that were left out"
+        return read_json(_read(self.path/'data.json'), str(self.path/'data.json'))
 
     @property
-    def env(self) -> dict: return read_json(_read(self.path/'env.json'), str(self.path/'env.json'))
+    def env(self) -> dict: return read_json(_read(self.path/'env.json'), str(self.path/'env.json')) # versions, hardware, seed
 
     @property
-    def best(self) -> Checkpoint: return read_checkpoint(self.path, 'best_model')
+    def best(self) -> Checkpoint: return read_checkpoint(self.path, 'best_model') # the checkpoint with the best score
 
     def __repr__(self): return f"Run('{self.path.as_posix()}', {len(self.history())} epochs, {self.status})"
 
@@ -155,6 +158,7 @@ def _is_saved(self:Run, file): # by fastai's `learn.save`, by a start that was k
 
 @patch
 def write_plan(self:Run, plan):
+    "Put `plan` into config.yaml, whole or not at all"
     with self._explained('plan'): write_atomic(self.path/'config.yaml', plan_to_yaml(plan).encode())
 
 def _write_json(file, values): write_atomic(file, json.dumps(values, indent=1, ensure_ascii=False).encode())

@@ -140,10 +140,14 @@ class Scan:
     def bad(self) -> list: return [(self.pics.name(i), why) for i, why in self.reasons.items()] # `(name, reason)` pairs
 
     @property
-    def tiny(self) -> np.ndarray: return self.has('readable') & (np.minimum(self.rows['width'], self.rows['height']) < TINY)
+    def tiny(self) -> np.ndarray:
+        "Which pictures have a side below `TINY` pixels, bool"
+        return self.has('readable') & (np.minimum(self.rows['width'], self.rows['height']) < TINY)
 
     @property
-    def huge(self) -> np.ndarray: return self.rows['width'].astype(np.int64)*self.rows['height'] > HUGE
+    def huge(self) -> np.ndarray:
+        "Which pictures have more than `HUGE` pixels, bool"
+        return self.rows['width'].astype(np.int64)*self.rows['height'] > HUGE
 
     @property
     def hashes(self) -> np.ndarray: return pattern_hash(self.rows['pattern']) # perceptual, uint64

@@ -9,6 +9,7 @@ __all__ = ['STYLE', 'SCRIPT', 'PAGE', 'POLICY', 'SAFE', 'LOOPBACK', 'make_app', 
 import base64
 import hashlib
 import socket
+from asyncio import CancelledError
 from contextlib import suppress
 
 import anyio
@@ -21,6 +22,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse
 from starlette.routing import Route
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from .core import BadPictureError, InputError
 from .inputs import free_cpus
@@ -67,6 +69,7 @@ class _Desk: # where requests wait for the predictor
         self.busy += 1
         try: return JSONResponse((await self._answer(request, k)).to_dict() | dict(source=None))
         except BadPictureError as e: raise HTTPException(400, str(e).replace('<bytes>', 'The file sent')) from e
+        except CancelledError as e: raise HTTPException(503, "The server ends.") from e
         finally: self.busy -= 1
 
     async def _answer(self, request, k):
@@ -189,13 +192,28 @@ def open_port(
                          "Give another --port, 0 for any that is free.") from e
     return sock
 
+class _Prompt(AutoHTTPProtocol):
+    "Lets go of whoever holds a connection and asks nothing"
+    patience_s = 10
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self.loop.call_later(self.patience_s, self._look, None)
+
+    def _look(self, before): # at the request of now, and at that of the last look
+        if self.transport.is_closing(): return
+        waits = self.cycle is None or self.cycle.response_complete
+        if waits and self.cycle is before: self.transport.close()
+        else: self.loop.call_later(self.patience_s, self._look, self.cycle)
+
 def make_server(
     app, # From `make_app`
     **kwargs # For `uvicorn.Config`
 ) -> uvicorn.Server:
     "A server with limits"
-    return uvicorn.Server(uvicorn.Config(app, **dict(log_level='warning', access_log=False, server_header=False, lifespan='off',
-                                                     timeout_keep_alive=5, limit_concurrency=256, backlog=256) | kwargs))
+    limits = dict(timeout_keep_alive=5, timeout_graceful_shutdown=5, limit_concurrency=256, backlog=256, http=_Prompt)
+    quiet = dict(log_level='warning', access_log=False, server_header=False, lifespan='off')
+    return uvicorn.Server(uvicorn.Config(app, **limits | quiet | kwargs))
 
 def serve(
     predictor:Predictor, # That answers

@@ -6,16 +6,18 @@
 __all__ = ['Trained', 'trained_from_plan', 'activation_of', 'checkpoint_of', 'load_trained', 'TorchPredictor']
 
 # %% ../nbs/42_trained.ipynb #59c5ee8e
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from .checkpoints import read_checkpoint
 from .core import ModelCard, Preprocess
 from .models import create_model, load_weights, model_preprocess
 from .plan import Plan
 from .predict import Predictor
-from .checkpoints import read_checkpoint
+from .running import Way
 from .runs import Run
 from .sources import class_names
 
@@ -73,7 +75,12 @@ class TorchPredictor(Predictor):
     ):
         self.model, self.path = trained.model, trained.plan.run
         self.card = ModelCard(trained.vocab, trained.preprocess, activation=activation_of(trained.plan))
-        self.labels, self.preprocess = self.card.labels, self.card.preprocess
+        self.labels, self.preprocess, self.way = self.card.labels, self.card.preprocess, Way('torch', 'fp32')
+
+    def fingerprint(self):
+        digest = hashlib.sha256()
+        for o in self.model.state_dict().values(): digest.update(o.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def outputs(self, x):
         with torch.no_grad(): return self.model(torch.from_numpy(x)).numpy()

@@ -14,7 +14,7 @@ from statistics import median
 
 import numpy as np
 
-from .core import BadPictureError, InputError
+from .core import BadPictureError, InputError, first_line
 from .engines import open_engine, ways_to_run
 from .quantize import needs_of, precision_of
 
@@ -34,7 +34,7 @@ class Trial:
     why: str = '' # It was refused
 
     @property
-    def key(self) -> tuple: return self.variant, self.engine, self.precision
+    def key(self) -> tuple: return self.variant, self.engine, self.precision # what tells trials apart
 
     @property
     def way(self) -> dict: # As a model card lists it
@@ -117,10 +117,8 @@ def _open_all(variants, threads, engines):
             if engine not in engines: continue
             try: runs[name, engine, precision] = open_engine(data, engine, precision, threads)
             except Exception as e: # engines raise types of their own
-                lost.append(Trial(name, engine, precision, sizes[name], why=f'cannot be opened ({_first_line(e)})'))
+                lost.append(Trial(name, engine, precision, sizes[name], why=f'cannot be opened ({first_line(e, 120)})'))
     return runs, lost, sizes
-
-def _first_line(e): return next(iter(str(e).strip().splitlines()), type(e).__name__)[:120]
 
 def _timed(trials, runs, x):
     ms = race({o.key: runs[o.key] for o in trials if not o.why}, x)
@@ -143,7 +141,7 @@ def _share(a, b): return float(a/b) if b else math.inf*bool(a) # all logits alik
 
 def _refusal(precision, diff, drop, max_drop, max_rel_diff, known):
     if precision == 'fp32' and not diff <= max_rel_diff:
-        return f'logits differ by {diff:.1e} of their spread, accepted are {max_rel_diff:g}'
+        return f'has logits that differ by {diff:.1e} of their spread, accepted are {max_rel_diff:g}'
     if drop > max_drop + 1e-9: # of what is a ratio of whole numbers
         return f"loses {drop:.2f} points of {'accuracy' if known else 'agreement'}, accepted are {max_drop:g}"
     return ''

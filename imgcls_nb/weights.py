@@ -134,7 +134,9 @@ class Published:
     offline: bool = False # The user said not to ask the network
 
     @property
-    def available(self) -> bool: return bool(self.cached) or not self.offline and host_answers(self.url)
+    def available(self) -> bool:
+        "In the cache, or within reach"
+        return bool(self.cached) or not self.offline and host_answers(self.url)
 
     def advice(self) -> str:
         "What to do on a machine that cannot reach it"

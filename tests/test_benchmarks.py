@@ -1,4 +1,7 @@
 "Parts of the benchmarks that must be right before anything is measured"
+import argparse
+import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -70,3 +73,132 @@ SCRIPTS = sorted(o.name for o in BENCHMARKS.glob('*.py') if 'argparse' in o.read
 def test_scripts_say_what_they_do(script):
     done = subprocess.run([sys.executable, BENCHMARKS/script, '--help'], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and not done.stderr.count('Traceback'), done.stderr
+
+# Rows that are handed over, and the page that is made of them
+
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module
+
+def fits(rows, *jobs):
+    "Rows that `bars.py` knows, as they come back from their file"
+    known = {k for o in jobs for k in importlib.import_module('bars').JOBS[o].bars}
+    rows = list(rows)
+    assert rows and {o.key for o in rows} <= known and all(isinstance(o.measured, str) for o in rows)
+    return {o.key: o for o in rows}
+
+def test_bars_are_told_apart(bench):
+    jobs = bench('bars').JOBS
+    keys = [k for o in jobs.values() for k in o.bars]
+    assert len(keys) == len(set(keys))
+    scripts = {o.script for o in jobs.values()}
+    assert {o for o in SCRIPTS if o != 'all.py'} <= scripts, "every script has a job"
+    here = {o for o in scripts if (BENCHMARKS/o).exists()}
+    assert not [o for o in here if "'--bars'" not in (BENCHMARKS/o).read_text('utf-8')]
+
+def test_rows_of_loaders(bench):
+    data = bench('data_pipeline')
+    def row(name, first, later, **kwargs):
+        return data.Row(name, 'as it is', None, times=dict(data.fresh_times(), first=[first]*2, later=[later, 2*later]), **kwargs)
+    rows = [row('imgcls_nb', 2., 1., ours=True), row('by hand', .1, .1, by_hand=True), row('fastai', 4., 5.)]
+    rows.append(row('timm', 1.9, 3.))
+    small = fits(data.bar_rows('small', rows, 64), 'data')
+    keys = [f'small, {part}, {peer}' for part in ('epoch 1', 'later') for peer in ('fastai', 'best')]
+    assert [small[k].ratio for k in keys] == ['2.00', '0.95', '5.00', '3.00']
+    assert [o.passed for o in small.values()] == [True, False, True, True]
+    assert set(fits(data.bar_rows('large', rows, 64), 'data')) == {'large, epoch 1, fastai', 'large, later, fastai'}
+    top1 = dict(cached=[.9, .91, .92], other=[0, 0, 0], base=[.91, .9, .92])
+    assert fits([data.accuracy_row(top1)], 'cache')['cache, accuracy'].passed
+    assert not data.accuracy_row(top1 | dict(cached=[.5, .5, .51])).passed
+
+def test_rows_of_trainings(bench):
+    speed = bench('train_speed')
+    args = argparse.Namespace(minutes=25)
+    names = 'imgcls_nb', *speed.PEERS
+    result = [dict(arch=a, name=n, top1=.9, own=[1. + i]*3, bare=[.95]*3) for a in speed.LR for i, n in enumerate(names)]
+    rows = fits(speed.steps_rows(result, args), 'steps')
+    assert rows['resnet18, bare step'].passed and rows['resnet18, timm'].ratio == '3.00'
+    assert rows['mobilenetv3_large_100, PaddleClas'].ratio == '4.00' and len(rows) == 7
+    ours, slow, never = [(50, .9), (100, .941)], [(200, .5), (350, .94)], [(1500, .93)]
+    rows = fits(speed.fashion_rows(dict(ours=ours, a=slow, b=never), args), 'fashion')
+    assert rows['time to 94 %'].passed and rows['time to 94 %'].ratio == '3.5'
+    assert speed.fashion_rows(dict(ours=ours, b=never), args)[0].ratio == 'above 15.0'
+    assert not any(o.passed for o in speed.fashion_rows(dict(ours=never, b=slow), args))
+    few = [{'from ImageNet': .8, 'a': .6, 'b': .5, 'seconds': 99.}, {'from ImageNet': .8, 'a': .6, 'b': .7, 'seconds': 99.}]
+    assert fits(speed.few_rows(few, args), 'few')['few, gain'].passed and speed.few_rows(few, args)[0].measured == '15.0 points'
+
+def test_rows_of_exports_and_checkpoints(bench):
+    from imgcls_nb.export import ExportReport
+    from imgcls_nb.trials import Trial
+    base = Trial('fp32', 'onnxruntime', 'fp32', top1=.93, ms=4.)
+    report = ExportReport('m.onnx', 500, 0, 0, 1, 1, 17, 9., kept=(kept := Trial('int8', 'openvino', 'int8', top1=.928, ms=1.)),
+                          trials=(base, kept))
+    rows = fits(bench('export').precision_rows(report), 'precision')
+    assert rows['precision, accuracy'].passed and rows['precision, speed'].ratio == '4.00'
+    cost = bench('checkpoint_cost')
+    assert fits([cost.bar_row('checkpoint, ResNet-50', 300., [(0, 0, .6, 0), (0, 0, .9, 0)])], 'checkpoint'
+                )['checkpoint, ResNet-50'].measured == '1.25 %, 0.750 s'
+    assert set(fits(bench('widgets').bar_rows(dict(open=5., view=9., click=[100., 400.], screen=[200.])), 'widgets')) == set(
+        bench('bars').JOBS['widgets'].bars)
+
+SCRIPT = '''
+import argparse, sys
+sys.path.insert(0, {here!r})
+from bars import Row, save_rows
+parser = argparse.ArgumentParser()
+parser.add_argument('n', type=int)
+parser.add_argument('--bars')
+args = parser.parse_args()
+if args.n: save_rows(args.bars, [Row('speed', f'{{args.n}} s', args.n < 5, '1 to 9', '3.0', 'by hand')])
+sys.exit(args.n > 5) # a missed bar is a result
+'''
+
+@pytest.fixture
+def runner(bench, tmp_path, monkeypatch):
+    "all.py with jobs of our own, in a folder of its own"
+    module, Job = bench('all'), bench('bars').Job
+    (tmp_path/'script.py').write_text(SCRIPT.format(here=str(BENCHMARKS)))
+    jobs = dict(one=Job('script.py', 1, {'speed': ('how fast', 'under 5 s')}, ('3',)),
+                two=Job('script.py', 9, {'speed': ('how fast', ''), 'size': ('how large', '')}, ('7',)),
+                lost=Job('script.py', 1, {'speed': ('how fast', '')}, ('0',)),
+                given=Job('script.py', 1, {'speed': ('how fast', '')}, ('{paddleclas}',)),
+                gone=Job('gone.py', 1, {'speed': ('how fast', '')}))
+    for name, value in dict(JOBS=jobs, HERE=tmp_path, RESULTS=tmp_path/'results.json', PAGE=tmp_path/'RESULTS.md').items():
+        monkeypatch.setattr(module, name, value)
+    def run(*args):
+        monkeypatch.setattr(sys, 'argv', ['all.py', *args])
+        return module.main(), json.loads((tmp_path/'results.json').read_text()), (tmp_path/'RESULTS.md').read_text()
+    return run
+
+def test_all_gathers_what_was_found(runner, capfd):
+    status, results, page = runner('--under', '5', '--paddleclas', '4')
+    assert status == 1 and set(results) == {'one', 'given'} and results['one']['versions']['torch']
+    assert 'lost: it left no rows' in capfd.readouterr().out
+    assert '| how fast | under 5 s | 3 s, ratio 3.0 | yes |' in page and '| how large |  | not measured yet |  |' in page
+    assert '| how fast | under 5 s | 3 s | 1 to 9 | 3.0 | yes | by hand |' in page
+    before = results['one']
+    status, results, page = runner('--only', 'two', 'gone', 'given')
+    assert status == 0 and results['one'] == before and results['given'], "others keep what they have"
+    assert '**no**' in page and list(results) == ['one', 'two', 'given']
+    said = capfd.readouterr().err
+    assert 'gone: not run, there is no gone.py' in said and 'given: not run, it needs --paddleclas' in said
+
+def test_results_are_rendered(bench):
+    module = bench('all')
+    results = module.load()
+    assert module.PAGE.read_text('utf-8') == module.render(results), "run `python benchmarks/all.py --render`"
+    for name, found in results.items(): assert {o['key'] for o in found['rows']} <= set(bench('bars').JOBS[name].bars)
+
+def test_recipes_are_rendered_and_complete(bench):
+    recipes = bench('recipes')
+    kept = recipes.load()
+    assert recipes.PAGE.read_text('utf-8') == recipes.render(kept), "run `python benchmarks/recipes.py --render`"
+    assert set(recipes.configs()) == set(recipes.RUNS) | set(recipes.PUBLISHED)
+    assert set(kept) <= set(recipes.RUNS)
+    assert {f'recipe, {o}' for o in recipes.RUNS.values()} == set(bench('bars').JOBS['recipes'].bars)
+    found = {'quick_start/digits.yaml': dict(seeds=[1, 2, 3], top1=[.98, .99, .97], minutes=.5, date='2026-01-31')}
+    lines = recipes.render(found).splitlines()
+    assert next(o for o in lines if 'digits.yaml' in o).split(' | ')[1:3] == [
+        '1, 2, 3', '98.00% (98.00%, 99.00%, 97.00%; 0.5 minutes each, 2026-01-31)']
+    assert '| not run | 94.02 | flowers102' in next(o for o in lines if 'ResNet50_vd.yaml`' in o and 'quick' in o)

@@ -4,15 +4,20 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 
 import onnx
 import pytest
 import torch
+from browsing import wait_for
 
 from imgcls_nb.cli import main
 from imgcls_nb.core import list_images
+from imgcls_nb.shipped import list_shipped
 
 QUICK = 'configs/quick_start/MobileNetV3_large_x1_0.yaml'
 SMALL = ['--arch', 'test_resnet', '--size', '32', '--bs', '16', '--epochs', '2']
@@ -270,7 +275,7 @@ def test_a_device_that_is_asked_for(refused, imgcls, monkeypatch):
 
 @pytest.mark.parametrize('error, status, says', [
     (KeyboardInterrupt(), 130, 'interrupted; the run folder holds what was reached'),
-    (PermissionError(13, 'denied', 'x.png'), 2, 'x.png'),
+    (PermissionError(13, 'denied', 'x.png'), 2, "'x.png': denied."),
     (ModuleNotFoundError('no', name='timm'), 2, "'timm' is not installed.*pip install 'imgcls_nb.train,lab.'"),
     (ZeroDivisionError('division by zero'), 2, 'ZeroDivisionError: division by zero\nThis is a defect. Set IMGCLS_TRACEBACK=1')])
 def test_errors_that_are_not_the_users(monkeypatch, capsys, error, status, says):
@@ -304,3 +309,35 @@ def test_models_are_searched(imgcls):
 def test_models_that_there_are_not(imgcls, refused):
     assert imgcls('models', 'resnet18', '--min-top1', '99', status=1)[0] == 'There is no such network.\n'
     assert "Did you mean 'top1'?" in refused('models', '--sort', 'tpo1')
+
+# Tutorials to take along
+
+def test_tutorials_are_copied_once(imgcls, refused, tmp_path):
+    said, _ = imgcls('tutorials', 'lessons')
+    copies = sorted(o.relative_to(tmp_path/'lessons').as_posix() for o in (tmp_path/'lessons').rglob('*') if o.is_file())
+    assert copies == [o.removeprefix('tutorials/') for o in list_shipped() if o.startswith('tutorials/')]
+    assert f'{len(copies)} files were copied to lessons.' in said and 'Next: imgcls lab lessons' in said
+    (tmp_path/'lessons/quickstart.ipynb').write_text('my notes')
+    (tmp_path/'lessons/fine_tuning.ipynb').unlink()
+    said, _ = imgcls('tutorials', 'lessons')
+    assert '1 file was copied' in said and 'Kept as they are, because they were changed: quickstart.ipynb.' in said
+    assert (tmp_path/'lessons/quickstart.ipynb').read_text() == 'my notes' and (tmp_path/'lessons/fine_tuning.ipynb').exists()
+    (tmp_path/'taken').touch()
+    assert "'taken' is a file" in refused('tutorials', 'taken')
+
+@pytest.mark.skipif(os.name == 'nt', reason="signals")
+def test_lab_serves_the_tutorials_on_this_machine_only(tmp_path):
+    log = tmp_path/'log'
+    with log.open('w') as f:
+        server = subprocess.Popen([sys.executable, '-m', 'imgcls_nb.cli', 'lab', 'lessons', '--no-browser'], cwd=tmp_path,
+                                  stdout=f, stderr=f, start_new_session=True)
+    try:
+        address = r'(http://127\.0\.0\.1:\d+)/lab\?token=(\w+)'
+        url, token = wait_for(lambda: re.search(address, log.read_text()), 60, 'JupyterLab').groups()
+        answer = wait_for(lambda: urllib.request.urlopen(f'{url}/api/contents?token={token}'), 30)
+        assert 'quickstart.ipynb' in {o['name'] for o in json.load(answer)['content']}
+        with pytest.raises(urllib.error.HTTPError, match='403'): urllib.request.urlopen(f'{url}/api/contents')
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+    assert 'files were copied to lessons' in log.read_text()

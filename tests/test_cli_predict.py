@@ -113,9 +113,12 @@ PostProcess: {main_indicator: Topk, Topk: {topk: 1, class_id_map_file: null}}'''
     (['Global.use_gpu=True', 'Global.use_tensorrt=True'], 'TensorrtExecutionProvider was asked for'),
     (['Global.use_gpu=False', 'Global.use_tensorrt=True'], 'needs a GPU'), (['Global.use_fp16=True'], 'use_tensorrt=True only'),
     (['Global.use_gpu=yes'], "use_gpu='yes' is not True or False"), (['Global.cpu_num_threads=0'], 'cpu_num_threads=0'),
-    (['Global.use_gqu=False'], "Did you mean 'use_gpu'"), (['Global.batch_size=two'], "batch_size='two'"),
+    (['Global.use_gqu=False'], "Did you mean 'Global.use_gpu'"), (['resize_shrt=9'], "Did you mean 'resize_short'"),
+    (['PostProcess.Topk.top_k=1'], 'PostProcess.Topk.top_k is not a key'), (['batch_size=2'], "Did you mean 'Global.batch_size'"),
+    (['PostProcess.main_indicator=ThreshOutput'], "main_indicator='ThreshOutput' is not supported"),
+    (['Global.batch_size=two'], "batch_size='two'"),
     (['resize=big'], "resize='big'"), (['PostProcess.Topk.topk=0'], 'topk=0'), (['Global.infer_imgs=no.jpg'], "'no.jpg'"),
-    (['PostProcess.Topk.class_id_map_file=no.txt'], "no class_id_map_file 'no.txt'"),
+    (['PostProcess.Topk.class_id_map_file=no.txt'], "The class_id_map_file 'no.txt' cannot be read"),
     (['Global.inference_model_dir=../nowhere'], 'no model file')], ids=' '.join)
 def test_what_cannot_be_done_is_said(imgcls, overrides, says):
     out, err = imgcls(*guide(*overrides), status=2)
@@ -156,10 +159,38 @@ def test_patterns_and_thresholds(imgcls):
     (['../inference', '../dataset', '--engine', 'onxruntime'], "Did you mean 'onnxruntime'"),
     (['../inference', '../dataset', '--out', 'o.xls'], 'end in .csv'),
     (['../inference', '../deploy'], 'no pictures in ../deploy'),
-    (['-c', 'configs/inference_cls.yaml', '--threads', '2'], '--threads cannot stand beside -c')], ids=' '.join)
+    (['-c', 'configs/inference_cls.yaml', '--threads', '2'], '--threads cannot stand beside -c'),
+    (['-c', 'configs/inference_cls.yaml'], "Global.inference_model_dir=./inference: There is no model file"),
+    (['../deploy', '../dataset'], "no model file in the folder '../deploy'"),
+    (['../inference', '../dataset', '--out', '/proc/o.csv'], "'/proc/o.csv.part' cannot be written"),
+    *((['../inference', '../dataset', f'--{k}', '0'], f"--{k}: '0' is no whole number") for k in ('topk', 'bs', 'threads'))],
+    ids=' '.join)
 def test_slips(imgcls, args, says):
     out, err = imgcls('predict', *args, status=2)
     assert says in err and not out
+
+@pytest.mark.parametrize('out, says', [(['--out', 'o.csv'], 'kept beside o.csv, and the same command'), ([], 'interrupted.')])
+def test_interrupted(imgcls, monkeypatch, out, says):
+    from imgcls_nb.predict import Predictor
+    def stop(*_): raise KeyboardInterrupt
+    monkeypatch.setattr(Predictor, '_label', stop)
+    _, err = imgcls('predict', '../inference', '../dataset', *out, status=130)
+    assert says in err and 'resume RUN' not in err
+
+def test_a_model_file_is_no_run(imgcls):
+    for verb in ('infer', 'export', 'eval'):
+        assert 'imgcls predict ../inference/inference.onnx' in imgcls(verb, '../inference/inference.onnx', status=2)[1]
+
+@pytest.mark.parametrize('how', [('serve', '--max-mb', 0), ('serve', '--timeout', -1), ('serve', '--timeout', 'nan'),
+                                 ('benchmark', '../dataset', '--limit', 0), ('benchmark', '../dataset', '--seconds', 0)], ids=str)
+def test_limits_that_are_none(imgcls, how):
+    verb, *rest = how
+    assert ' is no ' in imgcls(verb, '../inference', *rest, status=2)[1]
+
+def test_a_benchmark_is_shown_before_it_is_saved(imgcls):
+    how = '--seconds', .05, '--engine', 'onnxruntime', '--json', '/proc/t.json'
+    out, err = imgcls('benchmark', '../inference', '../dataset', *how, status=2)
+    assert '| onnxruntime fp32 |' in out and "'/proc/.t.json.part': No such file or directory." in err
 
 def test_infer_writes_files_too(imgcls, trained_run, shapes):
     out, _ = imgcls('infer', trained_run, shapes/'circle', '--out', 'o.jsonl', '--topk', 2)

@@ -135,3 +135,10 @@ def test_a_list_of_pictures(small, capsys):
     assert main(['infer', '-c', QUICK, *how]) == 1, "one of the folder cannot be read"
     out, err = capsys.readouterr()
     assert len(re.findall("'file_name'", out)) == 23 and 'data/6.png' in err, "and its neighbours are answered"
+    assert main(['infer', '-c', QUICK, *how, 'data/1?.png']) == 0
+    assert re.findall(r"'file_name': '(.*?)'", capsys.readouterr().out) == [f'data/{i}.png' for i in range(10, 20)]
+    Path('empty').mkdir()
+    assert main(['infer', '-c', QUICK, *how, 'empty']) == 2 and 'no pictures in empty' in capsys.readouterr().err
+    assert main(['infer', '-c', QUICK, *how, '-o', 'Infer.infer_imgs=empty']) == 2
+    assert 'no pictures in empty' in capsys.readouterr().err
+    assert main(['infer', '-c', QUICK, *how, '--out', 'o.csv']) == 2 and '--out cannot stand beside -c' in capsys.readouterr().err

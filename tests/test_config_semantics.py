@@ -8,13 +8,14 @@ from torch import nn
 
 from imgcls_nb.augment import Augment
 from imgcls_nb.config.objective import read_objective, read_schedule, read_smoothing, read_step_callbacks, schedule_name
-from imgcls_nb.config.reading import Section
-from imgcls_nb.config.transforms import read_augmentation, read_mixing, read_preprocess, read_sizes
+from imgcls_nb.config.transforms import read_augmentation, read_mixing, read_sizes
 from imgcls_nb.core import InputError, Preprocess
 from imgcls_nb.losses import make_loss
 from imgcls_nb.optim import make_optimizer
 from imgcls_nb.samplers import batches
 from imgcls_nb.schedules import Schedule
+from imgcls_nb.sections import Section
+from imgcls_nb.transform_ops import read_preprocess
 
 
 def dataset(*ops, **more): return Section(dict(transform_ops=list(ops), **more), 'dataset')

@@ -2,6 +2,8 @@
 import io
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -138,11 +140,25 @@ def test_too_many_pixels(monkeypatch):
         open_image(encode(noise(10, 10)))
     assert open_image(encode(noise(9, 11))).size == (11, 9)
 
-def test_the_limit_is_ours_and_not_pillows(recwarn):
+@pytest.mark.parametrize('source, says', [
+    (None, 'A NoneType is no picture. Give a path'), (5, 'A int is no picture'), (['a.png'], 'A list is no picture'),
+    (io.BytesIO(b'x'), 'A BytesIO .* Of an open file give what its')], ids=str)
+def test_what_is_no_source(source, says):
+    with pytest.raises(BadPictureError, match=says): open_image(source)
+
+IN_THREADS = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from imgcls_nb.core import open_image
+with ThreadPoolExecutor(2) as pool: print({o.size for o in pool.map(lambda o: open_image(o, 'L'), [sys.argv[1]]*4)})
+"""
+
+def test_the_limit_is_ours_and_not_pillows(tmp_path): # in a process of its own, since pytest shows warnings that are off
     side = int(Image.MAX_IMAGE_PIXELS**.5) + 200 # Pillow warns from here
     assert side**2 < core.MAX_PIXELS
-    assert open_image(encode(Image.new('1', (side, side))), 'L').size == (side, side)
-    assert not recwarn.list
+    Image.new('1', (side, side)).save(tmp_path/'large.jpg', exif=b'Exif\0\0II*\0\xff\xff\xff\xff')
+    done = subprocess.run([sys.executable, '-c', IN_THREADS, tmp_path/'large.jpg'], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f'{{({side}, {side})}}\n', '')
 
 def test_where_pillow_would_speak_first_our_limit_does(tmp_path):
     side = int((2*Image.MAX_IMAGE_PIXELS)**.5) + 9 # Pillow refuses from here

@@ -111,6 +111,22 @@ def test_nothing_to_compare_on(trained_run, exported, tmp_path):
         export_onnx(trained_run, tmp_path/'model.onnx', pictures=[tmp_path/'bad.png'])
     assert [o.name for o in tmp_path.iterdir()] == ['bad.png']
 
+@pytest.mark.parametrize('how, says', [
+    (dict(limit=0), 'limit=0 is no number'), (dict(limit=-5), 'limit=-5'), (dict(threads=0), 'threads=0'),
+    (dict(threshold=7), 'threshold=7 is no probability'), (dict(max_drop='a'), "max_drop='a' is no number"),
+    (dict(max_rel_diff=-1), 'max_rel_diff=-1'), (dict(temperature=0), 'temperature=0'),
+    (dict(activation='relu'), "activation='relu'"), (dict(pictures='nowhere'), "no file or folder 'nowhere'"),
+    (dict(path='.'), "'.' is a folder"),
+    (dict(path='/proc/model.onnx'), "'/proc/model.onnx' was not written")], ids=str)
+def test_arguments_are_looked_at_first(trained_run, tmp_path, monkeypatch, how, says):
+    monkeypatch.setattr(export, 'to_onnx', lambda *_: 1/0)
+    with pytest.raises(InputError, match=says): export_onnx(trained_run, **dict(path=tmp_path/'model.onnx') | how)
+    assert not list(tmp_path.iterdir())
+
+def test_pictures_in_a_folder(trained_run, exported, tmp_path, shapes):
+    exported(lambda b: b)
+    assert export_onnx(trained_run, tmp_path/'model.onnx', pictures=shapes/'circle').pictures == 20
+
 # Many pictures
 
 def test_bad_pictures_stay_in_their_place(predictor, files, tmp_path):
@@ -197,8 +213,9 @@ def test_a_folder_with_one_model(model_file):
     assert Predictor(model_file.parent).path == model_file, "a folder with one model stands for it"
 
 def test_unknown_providers(model_file):
-    with pytest.raises(InputError, match="no provider 'TPUExecutionProvider'.*Known: cpu, .*CPUExecutionProvider"):
+    with pytest.raises(InputError, match="no provider 'TPUExecutionProvider'.*Did you mean 'CPUExec.*Known: cpu, cuda"):
         Predictor(model_file, providers=['TPUExecutionProvider'])
+    with pytest.raises(InputError, match='no provider 5'): Predictor(model_file, providers=5)
 
 # What serving loads
 

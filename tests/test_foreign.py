@@ -6,10 +6,12 @@ import numpy as np
 import onnx
 import pytest
 import yaml
+from colours import write_model
 from PIL import Image
 
 from imgcls_nb.core import InputError, ModelFileError, Preprocess
-from imgcls_nb.foreign import open_foreign, preprocess_from_ops, read_class_map, read_inference_config
+from imgcls_nb.foreign import open_foreign, read_inference_config
+from imgcls_nb.labels import read_class_map
 
 SHIPPED = """
 Global:
@@ -113,26 +115,37 @@ def test_class_maps_in_chinese(tmp_path):
 
 OP = [dict(ResizeImage=dict(size=[32, 24], backend='pil', interpolation='bicubic')), dict(NormalizeImage=dict(scale='1/255'))]
 
+def with_ops(*ops): return dict(PreProcess=dict(transform_ops=list(ops)))
+def prepared(*ops): return read_inference_config(with_ops(*ops))['preprocess']
+
 def test_ops():
-    wide = preprocess_from_ops(OP)
+    wide = prepared(*OP)
     assert (wide.resize, wide.antialias, wide.interpolation, wide.crop) == ((24, 32), True, 'bicubic', None)
     planes = dict(NormalizeImage=dict(scale=1., mean=[0.]*3, std=[255.]*3, channel_num=4))
-    four = preprocess_from_ops(['DecodeImage', *OP[:1], planes])
+    four = prepared('DecodeImage', *OP[:1], planes)
     assert four.channels == 4 and four.std == (1., 1., 1.) and four.mean == (0., 0., 0.)
 
-def with_ops(*ops): return dict(PreProcess=dict(transform_ops=list(ops)))
 RESIZE = dict(ResizeImage=dict(resize_short=9))
 
+def test_one_reader_for_training_and_serving(capsys): # also what only trainings used to be able to say
+    area = prepared(dict(ResizeImage=dict(resize_short=9, interpolation='area')), dict(CropImage=dict(size=8)))
+    assert area.interpolation == 'box' and not capsys.readouterr().err
+    ratio = prepared(dict(DecodeImage=dict(to_rgb=False)), dict(CropImageAtRatio=dict(size=8, pad=2)))
+    assert (ratio.crop, ratio.resize_short) == ((8, 8), 10) and 'swap red and blue' in capsys.readouterr().err
+    labels = dict(PostProcess=dict(Topk=dict(label_list=['true', '007', '1/2'])))
+    assert read_inference_config(with_ops(*OP) | labels)['labels'] == ['true', '007', '1/2'], "names are no values"
+
 REFUSED = {
-    'no PreProcess section': [{}, dict(PreProcess=None)], 'expected a list of operations': [dict(PreProcess={})],
+    'no PreProcess.transform_ops': [{}, dict(PreProcess=None), dict(PreProcess={})],
+    'is not a list': [dict(PreProcess=dict(transform_ops=3)), with_ops(RESIZE, dict(NormalizeImage=dict(mean=.5)))],
     'expected one operation': [with_ops(3), with_ops(dict(a=1, b=2))], "'Flip' is not supported": [with_ops(dict(Flip={}))],
     'expected keys and values': [with_ops(dict(CropImage=224))], 'is not a key that is read here': [
-        with_ops(dict(CropImage=dict(sizes=3))), with_ops(dict(ToCHWImage=dict(a=1)))],
-    'is no size': [with_ops(dict(CropImage={})), with_ops(dict(CropImage=dict(size='224'))), with_ops(dict(ResizeImage={}))],
-    "'area' by backend='cv2'": [with_ops(dict(ResizeImage=dict(resize_short=9, interpolation='area')))],
+        with_ops(dict(CropImage=dict(size=3, sizes=3))), with_ops(dict(ToCHWImage=dict(a=1)))],
+    'is no size': [with_ops(dict(CropImage={})), with_ops(dict(CropImage=dict(size='big'))), with_ops(dict(ResizeImage={}))],
+    "interpolation='spline' is not supported": [with_ops(dict(ResizeImage=dict(resize_short=9, interpolation='spline')))],
+    'is not a list of numbers': [with_ops(RESIZE, dict(NormalizeImage=dict(mean=['a'])))],
     'is not a number': [with_ops(RESIZE, dict(NormalizeImage=dict(scale=o))) for o in ('1/0', '1/2/3', 'x', True, [1])],
     'is not above zero': [with_ops(RESIZE, dict(NormalizeImage=dict(scale=0)))],
-    'is not a list of numbers': [with_ops(RESIZE, dict(NormalizeImage=dict(mean=.5)))],
     'one number a channel': [with_ops(RESIZE, dict(CropImage=dict(size=8)), dict(NormalizeImage=dict(mean=[1, 2])))],
     'does not fit into a picture': [with_ops(RESIZE, dict(CropImage=dict(size=10)))],
     'needs crop or resize': [with_ops(RESIZE)], "'ThreshOutput' is not supported": [
@@ -148,12 +161,12 @@ def test_refused_files(tmp_path, text, says):
     with pytest.raises(InputError, match=says): read_inference_config(tmp_path/'c.yaml')
 
 @pytest.mark.parametrize('how, says', [
-    (dict(labels=['a']), 'There are 1 labels, but the model answers with 4'),
-    (dict(labels={9: 'x'}), "Class number 9 .'x'. is not"), (dict(activation='relu'), 'activation is none'),
+    (dict(labels=['a']), 'The model has 4 classes, numbered 0 to 3, and 1 names are given'),
+    (dict(labels={9: 'x'}), 'there is a name for class 9'), (dict(activation='relu'), 'activation is none'),
     (dict(preprocess=Preprocess(mean=(.5,), std=(.5,))), 'cannot take pictures of'),
     (dict(threshold=2), 'threshold'), (dict(output='votes'), 'output is none')], ids=str)
 def test_models_that_do_not_fit(folder, how, says):
-    with pytest.raises(ModelFileError, match=f'{says}'): open_foreign(folder/'inference.onnx', folder/'inference_cls.yaml', **how)
+    with pytest.raises(InputError, match=f'{says}'): open_foreign(folder/'inference.onnx', folder/'inference_cls.yaml', **how)
 
 def test_answers_that_are_no_rows(tmp_path):
     proto = graph(rank=2)[0]
@@ -164,6 +177,10 @@ def test_answers_that_are_no_rows(tmp_path):
     onnx.save(proto, tmp_path/'m.onnx')
     with pytest.raises(ModelFileError, match='not with a row of them'):
         open_foreign(tmp_path/'m.onnx', preprocess=Preprocess(crop=(8, 8), resize_short=8))
+
+def test_what_is_ours_is_not_foreign(tmp_path):
+    with pytest.raises(InputError, match='is one of ours.*Predictor'):
+        open_foreign(write_model(tmp_path/'model.onnx'), preprocess=Preprocess(crop=(8, 8), resize_short=8))
 
 def test_it_needs_to_be_said_how(folder):
     with pytest.raises(InputError, match='Give config='): open_foreign(folder/'inference.onnx')

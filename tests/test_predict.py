@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from colours import CARD, COLOURS, PREPROCESS, colour, colour_proto, paint, write_model
+from colours import CARD, COLOURS, GOOD, PREPROCESS, colour, colour_proto, paint, paint_bad, write_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -41,27 +41,7 @@ def predictor(model): return Predictor(model, threads=1)
 def pictures(tmp_path_factory): return paint(tmp_path_factory.mktemp('pictures')/'all', NAMES)
 
 @pytest.fixture
-def bad(tmp_path):
-    "Everything that is found under the name of a picture, and is none"
-    folder = tmp_path/'bad'
-    paint(folder, ['green.png'])
-    good = (folder/'green.png').read_bytes()
-    (folder/'cut.png').write_bytes(good[:len(good)//2])
-    (folder/'empty.jpg').touch()
-    (folder/'page.jpg').write_text('<html>404</html>')
-    (folder/'zeros.webp').write_bytes(bytes(1000))
-    (folder/'bomb.png').write_bytes(bomb())
-    (folder/'broken.tif').symlink_to(folder/'nowhere.tif')
-    Image.fromarray(np.full((9, 9), 7.5, np.float32)).save(folder/'numbers.tiff')
-    return folder
-
-def bomb(side=50_000):
-    "The header of a PNG of billions of pixels"
-    import struct
-    import zlib
-    def chunk(kind, data): return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
-    return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', side, side, 8, 2, 0, 0, 0))
-            + chunk(b'IDAT', zlib.compress(b'0'*99)) + chunk(b'IEND', b''))
+def bad(tmp_path): return paint_bad(tmp_path/'bad')
 
 # Pictures from anywhere
 
@@ -112,6 +92,15 @@ def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path, predictor):
     paint(tmp_path, ['red.png'])
     os.mkfifo(tmp_path/'a.png')
     assert [o.label for o in predictor.batch(tmp_path)] == ['red']
+
+@pytest.mark.skipif(os.name != 'posix', reason="links")
+def test_links_to_nothing_are_pictures_that_cannot_be_read(tmp_path, predictor):
+    paint(tmp_path, ['red.png'])
+    os.mkfifo(tmp_path/'pipe')
+    for name, to in {'circle.png': 'circle.png', 'broken.png': 'nowhere', 'pipe.png': 'pipe', 'loop': 'loop'}.items():
+        (tmp_path/name).symlink_to(tmp_path/to)
+    got = list(predictor.batch(tmp_path))
+    assert [(Path(o.source).name, bool(o.error)) for o in got] == [('broken.png', True), ('circle.png', True), ('red.png', False)]
 
 def test_a_folder_is_listed_while_it_is_used(tmp_path, monkeypatch):
     for o in 'abc': paint(tmp_path/o, ['red.png'])
@@ -170,9 +159,9 @@ def test_counts_are_counts(predictor, pictures, how):
 
 def test_bad_pictures_one_at_a_time(predictor, bad):
     files = list_images(bad)
-    assert len(files) == 8
+    assert len(files) == 13
     for o in files:
-        if o.name == 'green.png': assert predictor(o).label == 'green'
+        if o.name in GOOD: assert predictor(o).label == 'green'
         else:
             with pytest.raises(BadPictureError, match=o.name): predictor(o)
 
@@ -180,10 +169,26 @@ def test_bad_pictures_one_at_a_time(predictor, bad):
 def test_bad_pictures_are_reported_in_place(predictor, bad, workers):
     preds = list(predictor.batch(bad, bs=3, workers=workers))
     assert [Path(o.source).name for o in preds] == [o.name for o in list_images(bad)]
-    assert {Path(o.source).name for o in preds if not o.error} == {'green.png'}
+    assert {Path(o.source).name for o in preds if not o.error} == set(GOOD)
     assert all(Path(o.source).name in o.error and (o.label, o.prob, o.topk) == (None, 0, ()) for o in preds if o.error)
     assert all(o.error for o in predictor.batch([b'', b'GIF89a', bytearray(b'x'), np.zeros((0, 4), np.uint8), np.zeros((2, 2)),
                                                  Path('nowhere.png'), 3.5]))
+
+def test_bad_pictures_in_a_file(predictor, bad, tmp_path):
+    done = predictor.stream(bad, tmp_path/'o.jsonl', bs=3)
+    assert (done.pictures, done.failed) == (13, 13 - len(GOOD))
+    got, want = rows(tmp_path/'o.jsonl'), [predictor(o).label if o.name in GOOD else None for o in list_images(bad)]
+    assert [o['label'] for o in got] == want and all(Path(o['source']).name in o['error'] for o in got if not o['label'])
+
+def test_pictures_that_vanish_meanwhile(predictor, tmp_path):
+    files = list_images(paint(tmp_path/'p', NAMES))
+    def going():
+        for i, o in enumerate(files):
+            if i == 4: o.unlink()
+            yield o
+    preds = list(predictor.batch(going(), bs=2))
+    assert [o.label for o in preds] == [colour(o) if i != 4 else None for i, o in enumerate(NAMES)]
+    assert 'no such file' in preds[4].error
 
 @few
 @given(st.sampled_from(['JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF']), st.data())
@@ -224,6 +229,10 @@ def test_formats_hold_the_same(predictor, pictures, tmp_path, kind):
     assert [float(o['prob']) for o in got[:10]] == pytest.approx([o.prob for o in want], abs=1e-5)
     second = [o['topk'][1]['label'] if 'topk' in o else o['label_2'] for o in got[:10]]
     assert second == [o.topk[1][0] for o in want]
+
+def test_what_cannot_begin_leaves_no_draft(predictor, tmp_path):
+    with pytest.raises(InputError, match='no file or folder'): predictor.stream(tmp_path/'nowhere', tmp_path/'o.csv')
+    assert not os.listdir(tmp_path)
 
 def test_nothing_makes_a_whole_file_too(predictor, tmp_path):
     for kind in ('jsonl', 'json', 'csv'):
@@ -356,7 +365,10 @@ def test_eight_bits_without_instructions_are_calculated_in_32(monkeypatch):
     (dict(providers=['tensorrt', 'cpu']), 'TensorrtExecutionProvider was asked for'),
     (dict(providers='GPU'), "no provider 'GPU'"), (dict(precision='int4'), 'Export it in int4'),
     (dict(threads=0), 'threads=0'), (dict(engine='torch'), 'is a graph'), (dict(threshold=2), 'threshold=2'),
-    (dict(labels=['a']), 'the labels given are 1'), (dict(labels={9: 'a'}), 'name a class 9')], ids=str)
+    (dict(labels=['a']), '1 names are given'), (dict(labels={9: 'a'}), 'a name for class 9'),
+    (dict(labels='no.txt'), "class_id_map_file 'no.txt' cannot be read"), (dict(labels=3), 'labels=3 names none'),
+    (dict(engine='torch', threads=2), "threads=2 is not for engine='torch'"),
+    (dict(engine='torch', providers='cuda'), "providers='cuda' is not for")], ids=str)
 def test_what_cannot_be_had_is_said(model, how, says):
     if how.get('engine') == 'torch': pytest.importorskip('torch')
     with pytest.raises(InputError, match=says): Predictor(model, **how)
@@ -373,6 +385,12 @@ def test_a_provider_that_does_not_start_is_noticed(model, monkeypatch, capsys):
     with pytest.raises(InputError, match='did not start|asked for'): Predictor(model, providers='cuda')
     assert Predictor(model, prefer='cuda').provider == 'CPUExecutionProvider' and 'did not start' in capsys.readouterr().err
 
+def test_the_notice_names_what_runs(monkeypatch, capsys):
+    there = ['CUDAExecutionProvider', 'CPUExecutionProvider']
+    monkeypatch.setattr(running.ort, 'get_available_providers', lambda: there)
+    assert read_providers(['tensorrt', 'cuda'], demanded=False) == there
+    assert 'Tensorrt' in (err := capsys.readouterr().err) and 'running on CUDAExecutionProvider.' in err
+
 def test_providers_with_options():
     assert read_providers([('cpu', dict(a=1))]) == [('CPUExecutionProvider', dict(a=1))]
 
@@ -382,6 +400,18 @@ def test_openvino_says_the_same(model, pictures):
     assert [o.label for o in theirs.batch(pictures)] == [o.label for o in ours.batch(pictures)]
     with ThreadPoolExecutor(4) as pool:
         assert [o.label for o in pool.map(theirs, list_images(pictures)*5)] == list(map(colour, NAMES))*5
+
+def test_weights_do_not_share_a_file(trained_run, shapes, tmp_path): # a run has several, of one card
+    import torch
+
+    from imgcls_nb.trained import TorchPredictor, load_trained
+    one, other = (TorchPredictor(load_trained(trained_run)) for _ in range(2))
+    assert one.fingerprint() == other.fingerprint() == Predictor(trained_run, engine='torch').fingerprint()
+    with torch.no_grad(): next(other.model.parameters()).view(-1)[0] += 1e-6
+    def stop(n): raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): one.stream(shapes/'circle', tmp_path/'o.csv', progress=stop)
+    with pytest.raises(InputError, match='made otherwise .model'): other.stream(shapes/'circle', tmp_path/'o.csv')
+    assert one.stream(shapes/'circle', tmp_path/'o.csv').before == 1 and str(one.way) == one.provider + ' fp32' == 'torch fp32'
 
 def test_a_run_in_torch(trained_run, model_file, shapes):
     run, file = Predictor(trained_run, engine='torch'), Predictor(model_file)
@@ -400,6 +430,11 @@ def test_threshold_and_reject(model, pictures):
 def test_other_labels(model, pictures):
     assert Predictor(model, labels=list('rgb'))(pictures/NAMES[1]).topk[0][0] == 'g'
     assert Predictor(model, labels={1: 'leaf'}).labels == ('red', 'leaf', 'blue')
+    (model.parent/'names.txt').write_text('2 sea\n0 rose, red\n')
+    assert Predictor(model, labels=model.parent/'names.txt').labels == ('rose, red', 'green', 'sea')
+
+def test_names_are_no_row_of_letters(model):
+    with pytest.raises(InputError, match="class_id_map_file 'rgb' cannot be read"): Predictor(model, labels='rgb')
 
 def test_class_numbers_go_with_the_names(predictor, pictures):
     pred = predictor(pictures/NAMES[2], k=2)

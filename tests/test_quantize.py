@@ -1,5 +1,7 @@
 "Fewer bits: what is made, how it is judged, and who wins; on a network that really learned"
 import math
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -188,6 +190,24 @@ def test_rounding_in_32_bits_gives_the_same_without_the_instructions(net):
     fast, exact, full = (run(noise(8, 1)) for run in (
         OnnxRuntime(small, 1), OnnxRuntime(small, 1, exact=True), OnnxRuntime(net.SerializeToString(), 1)))
     assert 0 < np.abs(exact - full).max() and np.abs(exact - fast).max() < .05*full.std()
+
+SIGNALLED = """
+import signal, subprocess, sys
+from imgcls_nb.engines import OpenVino
+signal.signal(signal.SIGCHLD, lambda *_: print('heard', flush=True)) # as torch does for the processes of a loader
+for _ in range(2):
+    a, b = OpenVino(sys.argv[1]), OpenVino(sys.argv[1])
+    del a
+    del b
+subprocess.run([sys.executable, '-c', ''], timeout=60)
+print('alive')
+"""
+
+@pytest.mark.skipif('openvino' not in engines_here(), reason="OpenVINO is not installed")
+def test_a_signal_finds_the_process_alive_after_openvino(written, tmp_path):
+    onnx.save(written, tmp_path/'net.onnx')
+    done = subprocess.run([sys.executable, '-c', SIGNALLED, tmp_path/'net.onnx'], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and {*done.stdout.split()} == {'heard', 'alive'}, done.stderr
 
 @pytest.mark.skipif('openvino' not in engines_here(), reason="OpenVINO is not installed")
 def test_openvino_answers_alike(net):

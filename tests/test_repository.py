@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(o for o in ROOT.glob('imgcls_nb/**/*.py') if o.name != '_modidx.py')
 NOTEBOOKS = sorted(o for o in ROOT.glob('nbs/**/*.ipynb') if '.ipynb_checkpoints' not in o.parts)
-PAGES = 'README.md', 'CONTRIBUTING.md'
+PAGES = 'README.md', 'README.zh.md', 'CONTRIBUTING.md'
 
 def name(path): return path.relative_to(ROOT).as_posix()
 def read(path): return (ROOT/path).read_text(encoding='utf-8')

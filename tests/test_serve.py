@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from colours import COLOURS, PREPROCESS, colour, paint, write_model
+from colours import COLOURS, GOOD, PREPROCESS, colour, paint, paint_bad, write_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +23,7 @@ pytest.importorskip('uvicorn')
 
 from imgcls_nb.core import InputError, list_images
 from imgcls_nb.predict import Predictor
-from imgcls_nb.serve import make_app, make_server, open_port
+from imgcls_nb.serve import _Prompt, make_app, make_server, open_port
 
 few = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
@@ -124,10 +124,12 @@ def test_what_is_not_even_http(port, data):
         answer = s.recv(4096)
     assert not answer or answer.startswith(b'HTTP/1.1 4')
 
-def test_bad_pictures(port):
-    from test_predict import bomb
-    status, answer = said(port, body=bomb())
-    assert status == 400 and 'more than the limit' in answer['error']
+def test_bad_pictures(port, tmp_path):
+    answers = {o.name: said(port, body=o.read_bytes()) for o in list_images(paint_bad(tmp_path)) if o.is_file()}
+    assert {k: status for k, (status, _) in answers.items()} == {k: 200 if k in GOOD else 400 for k in answers}
+    assert len(answers) == 11 and all(o['label'] == 'green' for status, o in answers.values() if status == 200)
+    assert all(o['error'].startswith('The file sent: ') or k == 'empty.jpg' for k, (n, o) in answers.items() if n == 400)
+    assert all('more than the limit' in answers[o][1]['error'] for o in ('bomb.png', 'scan.png'))
 
 def test_too_large(predictor, pictures):
     with running(predictor, max_bytes=2000) as port:
@@ -143,6 +145,28 @@ def test_too_slow_to_arrive(predictor, pictures):
             s.sendall(b'POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nx')
             assert s.recv(100).startswith(b'HTTP/1.1 408')
         assert said(port, body=pictures[0].read_bytes())[0] == 200
+
+def test_too_slow_to_ask(predictor, pictures, monkeypatch):
+    monkeypatch.setattr(_Prompt, 'patience_s', .2)
+    with running(predictor, timeout_s=5) as port:
+        for head in (b'', b'POST /predict HTTP/1.1\r\nHost: loc', b'GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET'):
+            with socket.create_connection(('127.0.0.1', port), 10) as s:
+                if head: s.sendall(head)
+                answer = b''.join(iter(lambda s=s: s.recv(4096), b'')) # until it is closed
+                assert answer.startswith(b'HTTP/1.1 200') == head.endswith(b'GET')
+        with socket.create_connection(('127.0.0.1', port), 10) as s: # one who is at it has the time of the request
+            body = pictures[0].read_bytes()
+            s.sendall(f'POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n'.encode())
+            time.sleep(.7)
+            s.sendall(body)
+            assert s.recv(100).startswith(b'HTTP/1.1 200')
+
+def test_it_ends_when_it_is_told_to(predictor):
+    with running(predictor) as port: # which waits for less than the 30 s that a picture may take to arrive
+        s = socket.create_connection(('127.0.0.1', port), 10)
+        s.sendall(b'POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nx')
+        while not said(port, 'GET', '/health')[1]['busy']: time.sleep(.02)
+    with s: assert s.recv(100).startswith(b'HTTP/1.1 503')
 
 @contextmanager
 def held(predictor, monkeypatch):

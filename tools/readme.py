@@ -18,13 +18,17 @@ def texts(outputs):
         text = o['text'] if o.get('name') == 'stdout' else data.get('text/plain', '') if set(data) <= {'text/plain'} else ''
         if join_out(text).strip(): yield fence(join_out(text))
 
+MARK = re.compile(r'<!-- table of (\S+) -->') # a notebook shows nothing in its place
+
+def first_table(page): return re.search(r'(?:^\|.*\n)+', page.read_text(encoding='utf-8'), re.M)[0].rstrip('\n')
+
 def blocks(nb):
     for cell in nb.cells:
         if cell.has_directive('hide'): continue
         cell.remove_directives()
         source = cell.source.strip()
         if not source: continue
-        if cell.cell_type == 'markdown': yield source
+        if cell.cell_type == 'markdown': yield MARK.sub(lambda m: first_table(ROOT/m[1]), source)
         elif cell.cell_type == 'code':
             shell = re.match(r'%%(?:ba)?sh\b.*\n', source)
             yield fence(source[shell.end():], 'sh') if shell else fence(source, 'python')

@@ -83,7 +83,9 @@ class EMA(Callback):
         self.average, self.updates, self.steps_now, self.trained, self.behind = None, 0, False, False, ''
 
     @property
-    def names(self) -> list: return [f'ema_{o}' for o in valid_names(self.learn)] if self.evaluate else []
+    def names(self) -> list:
+        "Columns of the epoch table"
+        return [f'ema_{o}' for o in valid_names(self.learn)] if self.evaluate else []
 
     def before_train(self):
         if self.average is None and not self.clock.searching: self.average = self._start()
@@ -188,7 +190,7 @@ class SWA(Callback):
         self.starts, self.resumed = None, False # None: no fit is running
 
     @property
-    def n_averaged(self) -> int: return int(self.average.n_averaged) if self.average else 0
+    def n_averaged(self) -> int: return int(self.average.n_averaged) if self.average else 0 # epochs so far
 
     @property
     def _epochs(self): return self.epoch - math.floor(self.begin*self.n_epoch) # since the start; the first one counts 0

@@ -46,7 +46,9 @@ class EarlyStop(Callback):
         self.starts, self.resumed = None, False # None: no fit is running
 
     @property
-    def sign(self) -> int: return -1 if lower_is_better(self.monitor, self.learn.metrics, self.mode) else 1
+    def sign(self) -> int:
+        "-1 where less is better, else 1"
+        return -1 if lower_is_better(self.monitor, self.learn.metrics, self.mode) else 1
 
     def before_fit(self): self.starts = True # predictions say so too; what follows tells
 
@@ -159,7 +161,9 @@ class LossWatch:
         self.high, self.odd, self.calm = 0, 0, 0 # steps in a row
 
     @property
-    def typical(self) -> float: return median(self.recent) if self.recent else math.nan
+    def typical(self) -> float:
+        "Median of the last steps; nan before the first"
+        return median(self.recent) if self.recent else math.nan
 
     @property
     def limit(self) -> float: # losses above are too high
@@ -183,6 +187,7 @@ class LossWatch:
         return dict(recent=list(self.recent), first=self.first, high=self.high, odd=self.odd, calm=self.calm)
 
     def load_state(self, state:dict):
+        "Go on from `state`, what `state()` gave"
         self.recent.clear()
         self.recent.extend(state['recent'])
         self.first, self.high, self.odd, self.calm = (state[k] for k in ('first', 'high', 'odd', 'calm'))

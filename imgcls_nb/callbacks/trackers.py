@@ -90,13 +90,17 @@ class Tracker(Callback):
 
     def load_state(self, state:dict): vars(self).update(state)
 
-    def begin(self): pass
-    def log_steps(self, step, values): pass
-    def log_epoch(self, values): pass
-    def end(self, error): pass
+    def begin(self): pass # before the first step of a fit
+    def log_steps(self, step, values):
+        "`values` by tag, of one `step`"
+    def log_epoch(self, values):
+        "`values` by tag, at the end of an epoch"
+    def end(self, error): pass # after a fit; the error that ended it, or None
 
     @classmethod
-    def of_run(cls, folder, **args): return cls(folder, **args)
+    def of_run(cls, folder, **args):
+        "A tracker that writes into the run `folder`, with `args` from its plan"
+        return cls(folder, **args)
 
 # %% ../../nbs/43_callbacks.trackers.ipynb #b41429ab
 def hyperparameters(

@@ -11,10 +11,12 @@ from pathlib import Path
 
 from .distillation import read_distillation_losses, read_pair
 from .objective import read_objective, read_schedule, read_smoothing, read_step_callbacks, schedule_name
-from .reading import SECTIONS, Section, find_config, read_config, read_value, single_ops
-from .transforms import read_augmentation, read_mixing, read_preprocess, read_sizes, tell
+from .reading import SECTIONS, find_config, read_config
+from .transforms import read_augmentation, read_mixing, read_sizes
 from ..core import InputError, did_you_mean, size_hw
 from ..plan import DataPlan, FitPlan, ModelPlan, Plan
+from ..sections import Section, read_value, single_ops, tell
+from ..transform_ops import read_preprocess
 
 _all_ = ['find_config', 'read_config', 'read_value']
 
@@ -265,4 +267,4 @@ def plan_from_folder(
                     num_workers=read_value(num_workers), seed=seed)
     fit = FitPlan(method, {names[0]: epochs} | ({names[1]: lr} if lr else {}))
     return Plan(data, ModelPlan(arch, pretrained), schedule=(fit,),
-                precision=precision, run=str(run or Path('runs')/(Path(path).resolve().name or 'run')))
+                precision=precision, run=str(run or Path('runs')/(Path(path).resolve().name or 'run')), keep_last=3)

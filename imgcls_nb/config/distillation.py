@@ -6,9 +6,8 @@
 __all__ = ['DISTILLATION_LOSSES', 'read_distillation_losses', 'read_pair']
 
 # %% ../../nbs/79_config.distillation.ipynb #facf5d5f
-from .reading import Section, single_ops
-from .transforms import tell
 from ..core import InputError, did_you_mean
+from ..sections import Section, single_ops, tell
 
 # %% ../../nbs/79_config.distillation.ipynb #5ea6eb7b
 DISTILLATION_LOSSES = ('DistillationGTCELoss', 'DistillationCELoss', 'DistillationKLDivLoss', 'DistillationDKDLoss')

@@ -11,8 +11,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from .reading import Section
 from ..core import InputError, list_images
+from ..sections import Section
 
 # %% ../../nbs/79_config.inference.ipynb #5cb08829
 def config_weights(

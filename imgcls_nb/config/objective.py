@@ -7,10 +7,9 @@ __all__ = ['LOSSES', 'OTHER_TASKS', 'OPTIMIZERS', 'NO_NORM_DECAY', 'SCHEDULES', 
            'read_schedule', 'schedule_name', 'read_step_callbacks']
 
 # %% ../../nbs/78_config.objective.ipynb #026a8bd2
-from .reading import Section, single_ops
-from .transforms import tell
 from ..core import InputError, did_you_mean
 from ..plan import FitPlan, ObjectivePlan
+from ..sections import Section, single_ops, tell
 
 # %% ../../nbs/78_config.objective.ipynb #8fca79c7
 LOSSES = ('CELoss', 'GoogLeNetLoss')

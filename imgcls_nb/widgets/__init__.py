@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['VIEWERS', 'TrainingDashboard', 'LRFinder', 'ModelPicker', 'AugmentExplorer', 'ConfusionViewer', 'TopKViewer',
-           'TopLosses', 'DatasetCleaner']
+           'TopLosses', 'DatasetCleaner', 'ModelPage']
 
 # %% ../../nbs/79_widgets.ipynb #0beecd84
 from importlib import import_module
 
 # %% ../../nbs/79_widgets.ipynb #09c26309
 VIEWERS = dict(TrainingDashboard='training', LRFinder='lr', ModelPicker='picker', AugmentExplorer='explorer',
-               ConfusionViewer='confusion', TopKViewer='topk', TopLosses='losses', DatasetCleaner='cleaner')
+               ConfusionViewer='confusion', TopKViewer='topk', TopLosses='losses', DatasetCleaner='cleaner',
+               ModelPage='app')
 
 _all_ = ['TrainingDashboard', 'LRFinder', 'ModelPicker', 'AugmentExplorer',
-         'ConfusionViewer', 'TopKViewer', 'TopLosses', 'DatasetCleaner']
+         'ConfusionViewer', 'TopKViewer', 'TopLosses', 'DatasetCleaner', 'ModelPage']
 
 def __getattr__(name): # Python asks for what a module does not have
     if name not in VIEWERS: raise AttributeError(f"imgcls_nb.widgets has no {name!r}. Viewers: {', '.join(VIEWERS)}.")

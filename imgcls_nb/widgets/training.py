@@ -58,7 +58,7 @@ class DashboardState:
     def run(self): return self.runs[0] # the first `RunState`, which is the only one where there are buttons
 
     @property
-    def running(self) -> bool: return bool(self.training and self.training.running)
+    def running(self) -> bool: return bool(self.training and self.training.running) # whether this kernel trains
 
     def update(self) -> bool: # Whether there is anything new
         "Read what was written since the last time"
@@ -280,10 +280,10 @@ class TrainingDashboard(Viewer):
         try: return self.state.wait(timeout)
         finally: self._look()
 
-    def pause(self): self._ask('pause')
-    def resume(self): self._ask('resume')
-    def stop(self): self._ask('stop')
-    def save(self): self._ask('save')
+    def pause(self): self._ask('pause') # at the next batch
+    def resume(self): self._ask('resume') # what was paused
+    def stop(self): self._ask('stop') # at the next batch, with a checkpoint
+    def save(self): self._ask('save') # a checkpoint, at the next batch
 
     def _ask(self, request):
         before = self._answer()

@@ -1,0 +1,112 @@
+"""What is measured, what it should come to, and how a script hands over what it found.
+
+Every script takes `--bars FILE` and writes its rows there with `save_rows`; `all.py` runs the scripts and gathers the rows.
+"""
+import json
+import statistics
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    key: str # of `Job.bars`
+    measured: str # with its unit
+    passed: bool|None = None # None: there is no bar, the figure is stated
+    spread: str = '' # of what was measured, or of the ratio where there is one
+    ratio: str = '' # to the peer, or to the limit
+    note: str = ''
+
+def save_rows(file, rows):
+    "Hand over rows; without a file nothing is done"
+    if file: Path(file).write_text(json.dumps([o._asdict() for o in rows], indent=1), 'utf-8')
+
+def read_rows(file): return [Row(**o) for o in json.loads(Path(file).read_text('utf-8'))]
+
+def ratio_row(key, ratios, least, measured, note=''):
+    "A row of ratios that were taken pair by pair; their median counts"
+    middle = statistics.median(ratios)
+    passed = None if least is None else middle >= least
+    return Row(key, measured, passed, f'{min(ratios):.2f} to {max(ratios):.2f}', f'{middle:.2f}', note)
+
+class Job(NamedTuple):
+    script: str
+    minutes: float # on two cores, about
+    bars: dict # key: (what it is, the bar; '' where the figure is only stated)
+    args: tuple = () # of the script; `{paddleclas}` stands for an option of `all.py`, without which it is not run
+    more: tuple = () # further ones, where the options for them are given
+
+    def filled(self, options):
+        "Arguments with options put in; a missing one is a KeyError"
+        given = {k: v for k, v in options.items() if v}
+        args = [o.format_map(given) for o in self.args]
+        try: return args + [o.format_map(given) for o in self.more]
+        except KeyError: return args
+
+    @property
+    def command(self):
+        args = [o.strip('{}').upper() if '{' in o else o for o in self.args]
+        return ' '.join(['python', f'benchmarks/{self.script}', *args])
+
+_LOADERS = {'small, epoch 1, fastai': ('500x375 JPEGs, first epoch, to fastai', 'at least 1.5'),
+            'small, epoch 1, best': ('500x375 JPEGs, first epoch, to the best other loader', 'at least 1'),
+            'small, later, fastai': ('500x375 JPEGs, later epochs, to fastai', 'at least 4'),
+            'small, later, best': ('500x375 JPEGs, later epochs, to the best other loader', 'at least 2'),
+            'large, epoch 1, fastai': ('12-megapixel JPEGs, first epoch, to fastai', 'at least 5'),
+            'large, later, fastai': ('12-megapixel JPEGs, later epochs, to fastai', 'at least 30')}
+_STEPS = {'resnet18, bare step': ('ResNet-18 from JPEGs, share of the bare training step', 'at least 0.93'),
+          'mobilenetv3_large_100, bare step': ('MobileNetV3-large from JPEGs, share of the bare training step', 'at least 0.93'),
+          'resnet18, fastai': ('ResNet-18, training against fastai as it is', 'expected: about 3'),
+          'resnet18, timm': ("ResNet-18, training against timm's own loop at its best", 'expected: about 1.2'),
+          'mobilenetv3_large_100, fastai': ('MobileNetV3-large, training against fastai as it is', 'expected: about 1.3'),
+          'mobilenetv3_large_100, timm': ("MobileNetV3-large, training against timm's own loop at its best", ''),
+          'mobilenetv3_large_100, PaddleClas': ("MobileNetV3-large, training against PaddleClas's command",
+                                                'expected: about 2.5')}
+_PICTURE = {f'{arch}, {key}': (f'{name}, file to top five, {what}', bar)
+            for arch, name in (('resnet18', 'ResNet-18'), ('mobilenetv3_large_100', 'MobileNetV3-large'))
+            for key, what, bar in (('fp32', 'fp32', 'the parts alone + 1.5 ms'),
+                                   ('auto', "auto, to fastai's `learn.predict`", 'at least 5'),
+                                   ('folder', 'a folder, share of the limit', 'at least 0.9'))}
+
+JOBS = dict(
+    data=Job('data_pipeline.py', 25, _LOADERS),
+    cache=Job('data_pipeline.py', 12, {'cache, accuracy': ('top-1 with scaled decoding and decoded cache, less that without',
+                                                           'its 95 % interval holds 0')}, ('--accuracy',)),
+    steps=Job('train_speed.py', 25, _STEPS, ('steps',), ('--paddleclas', '{paddleclas}', '--paddle-python', '{paddle_python}')),
+    fashion=Job('train_speed.py', 105, {
+        'time to 94 %': ('Fashion-MNIST to 94.0 %, against the best of three settings of fastai', 'at least 3'),
+        'seconds to 94 %': ('Fashion-MNIST to 94.0 %, from nothing', 'aim: 120 s')}, ('fashion',)),
+    few=Job('train_speed.py', 12, {
+        'few, gain': ('20 pictures a class: from ImageNet weights, above the best baseline', 'at least 15 points')}, ('few',)),
+    kill=Job('kill_resume.py', 15, {
+        'kills, equal': ('trainings that were killed and ended bit for bit as the others', '20 of 20')}),
+    checkpoint=Job('checkpoint_cost.py', 2, {
+        'checkpoint, ResNet-50': ('a checkpoint of a ResNet-50 with AdamW, share of an epoch of one minute', 'less than 2 %'),
+        'checkpoint, quickstart': ("a checkpoint of the quickstart's network", '')}),
+    evaluation=Job('evaluation.py', 3, {
+        'confusion, seconds': ('confusion matrix of 1000 classes and 50,000 pictures', 'less than 1 s'),
+        'confusion, memory': ('the same, memory beyond the predictions', 'less than 200 MB')}),
+    widgets=Job('widgets.py', 3, {
+        'click, kernel': ('a click into 1000 classes and 50,000 pictures, in the kernel', 'at most 300 ms'),
+        'click, screen': ('the same, from the mouse button to the pictures on the screen', ''),
+        'view, kernel': ('the viewer of 1000 classes, until it is handed to the browser', '')}, ('--browser',)),
+    families=Job('export.py', 20, {'families': ('families of timm whose ONNX file answers as torch does', 'at least 25')},
+                 ('families',)),
+    precision=Job('export.py', 8, {
+        'precision, accuracy': ('MobileNetV2, fine-tuned, fewer bits: top-1 against fp32', 'at most 0.5 points less'),
+        'precision, speed': ('the same, time for a picture against ONNX Runtime fp32', '')}, ('precision',)),
+    inference=Job('inference.py', 6, _PICTURE | {
+        'start, fastai': ("start to first answer, against fastai's `load_learner`", 'at least 8'),
+        'start, time': ('start to first answer, against a bare script on onnxruntime', 'at most 1.15'),
+        'start, memory': ('memory until then, against the same', 'at most 1.15'),
+        'resnet50, bf16': ('ResNet-50, OpenVINO bf16 against ONNX Runtime fp32', 'at least 3')}),
+    configs=Job('paddleclas_configs.py', 6, {
+        'configs, built': ('configs of PaddleClas whose network has an equivalent, built whole', 'all'),
+        'configs, trained': ('their distinct recipes, trained two steps, saved and resumed', 'all')},
+        ('{paddleclas}', '--steps', '2')),
+    scaling=Job('scaling.py', 10, {
+        'scaling, efficiency': ('two processes of one thread against one process of two threads', 'at least 0.85')}),
+    quickstart=Job('quickstart_seeds.py', 3, {'quickstart, top-1': ('the quickstart on digits, top-1 of five seeds', ''),
+                                             'quickstart, seconds': ('the same, from kernel start to the end', '')}),
+    recipes=Job('recipes.py', 60, {'recipe, digits': ('configs/quick_start/digits.yaml, top-1 of three seeds', ''),
+                                   'recipe, fashion_mnist': ('configs/quick_start/FashionMNIST_ResNet18.yaml, the same', '')}),
+)

@@ -1,0 +1,88 @@
+"What is public: a list of it all, so that a change is a decision, and a word about each of its parts"
+import ast
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+import textwrap
+import tokenize
+from functools import cached_property
+from io import StringIO
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+def test_what_is_public_is_listed():
+    done = subprocess.run([sys.executable, ROOT/'tools/api.py', '--check'], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+# Methods and properties; functions, classes and their first parameters are in test_repository.py
+
+PROTOCOL = {'close', 'state', 'load_state'} # of callbacks; CONTRIBUTING.md says what they are for
+FASTAI = {'encodes', 'decodes'} # of its transforms, which find them by these names
+
+def public_classes():
+    import imgcls_nb
+    found = {}
+    for o in pkgutil.walk_packages(imgcls_nb.__path__, 'imgcls_nb.'):
+        if o.name.startswith('imgcls_nb._'): continue
+        module = importlib.import_module(o.name)
+        for name in getattr(module, '__all__', ()):
+            cls = getattr(module, name)
+            if inspect.isclass(cls) and cls.__module__ == o.name: found[f'{o.name}.{name}'] = cls
+    return found
+
+def plain(member):
+    "The function behind a property, a class method or a delegate"
+    if isinstance(member, property): member = member.fget
+    elif isinstance(member, cached_property): member = member.func
+    elif isinstance(member, (classmethod, staticmethod)): member = member.__func__
+    return inspect.unwrap(member) if callable(member) else None
+
+def own_methods(cls):
+    "Public ones that were written for this class, and mean what no class above it says"
+    from fastai.callback.core import Callback
+    from fasttransform import Transform
+    for name, member in vars(cls).items():
+        f = plain(member)
+        if name.startswith('_') or not inspect.isfunction(f) or 'imgcls_nb' not in f.__code__.co_filename: continue
+        if any(name in vars(o) for o in cls.__mro__[1:]): continue
+        if issubclass(cls, Callback) and (name in PROTOCOL or name.startswith(('before_', 'after_'))): continue
+        if issubclass(cls, Transform) and name in FASTAI: continue
+        yield name, f, member.__doc__ or f.__doc__ or ''
+
+def unexplained(f, doc=''):
+    "What neither a docstring nor a comment on its line says; a docstring may name parameters in backticks"
+    text = textwrap.dedent(inspect.getsource(f))
+    noted = {o.start[0] for o in tokenize.generate_tokens(StringIO(text).readline) if o.type == tokenize.COMMENT}
+    node = ast.parse(text).body[0]
+    if not isinstance(node, ast.FunctionDef): return [] if doc else ['what it does'] # made in a loop
+    args = [o for o in [*node.args.posonlyargs, *node.args.args, node.args.vararg, *node.args.kwonlyargs, node.args.kwarg]
+            if o and o.arg not in ('self', 'cls')]
+    lines = [o.lineno for o in args]
+    said = bool(doc) or node.lineno in noted
+    silent = [o.arg for o in args if (o.lineno not in noted or lines.count(o.lineno) > 1) and f'`{o.arg}`' not in doc]
+    return ([] if said else ['what it does']) + silent
+
+def test_methods_are_explained():
+    found = {f'{cls}.{name}': lost for cls, o in public_classes().items() for name, f, doc in own_methods(o)
+             if (lost := unexplained(f, doc))}
+    assert not found
+
+def test_silence_about_methods_is_found():
+    class A:
+        def one(self): return 1
+        def two(self): return 2 # twice as much
+        def three(self,
+            a, # First
+            b,
+        ): "Sum"
+        def four(self, a, b):
+            "The sum of `a` and `b`"
+        def five(self, a): # of an example
+            return a
+        def six(self, a, b): # on one line
+            return a
+    found = {n: unexplained(f, f.__doc__ or '') for n, f in vars(A).items() if inspect.isfunction(f)}
+    assert found == dict(one=['what it does'], two=[], three=['b'], four=[], five=[], six=['a', 'b'])

@@ -1,0 +1,58 @@
+"The page for people who do not read code, under Voilà in a browser"
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from importlib.util import find_spec
+
+import pytest
+from browsing import chromium, needs_browser, violations, wait_for
+
+absent = not find_spec('voila') and not os.environ.get('CI')
+pytestmark = [*needs_browser, pytest.mark.skipif(absent, reason="needs the app extra")]
+
+@pytest.fixture(scope='module')
+def page_url(trained_run, model_file, tmp_path_factory):
+    "`imgcls app` on a folder of two runs, and its address"
+    from imgcls_nb.evaluate import evaluate
+    folder = tmp_path_factory.mktemp('app')
+    for name in ('first', 'second'):
+        run = shutil.copytree(trained_run, folder/'runs'/name)
+        shutil.copy(model_file, run/'model.onnx')
+        evaluate(run)
+    command = [sys.executable, '-m', 'imgcls_nb.cli', 'app', 'runs', '--port', '0', '--no-browser']
+    env = {k: v for k, v in os.environ.items() if k != 'MPLBACKEND'}
+    with (folder/'log').open('w') as log:
+        server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True, env=env)
+    try:
+        address = r'http://(?:127\.0\.0\.1|localhost):\d+/\S*token=\w+'
+        found = wait_for(lambda: re.search(address, (folder/'log').read_text()), 60, 'Voilà')
+        yield found[0]
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+def test_a_person_without_code(page_url, shapes, tmp_path):
+    with chromium(1200, 1400) as page:
+        page.goto(page_url, timeout=60_000)
+        page.wait_for_selector('text=Image classifier', timeout=120_000)
+        assert not page.locator('text=ModelPage(').count() and not page.locator('text=import os').count()
+        page.fill('input[placeholder^=path]', str(shapes/'square'))
+        page.keyboard.press('Enter')
+        page.wait_for_selector('.ict li', timeout=60_000)
+        assert page.locator('.ict li').first.inner_text().startswith('square')
+        page.screenshot(path=str(tmp_path/'try.png'))
+        page.click('button:has-text("Where it errs")')
+        page.wait_for_selector('.js-plotly-plot .nsewdrag', timeout=60_000)
+        page.get_by_label('Model').select_option('first')
+        page.wait_for_selector('.js-plotly-plot .nsewdrag', timeout=60_000)
+        page.screenshot(path=str(tmp_path/'errs.png'), full_page=True)
+        assert not violations(page)
+
+def test_only_who_knows_the_address(page_url):
+    with pytest.raises(urllib.error.HTTPError): urllib.request.urlopen(page_url.partition('?')[0] + 'api/kernels')
+

@@ -1,0 +1,62 @@
+"A few pictures of each class, from data in any form"
+import pytest
+
+from imgcls_nb.core import InputError, list_images, open_image
+from imgcls_nb.data import image_dls
+from imgcls_nb.subsets import choose_few, few_of_each
+
+
+def counts(path): return {o.name: len(list_images(o)) for o in sorted(path.iterdir()) if o.is_dir()}
+
+def names(path): return {o.relative_to(path).as_posix() for o in list_images(path)}
+
+def test_a_larger_choice_keeps_the_smaller_one(shapes, tmp_path):
+    few, more = (few_of_each(shapes, tmp_path, n) for n in (2, 5))
+    assert counts(few) == dict(circle=2, square=2, triangle=2)
+    assert names(few) < names(more)
+
+def test_a_class_is_chosen_from_alone():
+    a = choose_few([0]*50 + [1]*50, ('cat', 'dog'), 5)
+    b = choose_few([0]*50, ('cat',), 5)
+    assert a[:5].tolist() == b.tolist()
+
+def test_another_seed_takes_others(shapes, tmp_path):
+    assert names(few_of_each(shapes, tmp_path, 3, 1)) != names(few_of_each(shapes, tmp_path, 3, 2))
+
+def test_files_are_copies_that_may_be_changed(shapes, tmp_path):
+    path = few_of_each(shapes, tmp_path)
+    name = sorted(names(path))[0]
+    before = (shapes/name).read_bytes()
+    assert (path/name).read_bytes() == before
+    (path/name).write_bytes(b'x')
+    assert (shapes/name).read_bytes() == before
+
+def test_both_sides_of_a_split_and_packed_pictures(tmp_path):
+    import gzip
+
+    import numpy as np
+    source = tmp_path/'fashion_mnist'
+    source.mkdir()
+    for part, n in (('train', 30), ('t10k', 10)):
+        pixels, labels = np.arange(n*784, dtype=np.uint8).reshape(n, 28, 28), np.arange(n, dtype=np.uint8) % 10
+        for kind, a in (('images-idx3', pixels), ('labels-idx1', labels)):
+            head = bytes([0, 0, 8, a.ndim]) + np.array(a.shape, '>i4').tobytes()
+            with gzip.open(source/f'{part}-{kind}-ubyte.gz', 'wb') as f: f.write(head + a.tobytes())
+    path = few_of_each(source, tmp_path)
+    assert sum(counts(path).values()) == 40 and len(counts(path)) == 10
+    assert open_image(list_images(path)[0]).size == (28, 28)
+    assert image_dls(path, size=32, bs=4, num_workers=0).c == 10
+
+def test_nested_names_do_not_meet(shapes, tmp_path):
+    pics = list_images(shapes)
+    for kind in ('a', 'b'):
+        for part in ('x', 'y'):
+            to = tmp_path/'deep'/kind/part/'1.png'
+            to.parent.mkdir(parents=True)
+            to.write_bytes(pics[0].read_bytes())
+    assert counts(few_of_each(tmp_path/'deep', tmp_path)) == dict(a=2, b=2)
+
+@pytest.mark.parametrize('n', [0, -1, 1.5, True, 'all'])
+def test_odd_numbers_are_refused(shapes, tmp_path, n):
+    with pytest.raises(InputError, match='Give at least 1'): few_of_each(shapes, tmp_path, n)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,69 @@
+"For the reference: what the comments beside parameters say, and methods that are written outside their class"
+import ast
+import io
+import tokenize
+from functools import cache
+
+import griffe
+
+
+@cache
+def comments(path):
+    "Line to comment"
+    tokens = tokenize.generate_tokens(io.StringIO(path.read_text('utf-8')).readline)
+    return {o.start[0]: o.string.lstrip('# ') for o in tokens if o.type == tokenize.COMMENT}
+
+@cache
+def definitions(path):
+    "Line to what is defined there"
+    kinds = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
+    return {o.lineno: o for o in ast.walk(ast.parse(path.read_text('utf-8'))) if isinstance(o, kinds)}
+
+def node_of(obj):
+    found = [definitions(obj.filepath).get(o) for o in range(obj.lineno, obj.endlineno + 1)] # decorators stand above
+    return next((o for o in found if o is not None and o.name == obj.name), None)
+
+def arguments(node):
+    return [o for o in [*node.args.posonlyargs, *node.args.args, node.args.vararg, *node.args.kwonlyargs, node.args.kwarg]
+            if o and o.arg not in ('self', 'cls')]
+
+def of_function(node, noted):
+    args = arguments(node)
+    lines = [o.lineno for o in args]
+    alone = [o for o in args if o.lineno in noted and lines.count(o.lineno) == 1 and o.lineno != node.lineno]
+    said = [(o.arg, noted[o.lineno]) for o in alone]
+    if said: yield from ('', 'Args:', *(f'    {name}: {word}' for name, word in said))
+    rest = [k for k in range(node.lineno + 1, node.body[0].lineno) if k in noted and k not in lines]
+    if rest and node.returns is not None: yield from ('', 'Returns:', f'    {noted[rest[-1]]}')
+
+def of_class(node, noted):
+    fields = [o for o in node.body if isinstance(o, ast.AnnAssign) and o.lineno in noted]
+    if fields: yield from ('', 'Attributes:', *(f'    {ast.unparse(o.target)}: {noted[o.lineno]}' for o in fields))
+
+def described(node, noted):
+    "A docstring, or the comment on the first line; then parameters and what comes back"
+    text = ast.get_docstring(node) or noted.get(node.lineno) or 'Made of:'*(node.name == '__init__')
+    more = of_class(node, noted) if isinstance(node, ast.ClassDef) else of_function(node, noted)
+    return '\n'.join([text, *more]).strip()
+
+class Docments(griffe.Extension):
+    def explain(self, obj):
+        node = node_of(obj) if obj.lineno and obj.endlineno else None
+        text = node and described(node, comments(obj.filepath))
+        if text: obj.docstring = griffe.Docstring(text, lineno=obj.lineno, parent=obj)
+
+    def on_function(self, *, func, **kwargs): self.explain(func)
+
+    def on_class(self, *, cls, **kwargs): self.explain(cls)
+
+    def on_attribute(self, *, attr, **kwargs): # a property is one
+        if 'property' in attr.labels: self.explain(attr)
+
+    def on_module_members(self, *, mod, **kwargs):
+        "A function under `@patch` becomes a method of its class, where that is of the same module"
+        for name, o in list(mod.members.items()):
+            if not isinstance(o, griffe.Function) or not any(str(d.value).startswith('patch') for d in o.decorators): continue
+            owner = mod.members.get(str(o.parameters[0].annotation)) if len(o.parameters) else None
+            if isinstance(owner, griffe.Class) and name not in owner.members:
+                mod.del_member(name)
+                owner.set_member(name, o)
