@@ -150,12 +150,13 @@ def launch_processes(
 def _run_agent(arguments):
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import parse_args, run
     for name in ('elastic', 'run', 'launcher'): logging.getLogger(f'torch.distributed.{name}').setLevel(logging.CRITICAL)
     try: run(parse_args(arguments))
     except ChildFailedError as e: return _say_how({r: o.exitcode for r, o in e.failures.items()})
     except SignalException as e: return 128 + e.sigval
-    except RuntimeError as e: # of the store where launchers meet
+    except (RuntimeError, RendezvousError) as e: # of the store where launchers meet
         print(f"imgcls: the other machines cannot be reached, or have ended ({' '.join(str(e).split())[:160]}).", file=sys.stderr)
         return LOST
     return 0
