@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 import warnings
-from typing import NamedTuple
+from dataclasses import replace
 
 from .core import InputError
 
@@ -23,7 +23,7 @@ def _run_train(args):
                          "such as -o Global.epochs=3.")
     if bool(args.config) == bool(args.folder): raise InputError("imgcls train takes a folder of pictures, or -c CONFIG.yaml.")
     from imgcls_nb.learner import train_plan
-    _tell_run(train_plan(_config_plan(args) if args.config else _folder_plan(args)))
+    _tell_run(train_plan(_config_plan(args) if args.config else _folder_plan(args), args.allow))
 
 def _run_resume(args):
     from imgcls_nb.learner import resume_run
@@ -109,7 +109,7 @@ def _run_models(args):
 
 def _run_config(args):
     from imgcls_nb.config import plan_from_config, read_config
-    from imgcls_nb.config.words import plan_in_words
+    from imgcls_nb.words import plan_in_words
     from imgcls_nb.plan import plan_to_yaml
     plan = plan_from_config(read_config(args.config, args.override), _overridden(args))
     print(plan_to_yaml(plan) if args.yaml else f'{plan_in_words(plan)}\n', end='')
@@ -148,16 +148,18 @@ def _save_dir(args):
 def _asked(args): # by a config
     from imgcls_nb.config import read_config
     from imgcls_nb.deploy import open_inference
-    if lost := [f'--{o}' for o in 'engine provider threads labels threshold reject'.split() if getattr(args, o) is not None]:
+    if lost := [f'--{o}' for o in ('provider', 'threads', 'labels') if getattr(args, o) is not None]:
         raise InputError(f"{', '.join(lost)} cannot stand beside -c. Change the value in the YAML file with -o, "
                          "such as -o Global.cpu_num_threads=2.")
     cfg = read_config(args.config, args.override)
     pictures = [o for o in [args.model, *args.pictures] if o]
     if pictures: cfg.setdefault('Global', {})['infer_imgs'] = pictures[0]
-    asked = open_inference(cfg, [o.partition('=')[0].strip() for o in args.override])
-    return _Asked(asked.predictor, pictures or [asked.pictures], asked.k, asked.bs)
+    how = {k: v for k in ('engine', 'threshold', 'reject') if (v := getattr(args, k)) is not None} # a config has no key for them
+    asked = open_inference(cfg, _overridden(args), **how)
+    return replace(asked, pictures=pictures) if pictures else asked
 
 def _asked_plainly(args):
+    from imgcls_nb.deploy import Inference
     from imgcls_nb.foreign import read_class_map
     from imgcls_nb.predict import Predictor
     _check_override(args)
@@ -165,13 +167,7 @@ def _asked_plainly(args):
     labels = read_class_map(args.labels) if args.labels else None
     predictor = Predictor(args.model, args.engine or 'auto', args.provider, args.threads, threshold=args.threshold,
                           reject=args.reject, labels=labels, idle=True)
-    return _Asked(predictor, args.pictures, 5, 16)
-
-class _Asked(NamedTuple):
-    predictor: object
-    pictures: list
-    k: int
-    bs: int
+    return Inference(predictor, args.pictures, 5, 16)
 
 def _label(predictor, pictures, k, args, bs=16, line=None):
     from imgcls_nb.deploy import plain_line, save_predictions, show_predictions
@@ -205,12 +201,12 @@ def _eval_config(args):
 
 def _infer_config(args):
     from imgcls_nb.config import read_config
-    from imgcls_nb.config.inference import answers_file, infer_batches, infer_pictures, save_answers
+    from imgcls_nb.config.inference import answers_file, infer_batches, infer_pictures, save_answers, share_of
     from imgcls_nb.config.reading import Section
     from imgcls_nb.core import list_images
     named, args.run = [*filter(None, [args.run]), *args.pictures], None # behind -c there is no run
     infer, trained = Section(read_config(args.config, args.override).get('Infer'), 'Infer'), _config_trained(args)
-    files = [f for o in named for f in list_images(o)] or infer_pictures(infer)
+    files = share_of([f for o in named for f in list_images(o)] or infer_pictures(infer))
     out = infer.text('save_dir') and answers_file(infer.text('save_dir'))
     k, bs = infer.sub('PostProcess').count('topk', 5), infer.count('batch_size', 10)
     saved, bad = [], 0
@@ -276,6 +272,9 @@ def make_parser() -> argparse.ArgumentParser:
                ('run', str, 'run folder (default: runs/FOLDER)'), ('num-workers', str, 'loader processes'),
                ('precision', str, 'auto, fp32, bf16 or fp16'), ('label-file', str, 'names of the classes of list files'))
     for name, kind, text in options: p.add_argument(f'--{name}', type=kind, help=text)
+    allow = dict(action='append', default=[], metavar='NAME',
+                 help='a setting of a run that goes on, which has changed and is to be taken as it is now; repeatable')
+    p.add_argument('--allow', **allow)
 
     p = verb('resume', _run_resume, 'Go on with a run that was interrupted or killed, to the same end', config=False)
     p.add_argument('run', help='a run folder')
@@ -283,8 +282,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('--epochs', type=int, help='length of the last training call, to train longer')
     p.add_argument('--data', metavar='FOLDER', help='where the pictures are now, if they were moved')
     p.add_argument('--num-workers', type=int, help='loader processes')
-    p.add_argument('--allow', action='append', default=[], metavar='NAME',
-                   help='a setting that has changed and is to be taken as it is now; repeatable')
+    p.add_argument('--allow', **allow)
 
     for name, func, text in (('eval', _run_eval, 'Evaluate a run on its validation pictures'),
                              ('infer', _run_infer, 'Label pictures with the weights of a run'),
@@ -368,6 +366,7 @@ def main(
     "Run `imgcls`"
     args = make_parser().parse_args(argv)
     warnings.filterwarnings('ignore', category=FutureWarning)
+    warnings.filterwarnings('ignore', message='This DataLoader will create') # as many as were asked for
     if os.environ.get('IMGCLS_TRACEBACK'): return args.func(args) or 0
     try:
         status = args.func(args) or 0
