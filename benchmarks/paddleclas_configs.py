@@ -86,9 +86,9 @@ def shrink(plan, folder, run, teacher=None):
     pre = dict(plan.data.preprocess, crop=[32, 32]) | (dict(resize_short=36) if plan.data.preprocess['resize_short']
                                                        else dict(resize=[32, 32], crop=None))
     sizes = ((32, 32), (24, 24)) if len(plan.data.sizes) > 1 else ((24, 24),) if plan.data.sizes else ()
-    data = replace(plan.data, path=str(folder), train='list.txt', valid='list.txt', valid_path=None, label_file=None, num_classes=4,
-                   bs=8, valid_bs=8, size=(32, 32), preprocess=pre, sizes=sizes, start_size=plan.data.start_size and 24, cache=False,
-                   num_workers=0)
+    data = replace(plan.data, path=str(folder), train='list.txt', valid='list.txt', valid_path=None, label_file=None,
+                   num_classes=4, bs=8, valid_bs=8, size=(32, 32), preprocess=pre, sizes=sizes,
+                   start_size=plan.data.start_size and 24, cache=False, num_workers=0)
     kwargs = {k: v for k, v in plan.model.kwargs.items() if k == 'in_chans'}
     fit = plan.schedule[0]
     args = fit.args | dict(n_epoch=2, warmup_epochs=min(1., fit.args['warmup_epochs']))

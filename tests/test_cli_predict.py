@@ -111,7 +111,7 @@ def test_keys_of_the_file_are_checked_as_well(imgcls, deploy):
     text = shipped_path('configs/inference_cls.yaml').read_text('utf-8')
     (deploy/'deploy/mine.yaml').write_text(text.replace('use_gpu:', 'use_gqu:'), 'utf-8')
     command = ['mine.yaml' if 'inference_cls' in o else o for o in guide()]
-    assert "Global.use_gqu is not known. Did you mean 'use_gpu'" in imgcls(*command, status=2)[1]
+    assert "Global.use_gqu is not a key that is read here. Did you mean 'use_gpu'" in imgcls(*command, status=2)[1]
 
 def test_an_engine_and_a_threshold_beside_a_config(imgcls):
     told = imgcls(*guide(), '--engine', 'onnxruntime', '--threshold', '1', '--reject', 'nobody')[0]

@@ -1,4 +1,6 @@
 "Where the original fails without a word, or with the wrong one: each case with the message it has here"
+from contextlib import nullcontext
+
 import pytest
 import torchvision.transforms.v2  # noqa: F401 (looks for a GPU when it is imported, so before we say that there is none)
 
@@ -73,8 +75,7 @@ def test_numbers_within_lists_are_numbers():
     (f'{TRAIN}.2={{"TimmAutoAugment": {{"config_str": "randm9"}}}}', 'no policy of timm'),
     ('Arch.input_image_channel=4', 'The pictures have 3 channels.*and the network takes 4')], ids=lambda o: str(o)[:50])
 def test_messages(override, says):
-    if says is None: return plan(override) # a loss is cross entropy anyway
-    with pytest.raises(InputError, match=says): plan(override)
+    with pytest.raises(InputError, match=says) if says else nullcontext(): plan(override) # a loss is cross entropy anyway
 
 def test_a_missing_file():
     with pytest.raises(InputError, match="There is no config file 'nope.yaml'"): read_config('nope.yaml')
