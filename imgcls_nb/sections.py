@@ -39,7 +39,7 @@ def read_values(
     if isinstance(o, dict): return {k: v if k == 'label_list' else read_values(v) for k, v in o.items()} # names stay texts
     return [read_values(v) for v in o] if isinstance(o, list) else read_value(o)
 
-# %% ../nbs/02_sections.ipynb #6732a658
+# %% ../nbs/02_sections.ipynb #d172516f
 class UnknownKey(InputError):
     "A key that nobody reads, and where it stands"
     def __init__(self,

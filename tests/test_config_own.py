@@ -1,5 +1,6 @@
 "The configs that travel with the package: each is built, each distinct recipe is trained, saved and resumed"
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ def benchmark():
     file = Path(__file__).parents[1]/'benchmarks/paddleclas_configs.py'
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(file.parent)) # it reads its neighbours
+    try: spec.loader.exec_module(module)
+    finally: sys.path.remove(str(file.parent))
     return module
 
 BENCHMARK = benchmark()

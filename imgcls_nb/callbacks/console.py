@@ -67,8 +67,6 @@ class Console(Callback):
         self.on, self.begun, self.old_logger, self.learn.logger = True, False, self.learn.logger, noop
 
     def before_train(self):
-        if self.on and not self.begun: self._write_plan()
-        self.begun = True
         ks = () if hasattr(self.learn, 'mix_batch') else [k for k in self.topk if k <= self._classes]
         self.part, self.means, self.validated = 'Train', _Means(ks), False
 
@@ -84,6 +82,7 @@ class Console(Callback):
     def _classes(self): return getattr(self.dls, 'c', None) or 10**9
 
     def before_batch(self):
+        if self.on and not self.begun: self._write_plan()
         if self.on and not self.training: self.reads.append(time.perf_counter() - self.left)
 
     def after_batch(self):
@@ -123,7 +122,8 @@ def _move(self:Console): # only on a terminal
 
 # %% ../../nbs/43_callbacks.console.ipynb #17f1b11c
 @patch
-def _write_plan(self:Console): # into the log alone, when whatever was in the folder has been moved away
+def _write_plan(self:Console): # into the log alone, and when the run has its folder: at the first batch
+    self.begun = True
     run, plan = (getattr(self.learn, o, None) for o in ('run_folder', 'whole_plan'))
     for line in plan_in_words(plan).splitlines() if run else (): write_line(run.path/'train.log', line)
 
