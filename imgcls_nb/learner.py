@@ -380,7 +380,8 @@ def image_learner(
     plain_metrics = named is None or all(isinstance(o, str) for o in named)
     given = dict(loss=not isinstance(loss, str), opt=not isinstance(opt, str), metrics=not plain_metrics, cbs=bool(objects))
     objective = ObjectivePlan(loss if isinstance(loss, str) else 'cross_entropy', loss_args, label_smoothing,
-                              opt if isinstance(opt, str) else 'adamw', opt_args or {}, wd, decay_norm_bias, layer_decay)
+                              opt if isinstance(opt, str) else 'adamw', opt_args or {}, wd, decay_norm_bias,
+                              layer_decay=layer_decay)
     weights = pretrained if isinstance(pretrained, bool) else str(pretrained)
     plan = Plan(dls.plan, ModelPlan(arch, weights, kwargs=kwargs), objective,
                 metrics=tuple(named) if named is not None and plain_metrics else None, callbacks=pairs, monitor=monitor,
