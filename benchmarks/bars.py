@@ -101,8 +101,8 @@ JOBS = dict(
         'resnet50, bf16': ('ResNet-50, OpenVINO bf16 against ONNX Runtime fp32', 'at least 3')}),
     configs=Job('paddleclas_configs.py', 6, {
         'configs, built': ('configs of PaddleClas whose network has an equivalent, built whole', 'all'),
-        'configs, trained': ('their distinct recipes, trained two steps, saved and resumed', 'all')},
-        ('{paddleclas}', '--steps', '2')),
+        'configs, trained': ('their distinct recipes, trained two epochs, saved and resumed', 'all')},
+        ('{paddleclas}', '--train')),
     scaling=Job('scaling.py', 10, {
         'scaling, resnet18': ('ResNet-18, two processes of one thread against one process of two', 'at least 0.85'),
         'scaling, mobilenetv3_large_100': ('MobileNetV3-large, the same', 'at least 0.85')}),

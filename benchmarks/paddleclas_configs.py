@@ -1,7 +1,7 @@
 """Every config of a PaddleClas checkout, read and built: which work here, and why others do not
 
     python benchmarks/paddleclas_configs.py PaddleClas            # plan, network on the meta device, loss, optimizer, schedule
-    python benchmarks/paddleclas_configs.py PaddleClas --steps 2  # and train each distinct recipe, save it and resume it
+    python benchmarks/paddleclas_configs.py PaddleClas --train    # and train each distinct recipe, save it and resume it
 """
 import argparse
 import contextlib
@@ -24,7 +24,7 @@ from imgcls_nb.config import plan_from_config, read_config
 from imgcls_nb.core import InputError
 from imgcls_nb.learner import learner_from_plan, run_schedule
 from imgcls_nb.losses import make_loss
-from imgcls_nb.models import split_params, undecayed
+from imgcls_nb.models import split_params
 from imgcls_nb.optim import make_optimizer
 from imgcls_nb.schedules import Schedule
 
@@ -35,12 +35,6 @@ def config_files(root):
     files = [o for d in ('ImageNet', 'quick_start') for o in sorted((home/d).rglob('*.yaml'))]
     return home, [o for o in files if 'kunlun' not in o.parts]
 
-def has_teacher(cfg):
-    "A trained teacher is the user's to give"
-    for o in (cfg.get('Arch') or {}).get('models') or []:
-        if 'Teacher' in o and o['Teacher'].get('pretrained') is True: o['Teacher']['pretrained'] = 'runs/teacher'
-    return cfg
-
 def build(plan):
     "All that a plan describes but the pictures, without memory for weights"
     size = {'img_size': plan.data.size} if find_arch(plan.model.arch).library == 'timm' and fixed_size(plan) else {}
@@ -48,8 +42,8 @@ def build(plan):
                                                   **plan.model.kwargs)
     obj = plan.objective
     make_loss(obj.loss, obj.label_smoothing, **obj.loss_args)
-    make_optimizer(obj.opt, model, split_params(model), wd=obj.weight_decay, decay_norm_bias=obj.decay_norm_bias,
-                   **obj.opt_args)
+    opt = make_optimizer(obj.opt, model, split_params(model), wd=obj.weight_decay, decay_norm_bias=obj.decay_norm_bias,
+                         no_decay=obj.no_decay, **obj.opt_args)
     for fit in plan.schedule:
         args = dict(fit.args)
         named = {k: args.pop(k) for k in ('n_epoch', 'lr', 'warmup_epochs', 'warmup_lr', 'lr_min', 'by_epoch', 'after_warmup')
@@ -57,18 +51,19 @@ def build(plan):
         made = Schedule(args.pop('schedule'), steps_per_epoch=100, args=args, **named)
         assert all(np.isfinite(made(o)) for o in range(0, made.steps, 50))
     make_callbacks([o for o in plan.callbacks if o[0] != 'distill'], plan.run)
-    return model
+    return model, opt
 
 def fixed_size(plan):
     from imgcls_nb.archs import arch_cfg
     return arch_cfg(find_arch(plan.model.arch)).get('fixed_input_size', False)
 
-def undecayed_otherwise(cfg, model):
+def undecayed_otherwise(cfg, model, opt):
     "Parameters that the file wants without decay and we decay, or the other way round, by the names of timm"
-    opt = cfg['Optimizer']
-    words, flat = (opt.get('no_weight_decay_name') or '').split(), opt.get('one_dim_param_no_weight_decay')
+    said = cfg['Optimizer']
+    words, flat = (said.get('no_weight_decay_name') or '').split(), said.get('one_dim_param_no_weight_decay')
     theirs = {n for n, p in model.named_parameters() if any(o in n for o in words) or flat and p.ndim == 1}
-    return sorted(theirs ^ set(undecayed(model)))
+    spared = {id(p) for g in opt.opt.param_groups if not g['decays'] for p in g['params']}
+    return sorted(theirs ^ {n for n, p in model.named_parameters() if id(p) in spared})
 
 def recipe(plan):
     "What distinguishes two configs for a training: transforms, mixing, loss, optimizer, schedule, callbacks"
@@ -86,20 +81,21 @@ def draw_pictures(folder, n=16):
         lines.append(f'{i}.png {i % 4}\n')
     (folder/'list.txt').write_text(''.join(lines))
 
-def shrink(plan, folder, run, steps):
-    "The same recipe on few small pictures with a small network"
+def shrink(plan, folder, run, teacher=None):
+    "The same recipe on few small pictures with a small network, and with the run of one as teacher"
     pre = dict(plan.data.preprocess, crop=[32, 32]) | (dict(resize_short=36) if plan.data.preprocess['resize_short']
                                                        else dict(resize=[32, 32], crop=None))
     sizes = ((32, 32), (24, 24)) if len(plan.data.sizes) > 1 else ((24, 24),) if plan.data.sizes else ()
-    data = replace(plan.data, path=str(folder), train='list.txt', valid='list.txt', label_file=None, num_classes=4, bs=8,
-                   valid_bs=8, size=(32, 32), preprocess=pre, sizes=sizes, start_size=plan.data.start_size and 24, cache=False,
-                   num_workers=0)
+    data = replace(plan.data, path=str(folder), train='list.txt', valid='list.txt', valid_path=None, label_file=None,
+                   num_classes=4, bs=8, valid_bs=8, size=(32, 32), preprocess=pre, sizes=sizes,
+                   start_size=plan.data.start_size and 24, cache=False, num_workers=0)
     kwargs = {k: v for k, v in plan.model.kwargs.items() if k == 'in_chans'}
     fit = plan.schedule[0]
     args = fit.args | dict(n_epoch=2, warmup_epochs=min(1., fit.args['warmup_epochs']))
     return replace(plan, data=data, model=replace(plan.model, arch='test_resnet', num_classes=4, pretrained=False, kwargs=kwargs),
                    schedule=(replace(fit, args=args),), run=str(run), notes=(), device='cpu',
-                   callbacks=tuple(o for o in plan.callbacks if o[0] != 'distill'))
+                   callbacks=tuple((k, v | dict(teacher=str(teacher)) if k == 'distill' else v) for k, v in plan.callbacks
+                                   if k != 'distill' or teacher))
 
 def train(plan):
     "Train, stop after the first epoch, and go on from what was saved"
@@ -112,11 +108,12 @@ def train(plan):
         with contextlib.suppress(KeyboardInterrupt), learn.added_cbs(Stop()): run_schedule(learn, plan.schedule)
         done = run_schedule(learner_from_plan(plan), plan.schedule, resume=True, allow=['callback stop'])
     assert done.clock.epochs == 2 and all(p.isfinite().all() for p in done.model.parameters())
+    return done.run_folder.path
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('root', help='a checkout of PaddleClas, or a folder with its ImageNet and quick_start configs')
-    parser.add_argument('--steps', type=int, default=0, help='batches to train each distinct recipe for (default: none)')
+    parser.add_argument('--train', action='store_true', help='also train each distinct recipe for a few batches')
     parser.add_argument('--limit', type=int, help='recipes to train at most')
     parser.add_argument('--bars', help='file for the rows of RESULTS.md')
     args = parser.parse_args()
@@ -126,15 +123,14 @@ def main():
     for file in files:
         name = file.relative_to(home).as_posix()
         try:
-            cfg = has_teacher(read_config(file, ['Global.device=cpu']))
+            cfg = read_config(file, ['Global.device=cpu'])
             plan = plan_from_config(cfg)
-            with contextlib.redirect_stdout(io.StringIO()): model = build(plan)
+            with contextlib.redirect_stdout(io.StringIO()): model, opt = build(plan)
         except InputError as e: refused[name] = str(e)
         else:
             built += 1
             recipes.setdefault(recipe(plan), (name, plan))
-            if not plan.objective.decay_norm_bias and cfg['Optimizer'].get('no_weight_decay_name'):
-                if odd := undecayed_otherwise(cfg, model): decay[name] = odd
+            if plan.objective.no_decay is not None and (odd := undecayed_otherwise(cfg, model, opt)): decay[name] = odd
     print(f'{built} of {len(files)} configs are built, with {len(recipes)} distinct recipes. Refused:')
     missing = {k: v for k, v in refused.items() if 'neither timm nor torchvision has' in v}
     families = ', '.join(dict.fromkeys(o.split('/')[1] for o in missing))
@@ -144,18 +140,19 @@ def main():
     for name, odd in decay.items(): print(f"decay differs  {name}: {len(odd)} parameters, such as {', '.join(odd[:3])}")
     possible = len(files) - len(missing)
     bars = [Row('configs, built', f'{built} of {possible}', built == possible, note=f'{len(missing)} others have no equivalent')]
-    if args.steps: bars.append(train_all(list(recipes.values())[:args.limit]))
+    if args.train: bars.append(train_all(list(recipes.values())[:args.limit]))
     save_rows(args.bars, bars)
 
 def train_all(recipes):
-    "Two steps of each"
+    "A few steps of each"
     failed = {}
     with tempfile.TemporaryDirectory() as tmp:
         folder = Path(tmp)/'pictures'
         folder.mkdir()
         draw_pictures(folder)
+        teacher = train(shrink(recipes[0][1], folder, Path(tmp)/'runs/teacher'))
         for i, (name, plan) in enumerate(recipes):
-            try: train(shrink(plan, folder, Path(tmp)/f'runs/{i}', 2))
+            try: train(shrink(plan, folder, Path(tmp)/f'runs/{i}', teacher))
             except Exception as e: failed[name] = f'{type(e).__name__}: {e}' # what fails is what this is for
     print(f'{len(recipes) - len(failed)} of {len(recipes)} recipes were trained, saved and resumed.')
     for name, why in failed.items(): print(f'  {name}: {why}')

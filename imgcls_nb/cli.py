@@ -90,6 +90,9 @@ def make_parser() -> argparse.ArgumentParser:
                ('run', str, 'run folder (default: runs/FOLDER)'), ('num-workers', str, 'loader processes'),
                ('precision', str, 'auto, fp32, bf16 or fp16'), ('label-file', str, 'names of the classes of list files'))
     for name, kind, text in options: p.add_argument(f'--{name}', type=kind, help=text)
+    allow = dict(action='append', default=[], metavar='NAME',
+                 help='a setting of a run that goes on, which has changed and is to be taken as it is now; repeatable')
+    p.add_argument('--allow', **allow)
 
     p = verb('launch', _run_launch, 'Run train, resume or eval in several processes', config=False)
     for name, kind, text in (('nproc', int, 'processes on this machine (default: one for each GPU)'),
@@ -112,8 +115,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('--epochs', type=int, help='length of the last training call, to train longer')
     p.add_argument('--data', metavar='FOLDER', help='where the pictures are now, if they were moved')
     p.add_argument('--num-workers', type=int, help='loader processes')
-    p.add_argument('--allow', action='append', default=[], metavar='NAME',
-                   help='a setting that has changed and is to be taken as it is now; repeatable')
+    p.add_argument('--allow', **allow)
 
     for name, func, text in (('eval', run_eval, 'Evaluate a run on its validation pictures'),
                              ('infer', run_infer, 'Label pictures with the weights of a run'),
@@ -198,6 +200,7 @@ def main(
     "Run `imgcls`"
     args = make_parser().parse_args(argv)
     warnings.filterwarnings('ignore', category=FutureWarning)
+    warnings.filterwarnings('ignore', message='This DataLoader will create') # as many as were asked for
     if args.verb in LAUNCHABLE and is_one_of_many(): return take_part(lambda: _answer(args))
     if os.environ.get('IMGCLS_TRACEBACK'): return args.func(args) or 0
     status, message = _answer(args)

@@ -295,7 +295,7 @@ def _splitter(obj): return split_params if obj.layer_decay is None else partial(
 def _optimizer(obj, model):
     scales = None if obj.layer_decay is None else layer_scales(model, obj.layer_decay)
     return partial(make_optimizer, obj.opt, model, wd=obj.weight_decay, decay_norm_bias=obj.decay_norm_bias,
-                   layer_scales=scales, **obj.opt_args)
+                   no_decay=obj.no_decay, layer_scales=scales, **obj.opt_args)
 
 def _build_model(plan, dls, channels_last):
     if plan.model.num_classes not in (None, dls.c):
@@ -380,7 +380,8 @@ def image_learner(
     plain_metrics = named is None or all(isinstance(o, str) for o in named)
     given = dict(loss=not isinstance(loss, str), opt=not isinstance(opt, str), metrics=not plain_metrics, cbs=bool(objects))
     objective = ObjectivePlan(loss if isinstance(loss, str) else 'cross_entropy', loss_args, label_smoothing,
-                              opt if isinstance(opt, str) else 'adamw', opt_args or {}, wd, decay_norm_bias, layer_decay)
+                              opt if isinstance(opt, str) else 'adamw', opt_args or {}, wd, decay_norm_bias,
+                              layer_decay=layer_decay)
     weights = pretrained if isinstance(pretrained, bool) else str(pretrained)
     plan = Plan(dls.plan, ModelPlan(arch, weights, kwargs=kwargs), objective,
                 metrics=tuple(named) if named is not None and plain_metrics else None, callbacks=pairs, monitor=monitor,
@@ -411,10 +412,11 @@ def _check_objects(dls, loss, of_loss, opt, of_opt): # settings that an object w
 # %% ../nbs/45_learner.ipynb #fd4075fd
 def train_plan(
     plan:Plan, # What to do
+    allow=(), # Changed settings to go on with, where the plan resumes a run
 ) -> ImageLearner: # Trained
     "Do the run that a plan describes"
     resume = plan.resume if plan.resume not in (None, 'newest') else bool(plan.resume)
-    return run_schedule(learner_from_plan(plan), plan.schedule, resume)
+    return run_schedule(learner_from_plan(plan), plan.schedule, resume, allow)
 
 # %% ../nbs/45_learner.ipynb #e5810ed5
 @patch

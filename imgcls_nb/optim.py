@@ -101,13 +101,18 @@ def _apart(model): # ids of the parameters that a model wants without decay
     names = set(undecayed(model))
     return {id(p) for n, p in model.named_parameters() if n in names}
 
-def _torch_groups(param_lists, apart, decay_all, fallback):
+def _decays(model, decay_norm_bias=False, no_decay=None): # tells of a parameter whether it decays
+    if no_decay is None: return lambda p, special: decay_norm_bias or not special
+    named = {id(p) for n, p in model.named_parameters() if any(o in n for o in no_decay)}
+    return lambda p, special: id(p) not in named and (decay_norm_bias or p.ndim > 1)
+
+def _torch_groups(param_lists, apart, decays, fallback):
     for depth, params in enumerate(param_lists):
-        kinds = [], []
-        for p in params: kinds[p.ndim <= 1 or id(p) in apart].append(p)
-        for special, o in enumerate(kinds):
-            group = dict(params=o, depth=depth, decays=decay_all or not special)
-            if o: yield group | (dict(use_fallback=True) if special and fallback else {})
+        kinds = defaultdict(list)
+        for p in params: kinds[special := p.ndim <= 1 or id(p) in apart, not decays(p, special)].append(p)
+        for special, spared in sorted(kinds):
+            group = dict(params=kinds[special, spared], depth=depth, decays=not spared)
+            yield group | (dict(use_fallback=True) if special and fallback else {})
 
 # %% ../nbs/31_optim.ipynb #e8edaa25
 class DepthOptimizer(Optimizer):
@@ -191,6 +196,7 @@ def make_optimizer(
     lr=1e-3, # A number, one for each depth, or a slice
     wd=None, # Weight decay; None: the optimizer's default
     decay_norm_bias:bool=False, # Decay normalization and bias parameters as well
+    no_decay=None, # Parts of names of parameters without decay, such as ('norm', 'pos_embed'); None: what the network names
     layer_scales=None, # For each depth, what its learning rate is multiplied with; None: 1
     **opt_args # Of the optimizer, such as `mom`
 ) -> DepthOptimizer:
@@ -199,7 +205,8 @@ def make_optimizer(
     takes, param_lists = _parameters(name), _by_depth(param_lists)
     if 'fused' in takes and not {'fused', 'foreach', 'differentiable'} & set(args):
         args['fused'] = all(p.is_floating_point() and p.device.type in ('cpu', 'cuda') for o in param_lists for p in o)
-    groups = _torch_groups(param_lists, _apart(model), decay_norm_bias, 'fallback_lr_scale' in takes)
+    decays = _decays(model, decay_norm_bias, no_decay)
+    groups = _torch_groups(param_lists, _apart(model), decays, 'fallback_lr_scale' in takes)
     opt = DepthOptimizer(name, _create(name, list(groups), args), param_lists, layer_scales)
     opt.set_hypers(lr=lr, wd=takes['weight_decay'].default if wd is None else wd)
     return opt

@@ -57,6 +57,7 @@ class DataPlan(_Record):
     encoding: str = 'auto' # Of list files and tables; 'auto': UTF-8, or GBK where it is not
     relabel: bool = False # Number the labels of list files anew from 0, in ascending order
     num_classes: int|None = None # Classes there can be; None: those that are found
+    valid_path: str|None = None # Folder that names in the list file `valid` are relative to; None: `path`
     source: str = 'auto' # Form of the data, a name of `sources.SOURCES`; 'auto': by what lies at `path`
     columns: dict = field(default_factory=dict) # Of a table: which column is 'image', 'label', 'valid', 'group'
     split: str = 'stratified' # How to hold out a fraction: a name of `splits.SPLITS`
@@ -103,6 +104,7 @@ class ObjectivePlan(_Record):
     opt_args: dict = field(default_factory=dict) # Its arguments, such as `mom`
     weight_decay: float|None = None # None: the optimizer's default
     decay_norm_bias: bool = False # Decay normalization and bias parameters as well
+    no_decay: tuple|None = None # Parts of names of parameters without decay; None: what the network itself names
     layer_decay: float|None = None # Learning rate of each depth relative to the next deeper one; None: all alike
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ __all__ = ['ASIDE', 'FREE', 'NEVER', 'LENGTH', 'INTERRUPTED', 'INSIDE', 'plan_ch
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
+from .callbacks.trackers import TRACKERS
 from .checkpoints import Checkpoint, newest_checkpoint, read_checkpoint
 from .core import InputError
 from .moments import Moment, Position, keeps_state
@@ -19,7 +20,8 @@ from .ranks import check_same
 from .runs import Run, describe_env
 
 # %% ../nbs/44_resume.ipynb #442404cf
-_FILES = 'path train valid label_file delimiter encoding relabel num_classes vocab source columns split fold group on_bad'
+_FILES = ('path train valid valid_path label_file delimiter encoding relabel num_classes vocab source columns split fold group '
+          'on_bad')
 ASIDE = 'schedule', 'custom', 'notes', 'resume' # what is compared call by call, or describes a plan
 FREE = ('run', 'save_interval', 'keep_last', 'save_steps', 'save_minutes',
         'data.num_workers', 'data.cache', 'data.cache_gb', 'model.pretrained',
@@ -35,8 +37,8 @@ def plan_changes(
     a, b = _flat(then), _flat(now)
     return {k: (a.get(k), b.get(k)) for k in a | b if k not in ASIDE and a.get(k) != b.get(k)}
 
-def _flat(plan): # one level of names, with dots
-    flat = {}
+def _flat(plan): # one level of names, with dots; who only tells of a training is no part of it
+    flat, plan = {}, replace(plan, callbacks=[o for o in plan.callbacks if o[0] not in ('console', *TRACKERS)])
     for k, v in plan_to_dict(plan).items(): flat |= {f'{k}.{o}': x for o, x in v.items()} if isinstance(v, dict) else {k: v}
     return flat
 
@@ -70,7 +72,9 @@ def check_changes(
     asked = [k for k in changes if k not in FREE and _last(k) not in LENGTH]
     if lost := [k for k in asked if k in NEVER]: raise InputError(_LOST.format(where=where, what=_said(changes, lost)))
     if left := [k for k in asked if not is_allowed(k, allow)]:
-        raise InputError(_REFUSED.format(where=where, what=_said(changes, left), allow=', '.join(map(repr, map(_last, left)))))
+        names = [_last(o) for o in left]
+        raise InputError(_REFUSED.format(where=where, what=_said(changes, left), allow=', '.join(map(repr, names)),
+                                         shell=' --allow '.join(names)))
     return not asked and not any(_last(k) in LENGTH for k in changes)
 
 def is_allowed(
@@ -84,7 +88,7 @@ def _last(name): return name.rpartition('.')[2]
 
 _LOST = "{where} cannot go on like this: {what}. Start another one, with another folder as run=…."
 _REFUSED = ("{where} was made with other settings: {what}. Set them as they were to go on exactly. To go on with the new ones, "
-            "and have it noted that the run is no longer exact: allow=[{allow}].")
+            "and have it noted that the run is no longer exact: allow=[{allow}], in the shell --allow {shell}.")
 
 def _said(changes, names): return '; '.join(f'{k} was {_brief(changes[k][0])} and is {_brief(changes[k][1])}' for k in names)
 
@@ -200,7 +204,7 @@ def _go_on(learn, resumption, found):
     learn.resumption = resumption
     learn.run_writer.adopt(resumption.facts)
 
-_OTHER_OPT = {f'objective.{o}' for o in ('opt', 'layer_decay', 'decay_norm_bias')}
+_OTHER_OPT = {f'objective.{o}' for o in ('opt', 'layer_decay', 'decay_norm_bias', 'no_decay')}
 
 # %% ../nbs/44_resume.ipynb #bf3ce6f3
 def check_call(

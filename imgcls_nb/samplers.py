@@ -80,7 +80,7 @@ def occurrences(
 # %% ../nbs/07_samplers.ipynb #6e8d1bde
 def batches(
     order, # Positions
-    bs:int, # Pictures in a batch at `size`
+    bs:int, # Pictures in a batch; of several `sizes` at `size`, and at the others as many as take the same room
     drop_last:bool=False, # Leave out a last batch that is not full
     drop_lone:bool=False, # Leave out a last batch of one picture, which has no batch statistics
     size=None, # `(height, width)`; None: whatever the preprocessing has
@@ -94,7 +94,7 @@ def batches(
     draw = np.random.default_rng(mix_seed(seed, 'sizes', epoch))
     while start < len(order):
         hw = sizes[draw.integers(len(sizes))] if len(sizes) else size
-        n = max(1, round(bs*size[0]*size[1]/(hw[0]*hw[1]))) if len(sizes) else bs
+        n = max(1, round(bs*size[0]*size[1]/(hw[0]*hw[1]))) if len(sizes) > 1 else bs
         out.append((hw, order[start:start + n], seen[start:start + n], n))
         start += n
     if out and (drop_last and len(out[-1][1]) < out[-1][3] or drop_lone and len(out) > 1 and len(out[-1][1]) == 1 < bs): out.pop()

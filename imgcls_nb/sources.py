@@ -105,7 +105,8 @@ def _find_files(plan, root, found=None): # class folders and list files, also on
     root = Path(plan.path).expanduser()
     read = partial(_read_set, root=root, plan=plan, names=() if plan.relabel else class_names(plan), found=found)
     train = read(plan.train, skip=find_named(plan.valid, root) if isinstance(plan.valid, str) else None)
-    held = read(plan.valid, vocab=train.vocab) if isinstance(plan.valid, str) else None
+    held_root = Path(plan.valid_path or plan.path).expanduser()
+    held = read(plan.valid, vocab=train.vocab, root=held_root) if isinstance(plan.valid, str) else None
     if held is None and not plan.train and (odd := [o for o in train.vocab if o.lower() in (*VALID_FOLDERS, *TEST_FOLDERS)]):
         raise InputError(f"'{root}' has a folder '{odd[0]}', but no 'train'. Is it for validation? Say so: valid='{odd[0]}'. "
                          "Is it a class? Say so: train='.'.")
@@ -376,8 +377,11 @@ def _read_sides(plan, table, found):
                          + did_you_mean(plan.source, SOURCES))
     if isinstance(plan.valid, str) and plan.fold is not None:
         raise InputError(f"valid={plan.valid!r} and fold={plan.fold} both say what to validate on. Give one of them.")
-    if table is not None: train, valid = _find_table(plan, root, found, table)
-    else: train, valid = SOURCES[recognize_source(plan) if plan.source == 'auto' else plan.source](plan, root, found)
+    kind = 'table' if table is not None else recognize_source(plan) if plan.source == 'auto' else plan.source
+    if plan.valid_path and kind != 'files':
+        raise InputError(f"valid_path={plan.valid_path!r} goes with list files, and '{root}' holds other data ({kind}). "
+                         "Leave it out.")
+    train, valid = _find_table(plan, root, found, table) if kind == 'table' else SOURCES[kind](plan, root, found)
     if valid is not None and plan.fold is None and not isinstance(plan.valid, (int, float)): return train, valid
     return split_pictures(train, plan)
 

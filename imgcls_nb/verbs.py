@@ -11,7 +11,7 @@ __all__ = ['run_train', 'run_resume', 'run_eval', 'run_infer', 'run_export', 'ru
 import os
 import shlex
 import sys
-from typing import NamedTuple
+from dataclasses import replace
 
 from .core import InputError
 from .launching import is_one_of_many
@@ -25,11 +25,9 @@ def run_train(args): # Of the command line
                          "YAML file" + (" with -o, such as -o Global.epochs=3." if args.config else "."))
     if sum(map(bool, (args.config, args.folder, args.plan))) != 1:
         raise InputError("imgcls train takes a folder of pictures, or -c CONFIG.yaml, or --plan PLAN.yaml.")
-    from dataclasses import replace
-
     from imgcls_nb.learner import train_plan
     plan = _config_plan(args) if args.config else _folder_plan(args) if args.folder else _plan_of(args.plan)
-    _tell_run(train_plan(replace(plan, resume=plan.resume or 'newest') if _is_restart() else plan))
+    _tell_run(train_plan(replace(plan, resume=plan.resume or 'newest') if _is_restart() else plan, args.allow))
 
 def run_resume(args): # Of the command line
     "Go on with a run"
@@ -144,8 +142,8 @@ def run_models(args): # Of the command line
 def run_config(args): # Of the command line
     "Say in words what a config does"
     from imgcls_nb.config import plan_from_config, read_config
-    from imgcls_nb.config.words import plan_in_words
     from imgcls_nb.plan import plan_to_yaml
+    from imgcls_nb.words import plan_in_words
     plan = plan_from_config(read_config(args.config, args.override), _overridden(args))
     print(plan_to_yaml(plan) if args.yaml else f'{plan_in_words(plan)}\n', end='')
 
@@ -199,31 +197,27 @@ def _save_dir(args):
 def _asked(args): # by a config
     from imgcls_nb.config import read_config
     from imgcls_nb.deploy import open_inference
-    _check_beside(args, 'engine provider threads labels threshold reject')
+    _check_beside(args, 'provider threads labels')
     cfg = read_config(args.config, args.override)
     pictures = [o for o in [args.model, *args.pictures] if o]
     if pictures: cfg.setdefault('Global', {})['infer_imgs'] = pictures[0]
-    asked = open_inference(cfg, [o.partition('=')[0].strip() for o in args.override])
-    return _Asked(asked.predictor, pictures or [asked.pictures], asked.k, asked.bs)
+    how = {k: v for k in ('engine', 'threshold', 'reject') if (v := getattr(args, k)) is not None} # a config has no key for them
+    asked = open_inference(cfg, _overridden(args), **how)
+    return replace(asked, pictures=pictures) if pictures else asked
 
 def _asked_plainly(args):
+    from imgcls_nb.deploy import Inference
     from imgcls_nb.predict import Predictor
     _check_override(args)
     if not args.model or not args.pictures: raise InputError("imgcls predict takes a model.onnx and pictures, or -c CONFIG.yaml.")
     predictor = Predictor(args.model, args.engine or 'auto', args.provider, args.threads, threshold=args.threshold,
                           reject=args.reject, labels=args.labels, idle=True)
-    return _Asked(predictor, args.pictures, 5, 16)
+    return Inference(predictor, args.pictures, 5, 16)
 
 def _check_beside(args, names):
     if lost := [f'--{o}' for o in names.split() if getattr(args, o) is not None]:
         raise InputError(f"{', '.join(lost)} cannot stand beside -c. Change the value in the YAML file with -o, "
                          "such as -o Global.cpu_num_threads=2.")
-
-class _Asked(NamedTuple):
-    predictor: object
-    pictures: list
-    k: int
-    bs: int
 
 def _label(predictor, pictures, k, args, bs=16, line=None):
     from imgcls_nb.deploy import plain_line, save_predictions, show_predictions
@@ -241,13 +235,13 @@ def _config_trained(args):
     _check_source(args)
     return trained_from_config(_config_plan(args), args.verb)
 
-def _log(plan, name, line): # a run's log; a folder that is not there is not made for it
+def _log(plan, name, line, each=False): # a run's log; a folder that is not there is not made for it
     from pathlib import Path
 
     from imgcls_nb.callbacks.console import stamped, write_line
     print(stamped(line), flush=True)
-    first = not is_one_of_many() or os.environ['RANK'] == '0'
-    if first and Path(plan.run).is_dir(): write_line(Path(plan.run)/f'{name}.log', line)
+    mine = each or not is_one_of_many() or os.environ['RANK'] == '0' # else the first process says it
+    if mine and Path(plan.run).is_dir(): write_line(Path(plan.run)/f'{name}.log', line)
 
 def _eval_config(args):
     from imgcls_nb.config.inference import eval_line, evaluate_config
@@ -259,7 +253,7 @@ def _eval_config(args):
 
 def _infer_config(args):
     from imgcls_nb.config import read_config
-    from imgcls_nb.config.inference import answers_file, infer_batches, infer_pictures, save_answers
+    from imgcls_nb.config.inference import answers_file, infer_batches, infer_pictures, save_answers, share_of
     from imgcls_nb.deploy import find_all
     from imgcls_nb.sections import Section
     _check_beside(args, 'out bs')
@@ -267,13 +261,14 @@ def _infer_config(args):
     infer, trained = Section(read_config(args.config, args.override).get('Infer'), 'Infer'), _config_trained(args)
     files = [*find_all(named)] if named else infer_pictures(infer)
     if not files: raise InputError(f"There are no pictures in {infer.get('infer_list') or infer.get('infer_imgs')}.")
+    files = share_of(files)
     out = infer.text('save_dir') and answers_file(infer.text('save_dir'))
     k, bs = infer.sub('PostProcess').count('topk', 5), infer.count('batch_size', 10)
     saved, bad = [], 0
     for answers, errors in infer_batches(trained, files, k if args.topk is None else args.topk, bs):
         for o in errors: print(o, file=sys.stderr)
         if out: saved += answers
-        elif answers: _log(trained.plan, 'infer', answers)
+        elif answers: _log(trained.plan, 'infer', answers, each=True)
         bad += len(errors)
     if out: save_answers(saved, out)
     if out: print(f'{len(saved)} answers are in {out.as_posix()}.')

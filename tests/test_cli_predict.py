@@ -14,6 +14,7 @@ from colours import COLOURS, colour, paint, write_model
 
 from imgcls_nb.cli import main
 from imgcls_nb.deploy import Progress
+from imgcls_nb.shipped import shipped_path
 
 NAMES = [f'image_{i:05}_{list(COLOURS)[i % 3]}.jpg' for i in range(7)]
 
@@ -106,6 +107,17 @@ PostProcess: {main_indicator: Topk, Topk: {topk: 1, class_id_map_file: null}}'''
     out, _ = imgcls('predict', '-c', mine)
     assert len(parse(out)) == 8 and all(names == '[]' for *_, names in parse(out).values())
 
+def test_keys_of_the_file_are_checked_as_well(imgcls, deploy):
+    text = shipped_path('configs/inference_cls.yaml').read_text('utf-8')
+    (deploy/'deploy/mine.yaml').write_text(text.replace('use_gpu:', 'use_gqu:'), 'utf-8')
+    command = ['mine.yaml' if 'inference_cls' in o else o for o in guide()]
+    assert "Global.use_gqu is not a key that is read here. Did you mean 'use_gpu'" in imgcls(*command, status=2)[1]
+
+def test_an_engine_and_a_threshold_beside_a_config(imgcls):
+    told = imgcls(*guide(), '--engine', 'onnxruntime', '--threshold', '1', '--reject', 'nobody')[0]
+    assert 'class id(s): [1, ' in told
+    assert "--threads cannot stand beside -c" in imgcls(*guide(), '--threads', 2, status=2)[1]
+
 # Providers: demanded or preferred
 
 @pytest.mark.parametrize('overrides, says', [
@@ -113,12 +125,16 @@ PostProcess: {main_indicator: Topk, Topk: {topk: 1, class_id_map_file: null}}'''
     (['Global.use_gpu=True', 'Global.use_tensorrt=True'], 'TensorrtExecutionProvider was asked for'),
     (['Global.use_gpu=False', 'Global.use_tensorrt=True'], 'needs a GPU'), (['Global.use_fp16=True'], 'use_tensorrt=True only'),
     (['Global.use_gpu=yes'], "use_gpu='yes' is not True or False"), (['Global.cpu_num_threads=0'], 'cpu_num_threads=0'),
-    (['Global.use_gqu=False'], "Did you mean 'Global.use_gpu'"), (['resize_shrt=9'], "Did you mean 'resize_short'"),
-    (['PostProcess.Topk.top_k=1'], 'PostProcess.Topk.top_k is not a key'), (['batch_size=2'], "Did you mean 'Global.batch_size'"),
+    (['Global.use_gqu=False'], "Did you mean 'use_gpu'"), (['resize_shrt=9'], "Did you mean 'resize_short'"),
+    (['PostProcess.Topk.top_k=1'], 'PostProcess.Topk.top_k is not a key'), (['batch_size=2'], 'The config has Global.batch_size'),
     (['PostProcess.main_indicator=ThreshOutput'], "main_indicator='ThreshOutput' is not supported"),
     (['Global.batch_size=two'], "batch_size='two'"),
     (['resize=big'], "resize='big'"), (['PostProcess.Topk.topk=0'], 'topk=0'), (['Global.infer_imgs=no.jpg'], "'no.jpg'"),
     (['PostProcess.Topk.class_id_map_file=no.txt'], "The class_id_map_file 'no.txt' cannot be read"),
+    (['PostProcess.Topk.topkk=3'], "PostProcess.Topk.topkk is not a key that is read here. Did you mean 'topk'"),
+    (['PostProcess.Topkk={}'], "PostProcess.Topkk is not a key that is read here. Did you mean 'Topk'"),
+    (['Foo=1'], 'Foo is not a section'), (['PreProcess.transform_op=[]'], "Did you mean 'transform_ops'"),
+    (['PostProcess=5'], 'PostProcess: expected keys and values'),
     (['Global.inference_model_dir=../nowhere'], 'no model file')], ids=' '.join)
 def test_what_cannot_be_done_is_said(imgcls, overrides, says):
     out, err = imgcls(*guide(*overrides), status=2)

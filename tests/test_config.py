@@ -1,4 +1,5 @@
 "PaddleClas's YAML and `-o`: what a text means, the plan that comes out, and every slip named"
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ TRAIN, EVAL = (f'DataLoader.{o}.dataset.transform_ops' for o in ('Train', 'Eval'
 def no_gpu(monkeypatch):
     monkeypatch.setattr('torch.cuda.is_available', lambda: False)
     monkeypatch.setattr('torch.backends.mps.is_available', lambda: False)
+    monkeypatch.setattr('imgcls_nb.config.free_cpus', lambda: 8)
 
 def plan(*overrides, config=QUICK, demanded=()): return plan_from_config(read_config(config, overrides), demanded)
 
@@ -28,7 +30,7 @@ def plan(*overrides, config=QUICK, demanded=()): return plan_from_config(read_co
     ('1/2/3', '1/2/3'),
     ('True', True), ('true', True), ('FALSE', False), ('null', None), ('None', None), ('', ''), ('~', '~'), ('on', 'on'),
     ('[1, 2]', [1, 2]), ('[0.5, [1]]', [.5, [1]]), ('(3, 4)', (3, 4)), ("{'a': 1}", {'a': 1}), ('[1, 2', '[1, 2'),
-    ('[a, b]', '[a, b]'),
+    ('[a, b]', '[a, b]'), ('[true, null]', [True, None]), ('{"AutoAugment": null}', {'AutoAugment': None}),
     ("'5'", '5'), ('"a b"', 'a b'), ("'", "'"), ('a=b', 'a=b'), ('resnet18', 'resnet18'), ('./output/', './output/'),
     ('007', '007'),
     ('C:\\new', 'C:\\new'), ('ü 日', 'ü 日'), ('["ü"]', ['ü']), ('2021-01-01', '2021-01-01'), ('a\0b', 'a\0b'),
@@ -128,7 +130,8 @@ def test_the_quick_start_config_field_by_field():
     assert p.schedule == (FitPlan('fit_scheduled', args),)
     assert (p.precision, p.channels_last, p.device, p.save_interval) == ('auto', 'auto', 'cpu', 1)
     assert Path(p.run) == Path('output/MobileNetV3_large_x1_0') and p.replayable and p.epochs == 20
-    assert len(p.notes) == 2 and 'flowers102_label_list.txt' in p.notes[0] and 'device gpu' in p.notes[1]
+    assert len(p.notes) == 3
+    for o, says in zip(p.notes, ('flowers102_label_list.txt', 'device gpu', 'no AMP section')): assert says in o
     assert plan_to_dict(plan_from_yaml(plan_to_yaml(p))) == plan_to_dict(p)
 
 @pytest.mark.parametrize('overrides, field', [
@@ -152,13 +155,26 @@ def test_the_quick_start_config_field_by_field():
      lambda p: (p.data.preprocess['interpolation'], p.data.preprocess['antialias']) == ('bicubic', True)),
     ([f'{EVAL}.1.ResizeImage={{"size": [300, 200]}}', f'{EVAL}.2.CropImage.size=[280, 160]'], # width before height
      lambda p: (p.data.preprocess['resize'], p.data.preprocess['crop'], p.data.size) == ([200, 300], [160, 280], (160, 280))),
-    (['DataLoader.Train.dataset.delimiter="\\t"'], lambda p: p.data.delimiter == '\t')], ids=str)
+    ([f'DataLoader.{o}.dataset.delimiter="\\t"' for o in ('Train', 'Eval')], lambda p: p.data.delimiter == '\t'),
+    (['DataLoader.Eval.dataset.image_root=./dataset/flowers102'], lambda p: p.data.valid_path is None),
+    (['DataLoader.Eval.dataset.image_root=./other'], lambda p: p.data.valid_path == './other'),
+    ([f'{TRAIN}.1.RandCropImage.size=192'], lambda p: (p.data.bs, p.data.sizes) == (32, ((192, 192),))),
+    ([f'{TRAIN}.1.RandCropImage.interpolation=2'], lambda p: p.data.augment[0][1]['interpolation'] == 'bicubic'),
+    ([f'{EVAL}.1.ResizeImage={{"resize_short": 256, "interpolation": 2, "backend": "pil"}}'],
+     lambda p: p.data.preprocess['interpolation'] == 'bilinear'), # each backend counts in its own way
+    (['EMA.decay=0.9', 'EMA=None'], lambda p: [o for o, _ in p.callbacks] == ['console']),
+    (['EMA={}'], lambda p: p.callbacks[0] == ('ema', dict(decay=.9999, warmup=0))),
+    (['Global.seed=False'], lambda p: p.data.seed == 42), (['Global.seed=0'], lambda p: p.data.seed == 0),
+    (['Arch.pretrained='], lambda p: p.model.pretrained is False),
+    (['Metric.Eval.0.TopkAcc.topk=[3, 5]'], lambda p: (p.monitor, p.metrics) == ('top3', ('top3', 'top5'))),
+    (['Optimizer.no_weight_decay_name=.bias norm', 'Optimizer.one_dim_param_no_weight_decay=True'],
+     lambda p: (p.objective.decay_norm_bias, p.objective.no_decay) == (False, ('.bias', 'norm')))], ids=str)
 def test_what_an_override_does_to_the_plan(overrides, field): assert field(plan(*overrides))
 
 def test_label_names_are_taken_when_the_file_is_there(tmp_path):
     (tmp_path/'names.txt').write_text('0 a\n')
     p = plan(f'Infer.PostProcess.class_id_map_file={tmp_path}/names.txt')
-    assert p.data.label_file == f'{tmp_path}/names.txt' and len(p.notes) == 1
+    assert p.data.label_file == f'{tmp_path}/names.txt' and len(p.notes) == 2
 
 def test_numbers_up_to_255(tmp_path):
     cfg = yaml.safe_load(find_config(QUICK).read_text('utf-8'))
@@ -169,6 +185,26 @@ def test_numbers_up_to_255(tmp_path):
     pre, want = Preprocess(**plan(config=tmp_path/'x.yaml').data.preprocess), Preprocess(**plan().data.preprocess)
     pic = np.random.default_rng(0).integers(0, 256, (300, 250, 3), np.uint8)
     assert np.abs(pre(pic) - want(pic)).max() < 1e-4 and np.abs(want(pic)).max() < 3
+
+# Departures
+
+@pytest.mark.parametrize('override, says', [
+    ('DataLoader.Eval.sampler.drop_last=True', 'DataLoader.Eval.sampler.drop_last is left out: every picture is evaluated'),
+    ('Optimizer.lr.warmup_epoch=20', 'warmup_epoch=20 is all of the 20 epochs'),
+    ('Global.class_num=7', 'Global.class_num=7 is not read'),
+    ('Metric.Eval.0.TopkAcc.topk=[1, 500]', 'top500 says nothing of 102 classes'),
+    ('Global.image_shape=[1,224,224]', r'image_shape=.1, 224, 224. is not what the evaluation makes, .3, 224, 224.'),
+    ('Loss.Eval.0.CELoss.epsilon=0.1', 'Loss.Eval.0.CELoss.epsilon is left out')], ids=str)
+def test_departures_are_told(override, says):
+    told = set(plan(override).notes) - set(plan().notes)
+    assert len(told) == 1 and re.search(says, told.pop())
+
+def test_loader_processes_are_preferred_or_demanded(monkeypatch):
+    monkeypatch.setattr('imgcls_nb.config.free_cpus', lambda: 2)
+    path = 'DataLoader.Train.loader.num_workers'
+    p = plan()
+    assert p.data.num_workers == 2 and 'asks for 4 loader processes; this machine has 2 processors' in ''.join(p.notes)
+    assert plan(f'{path}=4', demanded=(path,)).data.num_workers == 4 and plan(f'{path}=1').data.num_workers == 1
 
 # Devices
 
@@ -182,7 +218,7 @@ def test_a_device_that_is_preferred_or_demanded(monkeypatch, name, kind):
     monkeypatch.setattr('torch.backends.mps.is_available', lambda: True)
     for demanded in ((), ('Global.device',)):
         p = plan(f'Global.device={name}', demanded=demanded)
-        assert p.device == kind and not [o for o in p.notes if 'device' in o]
+        assert p.device == kind and not [o for o in p.notes if 'device gpu' in o or 'device mps' in o]
 
 def test_the_cpu_is_always_there():
     assert plan('Global.device=cpu', demanded=('Global.device',)).device == 'cpu'
@@ -207,8 +243,18 @@ def test_unknown_keys_are_refused(override, near):
     with pytest.raises(InputError, match=f"{where[2]}.*Did you mean .*'{near}'"): plan(override)
 
 def test_unknown_sections_are_refused():
-    with pytest.raises(InputError, match="Section 'Optimiser' is unknown.*Did you mean 'Optimizer'"):
+    with pytest.raises(InputError, match="Optimiser is not a section of a config. Did you mean 'Optimizer'"):
         plan_from_config(read_config(QUICK) | dict(Optimiser={}))
+    with pytest.raises(InputError, match='Section Slim is for pruning and quantization'): plan('Slim={}')
+
+@pytest.mark.parametrize('override, says', [
+    ('Global.batch_size=8', 'The config has DataLoader.Train.sampler.batch_size and DataLoader.Eval.sampler.batch_size'),
+    ('Global.learning_rate=1', 'The config has Optimizer.lr.learning_rate'), ('epochs=3', 'The config has Global.epochs'),
+    ('Arch.use_visualdl=True', 'To leave it out: -o Arch.use_visualdl=None'),
+    ('Optimizer.name=AdamW', 'Optimizer.momentum is not a key.*To leave it out: -o Optimizer.momentum=None'),
+    ('Loss.Train.0.CELoss.lr=1', 'Loss.Train.0.CELoss.lr is not a key.*The config has Optimizer.lr')])
+def test_keys_in_the_wrong_place(override, says):
+    with pytest.raises(InputError, match=says): plan(override)
 
 @pytest.mark.parametrize('override, says', [
     (f'{TRAIN}.2={{"RandFlipImag": {{}}}}', "'RandFlipImag' is not supported.*Did you mean 'RandFlipImage'"),
@@ -227,10 +273,22 @@ def test_unknown_sections_are_refused():
     ('DataLoader.Train.dataset.name=ImageNetDatset', "Did you mean 'ImageNetDataset'"),
     ('DataLoader.Train.sampler.name=PKSampler', 'not supported'),
     ('DataLoader.Train.sampler.shuffle=False', 'shuffle must be True'),
-    ('DataLoader.Eval.dataset.image_root=./other', 'different image_root'),
+    ('DataLoader.Train.dataset.delimiter=,', "delimiter is ',' and DataLoader.Eval.dataset.delimiter is ' '. Make them equal"),
+    ('DataLoader.Eval.dataset.relabel=True', 'relabel is False and DataLoader.Eval.dataset.relabel is True'),
+    ('DataLoader.Eval.sampler.name=RASampler', "name='RASampler' is not supported"),
+    ('DataLoader.Train.sampler.name=MultiScaleSampler', 'scales=.. are no sizes'),
+    ('DataLoader.Train.dataset.shuffle=True', 'dataset.shuffle is not a key.*has DataLoader.Train.sampler.shuffle'),
+    ('Global.train_mode=fixmatch', "train_mode='fixmatch' is not supported"), ('Optimizer.lr.last_epoch=10', 'last_epoch=10'),
+    ('Arch.drop_path_rate=2', 'Arch.drop_path_rate=2 does not fit: give a number from 0 to 1'),
+    ('Optimizer.clip_norm=-1', 'Optimizer.clip_norm=-1 does not fit'), ('Optimizer.clip_norm=0', 'Optimizer: max_norm=0'),
+    ('Optimizer.regularizer.coeff=-1', 'Optimizer.regularizer.coeff=-1 does not fit'),
+    ('Arch.name=ResNet51', "Arch.name: There is no architecture 'ResNet51'. Did you mean"),
+    ('Arch.name=CvT_13_224', 'Arch.name: .*neither timm nor torchvision has'),
+    ('Infer.PostProcess.topk=x', 'Infer.PostProcess.topk'), ('Infer.PostProcess.delimiter=","', 'delimiter=.,. is not supported'),
+    ('Infer.batch_size=0', 'Infer.batch_size=0 is too small'), (f'{TRAIN}.0.DecodeImage.backend=cv', "Did you mean 'cv2'"),
     ('DataLoader.Train.dataset.cls_label_path=None', 'need image_root and cls_label_path'),
     ('Arch.name=None', 'Arch.name is missing'),
-    ('EMA.decay=2', 'decay=2.0 is no share'),
+    ('EMA.decay=2', 'EMA: decay=2.0 is no share'),
     ('Global.checkpoints=output/x/latest', 'Weights alone are for Global.pretrained_model')])
 def test_what_is_not_supported_is_refused(override, says):
     with pytest.raises(InputError, match=says): plan(override)
@@ -289,7 +347,7 @@ def test_mixing_as_the_files_write_it(tmp_path):
     ([{'MixupOperater': {}}], "'MixupOperater' is not supported. Did you mean 'MixupOperator'.*FmixOperator, OpSampler"),
     ([{'MixupOperator': dict(alfa=1)}], "MixupOperator.alfa is not a key.*Did you mean 'alpha'"),
     ([{'MixupOperator': dict(alpha='x')}], 'MixupOperator.alpha=.x. is not a number'),
-    ([{'MixupOperator': dict(alpha=0)}], r'ops\[0\].MixupOperator.*Mixup has alpha=0. Give a number above 0'),
+    ([{'MixupOperator': dict(alpha=0)}], 'ops.0.MixupOperator.*Mixup has alpha=0. Give a number above 0'),
     ([{'MixupOperator': dict(prob=.5)}], 'MixupOperator.prob is not a key'),
     ([{'OpSampler': {'MixupOperator': dict(alpha=1)}}], 'OpSampler.MixupOperator.prob is missing'),
     ([{'OpSampler': {'MixupOperator': None}}], 'OpSampler.MixupOperator.prob is missing'),

@@ -1,4 +1,6 @@
 "Where the original fails without a word, or with the wrong one: each case with the message it has here"
+from contextlib import nullcontext
+
 import pytest
 import torchvision.transforms.v2  # noqa: F401 (looks for a GPU when it is imported, so before we say that there is none)
 
@@ -55,7 +57,8 @@ def test_numbers_within_lists_are_numbers():
     ('Global.epochs.x=1', "'Global.epochs' is 20 and has no keys below it"),
     ('Global.checkpoints.x=1', "'Global.checkpoints' is None and has no keys below it"),
     ('Global.epochs', 'an override is written key=value, such as -o Global.epochs=5'),
-    ('Arch.name=ResNet5', None), ('Arch.class_num=0', 'Arch.class_num=0 is too small'),
+    ('Arch.name=ResNet5', "Arch.name: There is no architecture 'ResNet5'. Did you mean"),
+    ('Arch.class_num=0', 'Arch.class_num=0 is too small'),
     ('Global.device=gpuu', "Global.device='gpuu' is not supported.*Did you mean 'gpu'"),
     ('Arch.pretrained=3', 'Arch.pretrained=3 is not True, False or a file'),
     ('Loss.Train=None', None), ('Loss.Train.0.CELoss.weight=x', "weight='x' is not a number"),
@@ -72,8 +75,7 @@ def test_numbers_within_lists_are_numbers():
     (f'{TRAIN}.2={{"TimmAutoAugment": {{"config_str": "randm9"}}}}', 'no policy of timm'),
     ('Arch.input_image_channel=4', 'The pictures have 3 channels.*and the network takes 4')], ids=lambda o: str(o)[:50])
 def test_messages(override, says):
-    if says is None: return plan(override) # an architecture is looked up when it is built; a loss is cross entropy anyway
-    with pytest.raises(InputError, match=says): plan(override)
+    with pytest.raises(InputError, match=says) if says else nullcontext(): plan(override) # a loss is cross entropy anyway
 
 def test_a_missing_file():
     with pytest.raises(InputError, match="There is no config file 'nope.yaml'"): read_config('nope.yaml')
@@ -81,7 +83,7 @@ def test_a_missing_file():
 def test_keys_that_change_nothing_stay_silent():
     quiet = ('Global.to_static=True', 'Global.use_dali=True', 'Arch.use_fused_attn=True', 'Arch.data_format=NHWC',
              'AMP.scale_loss=128.0', 'DataLoader.Train.loader.use_shared_memory=False', 'Optimizer.multi_precision=True')
-    assert plan(*quiet).notes == plan().notes
+    assert plan(*quiet).notes == plan('AMP.use_amp=True').notes
 
 def test_the_old_place_of_the_number_of_classes():
     assert plan('Arch.class_num=None', 'Global.class_num=7').model.num_classes == 7
@@ -100,16 +102,36 @@ PAIR = ['Arch={"name": "DistillationModel", "models": [{"Teacher": {"name": "Res
     ([dict(DistillationGTCELoss=dict(weight=1.)), dict(DistillationKLDivLoss=dict(weight=3., temperature=4))],
      dict(kind='kl', alpha=.75, temperature=4.)),
     ([dict(DistillationGTCELoss=dict(weight=1.)), dict(DistillationDKDLoss=dict(weight=2., temperature=1, alpha=1., beta=2.))],
-     dict(kind='dkd', temperature=1., alpha=2., beta=4.))], ids=str)
+     dict(kind='dkd', temperature=1., alpha=2., beta=4.)),
+    ([dict(DistillationDMLLoss=dict(weight=1.))], dict(kind='dml', weight=1., label_weight=0.)),
+    ([dict(DistillationGTCELoss=dict(weight=1.)), dict(DistillationDISTLoss=dict(weight=2.))],
+     dict(kind='dist', beta=1., gamma=1., weight=2., label_weight=1.)),
+    ([dict(DistillationGTCELoss=dict(weight=1.)), dict(DistillationWSLLoss=dict(weight=2.5, temperature=2))],
+     dict(kind='wsl', temperature=2., weight=2.5, label_weight=1.)),
+    ([dict(DistillationSKDLoss=dict(weight=1., temperature=1., multiplier=2., alpha=.9))],
+     dict(kind='skd', temperature=1., multiplier=2., alpha=.9, weight=1., label_weight=0.))], ids=str)
 def test_teacher_and_student(losses, args):
     p = plan(*PAIR, f'Loss.Train={losses}')
     assert p.model.arch == 'ResNet18' and p.callbacks[-1:] == (('distill', dict(teacher='t.onnx') | args),) or (
         ('distill', dict(teacher='t.onnx') | args) in p.callbacks)
 
 @pytest.mark.parametrize('losses, says', [
-    ([dict(DistillationDMLLoss={})], "'DistillationDMLLoss' has no equal here"), ([dict(AFDLoss={})], "'AFDLoss' has no equal"),
+    ([dict(DistillationPairLoss={})], "'DistillationPairLoss' has no equal here"), ([dict(AFDLoss={})], "'AFDLoss' has no equal"),
+    ([dict(DistillationCELoss=dict(epsilon=.1))], 'DistillationCELoss.epsilon is not a key'),
+    ([dict(DistillationDMLLoss=dict(sum_across_class_dim=True))], 'sum_across_class_dim=True is not supported'),
+    ([dict(DistillationSKDLoss=dict(weight=0))], 'DistillationSKDLoss has weight=0'),
     ([dict(DistillationCELoss=dict(model_name_pairs=[['Teacher', 'Student']]))], 'the student hears the teacher'),
     ([dict(DistillationGTCELoss=dict(model_names=['Student', 'Teacher']))], 'only the student learns'),
     ([dict(DistillationGTCELoss={})], '0 losses between student and teacher')], ids=str)
 def test_losses_without_an_equal(losses, says):
     with pytest.raises(InputError, match=says): plan(*PAIR, f'Loss.Train={losses}')
+
+@pytest.mark.parametrize('given, teacher', [('True', 'ResNet34'), ('runs/r34', 'runs/r34')])
+def test_who_teaches(given, teacher):
+    p = plan(*PAIR, f'Arch.models.0.Teacher.pretrained={given}', "Loss.Train=[{'DistillationCELoss': {'weight': 1.0}}]")
+    assert dict(p.callbacks)['distill']['teacher'] == teacher
+
+@pytest.mark.parametrize('given', ['False', 'None', ''])
+def test_a_teacher_that_knows_nothing(given):
+    with pytest.raises(InputError, match='the teacher is a trained network.*-o Arch.models.0.Teacher.pretrained=output/ResNet34'):
+        plan(*PAIR, f'Arch.models.0.Teacher.pretrained={given}', "Loss.Train=[{'DistillationCELoss': {'weight': 1.0}}]")

@@ -1,4 +1,5 @@
 "What a training from a config tells: the original's lines, its logs, its events, and validations left out"
+import json
 import re
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from imgcls_nb.cli import main
 from imgcls_nb.config import plan_from_config, read_config
 from imgcls_nb.learner import train_plan
 from imgcls_nb.runs import Run
+from imgcls_nb.words import plan_in_words
 
 QUICK = 'configs/quick_start/MobileNetV3_large_x1_0.yaml'
 
@@ -51,8 +53,11 @@ def test_the_lines_of_a_training(small, capsys):
     assert [o[0] for o in found] == ['1', '2']
     assert len(re.findall(rf'{STAMP}\[Eval\]\[Epoch \d\]\[best metric: [\d.]+\]\n', told)) == 2
     assert len(re.findall(rf'\[Eval\]\[Epoch \d\]\[Iter: 0/1\]{LOSS}, .*ips: {NUMBER} images/sec\n', told)) == 2
-    log = (run.path/'train.log').read_text()
-    assert log.splitlines() == [o for o in told.splitlines() if 'INFO' in o], "the log has the same lines"
+    log = (run.path/'train.log').read_text().splitlines()
+    said = [o for o in told.splitlines() if 'INFO' in o]
+    assert log[-len(said):] == said, "the log has the same lines"
+    head = '\n'.join(re.sub(STAMP, '', o) for o in log[:-len(said)])
+    assert head == plan_in_words(run.plan) and 'Departures:\n- There is no AMP section' in head, "behind what is trained"
     assert [f"{o['top1']:.5f}" for o in run.events('epoch')] == [o[1] for o in found], "and the run the same numbers"
     assert 'train_loss' not in told and '\r' not in told, "no table and no bar"
 
@@ -142,3 +147,39 @@ def test_a_list_of_pictures(small, capsys):
     assert main(['infer', '-c', QUICK, *how, '-o', 'Infer.infer_imgs=empty']) == 2
     assert 'no pictures in empty' in capsys.readouterr().err
     assert main(['infer', '-c', QUICK, *how, '--out', 'o.csv']) == 2 and '--out cannot stand beside -c' in capsys.readouterr().err
+
+def test_what_the_best_is_told_by(small, capsys):
+    run = train(small, 'Metric.Eval.0.TopkAcc.topk=[2, 1]').run_folder
+    told, epochs = capsys.readouterr().out, [*run.events('epoch')]
+    best = [float(o) for o in re.findall(r'\[best metric: ([\d.]+)\]', told)]
+    assert best == [epochs[0]['top2'], max(o['top2'] for o in epochs)] and run.plan.monitor == 'top2'
+
+def test_processes_share_the_pictures(small, capsys, monkeypatch):
+    main(['train', '-c', QUICK, *args(small, 'Global.epochs=1')])
+    how = args(small, 'Global.pretrained_model=output/test_resnet/latest', 'Infer.infer_imgs=data', 'Infer.save_dir=out/a')
+    for k, v in dict(WORLD_SIZE='3', LOCAL_RANK='0', MASTER_ADDR='localhost', MASTER_PORT='1').items(): monkeypatch.setenv(k, v)
+    for rank in range(3):
+        monkeypatch.setenv('RANK', str(rank))
+        assert main(['infer', '-c', QUICK, *how]) == 0
+    shares = [[o['file_name'] for o in json.loads(Path(f'out/{f}.json').read_text())] for f in ('a', 'a-1', 'a-2')]
+    assert [len(o) for o in shares] == [8, 8, 8] and len({f for o in shares for f in o}) == 24
+
+def test_weights_of_paddle_are_pointed_out(small, capsys):
+    Path('theirs').mkdir()
+    Path('theirs/best_model.pdparams').touch()
+    for weights in ('theirs/best_model', 'theirs/best_model.pdparams', 'theirs'):
+        assert main(['eval', '-c', QUICK, *args(small, f'Global.pretrained_model={weights}')]) == 2
+        assert 'imgcls convert theirs/best_model.pdparams --arch NAME' in capsys.readouterr().err
+    assert main(['train', '-c', QUICK, *args(small, 'Global.checkpoints=theirs/best_model')]) == 2
+    assert 'its weights can be converted with imgcls convert' in capsys.readouterr().err
+    assert main(['eval', '-c', QUICK, *args(small, 'Global.pretrained_model=https://a/b.pdparams?c=d')]) == 2
+    assert "'https://a/b.pdparams?c=d' is an address. Fetch the file" in capsys.readouterr().err
+
+def test_going_on_with_other_lines_and_with_other_settings(small, capsys):
+    main(['train', '-c', QUICK, *args(small)])
+    again = args(small, 'Global.checkpoints=output/test_resnet/epoch_1', 'Global.print_batch_step=1', 'Global.use_visualdl=True')
+    assert main(['train', '-c', QUICK, *again]) == 0, "what is told of a training does not change it"
+    assert [o['exact'] for o in Run('output/test_resnet').events('resume')] == [True]
+    again += ['-o', 'Global.seed=7']
+    assert main(['train', '-c', QUICK, *again]) == 2 and '--allow seed' in capsys.readouterr().err
+    assert main(['train', '-c', QUICK, *again, '--allow', 'seed']) == 0

@@ -17,12 +17,23 @@ from torch import nn
 
 import imgcls_nb.data  # noqa: F401 (imports fastai without its warning)
 from imgcls_nb.callbacks.clock import Clock, EpochMetrics
-from imgcls_nb.callbacks.distill import DISTILLATIONS, Distill, as_teacher_sees, decoupled_kl, soft_kl
+from imgcls_nb.callbacks.distill import (
+    DISTILLATIONS,
+    Distill,
+    as_teacher_sees,
+    decoupled_kl,
+    relation_gap,
+    soft_kl,
+    spherical_kl,
+    symmetric_kl,
+    weighted_kl,
+)
 from imgcls_nb.callbacks.mixing import MixBatch
 from imgcls_nb.callbacks.precision import Precision
 from imgcls_nb.core import FILTERS, InputError, Preprocess
 from imgcls_nb.losses import LOSSES, make_loss
 from imgcls_nb.mixing import Mixer
+from imgcls_nb.models import create_model
 
 C = 4
 
@@ -62,7 +73,39 @@ def test_the_parts_are_the_whole_again(t): # the paper's equation: the second pa
     s, q, y = draw(1)
     near(decoupled_kl(s, q, y, 1., 1 - (q/t).softmax(1)[0, y[0]], t), soft_kl(s, q, t))
 
-@pytest.mark.parametrize('func', [soft_kl, lambda s, q: decoupled_kl(s, q, torch.arange(9) % C)], ids=['soft', 'decoupled'])
+@pytest.mark.parametrize('c', [2, 5])
+def test_the_symmetric_distance_by_hand(c):
+    s, q, _ = draw(c=c)
+    p, own = q.softmax(1), s.softmax(1)
+    near(symmetric_kl(s, q), ((p - own)*(p/own).log()).sum(1).mean()/2)
+    near(symmetric_kl(s, q), symmetric_kl(q, s))
+
+def test_relations_by_hand():
+    s, q, _ = draw()
+    own, given = s.softmax(1).numpy(), q.softmax(1).numpy()
+    of_pictures = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(own, given)])
+    of_classes = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(own.T, given.T)])
+    assert relation_gap(s, q, 2., 3.).item() == pytest.approx(2*(1 - of_pictures) + 3*(1 - of_classes), abs=1e-5)
+    assert relation_gap(q, q).item() == pytest.approx(0, abs=1e-5)
+
+@pytest.mark.parametrize('t', [1., 2.])
+def test_the_weighted_distance_by_hand(t):
+    s, q, y = draw()
+    wrong, expected = (-o.log_softmax(1)[range(9), y] for o in (s, q))
+    soft = -((q/t).softmax(1)*(s/t).log_softmax(1)).sum(1)
+    near(weighted_kl(s, q, y, t), ((1 - (-wrong/expected).exp())*soft).mean()*t**2, atol=1e-5, rtol=1e-5)
+
+def test_the_spherical_distance_by_hand():
+    s, q, y = draw()
+    a, b = (2*(o - o.mean(1, keepdim=True))/o.std(1, keepdim=True, unbiased=False) for o in (s, q))
+    soft = -((b/3.).softmax(1)*(a/3.).log_softmax(1)).sum(1).mean()*9
+    near(spherical_kl(s, q, y, .7, 3., 2.), .7*soft - .3*a.log_softmax(1)[range(9), y].mean(), atol=1e-5, rtol=1e-5)
+    near(spherical_kl(10*s, q, y), spherical_kl(s, q, y), atol=1e-5, rtol=1e-5)
+
+SOFT = [soft_kl, symmetric_kl, relation_gap, *(lambda s, q, f=f: f(s, q, torch.arange(9) % C)
+                                               for f in (decoupled_kl, spherical_kl))]
+
+@pytest.mark.parametrize('func', SOFT, ids=['soft', 'symmetric', 'relations', 'decoupled', 'spherical'])
 def test_slopes(func):
     s, q, _ = draw()
     assert torch.autograd.gradcheck(lambda o: func(o, q), s.clone().requires_grad_())
@@ -133,7 +176,9 @@ def answers(teacher, x):
 
 @pytest.mark.parametrize('loss', LOSSES)
 @pytest.mark.parametrize('kind, args', [('kl', {}), ('kl', dict(alpha=.9, temperature=2.)), ('kl', dict(alpha=0.)), ('dkd', {}),
-                                        ('dkd', dict(alpha=2., beta=.5, temperature=1.))], ids=str)
+                                        ('dkd', dict(alpha=2., beta=.5, temperature=1.)), ('dist', dict(weight=3., gamma=.5)),
+                                        ('dml', dict(weight=2., label_weight=.5)), ('wsl', {}),
+                                        ('skd', dict(multiplier=3.))], ids=str)
 def test_the_loss_is_that_of_label_and_teacher(kind, args, loss):
     teacher, watch, own = net(9), Watch(), make_loss(loss)
     fit(learner(Distill(teacher, kind=kind, **args), watch, loss=loss), 2)
@@ -143,8 +188,24 @@ def test_the_loss_is_that_of_label_and_teacher(kind, args, loss):
         if kind == 'kl':
             a = args.get('alpha', .5)
             want = (1 - a)*label + a*soft_kl(pred, q, args.get('temperature', 4.))
-        else: want = label + decoupled_kl(pred, q, y, **args)
+        elif kind == 'dkd': want = label + decoupled_kl(pred, q, y, **args)
+        elif kind == 'dist': want = label + 3*relation_gap(pred, q, gamma=.5)
+        elif kind == 'dml': want = .5*label + 2*symmetric_kl(pred, q)
+        elif kind == 'wsl': want = label + 2.5*weighted_kl(pred, q, y)
+        else: want = spherical_kl(pred, q, y, multiplier=3.)
         assert got == pytest.approx((want if training else label).item(), rel=1e-5), "validation is of the label alone"
+
+def test_a_network_with_published_weights_teaches(monkeypatch):
+    monkeypatch.setattr('imgcls_nb.callbacks.distill.create_model',
+                        lambda name, pretrained, n: nn.Sequential(create_model(name, num_classes=n), nn.Linear(n, C)))
+    monkeypatch.setattr('imgcls_nb.callbacks.distill.model_preprocess', lambda m: Preprocess(crop=(16, 16), resize_short=16))
+    cb = Distill('test_resnet')
+    fit(learner(cb, n=12))
+    assert cb.vocab is None and cb.preprocess.size == (16, 16) and cb.compared is None
+
+def test_who_cannot_teach():
+    with pytest.raises(InputError, match="no teacher at 'runs/nowhere', and no network of that name"): Distill('runs/nowhere')
+    with pytest.raises(InputError, match='not in the cache, and the hub cannot be reached'): Distill('resnet34.a1_in1k')
 
 def test_gradients_are_those_of_the_loss():
     teacher, model = net(9), net()
@@ -212,7 +273,7 @@ def test_mixed_pictures(kind, first): # whatever the order in which they are giv
         label = mix.lam*F.cross_entropy(pred, own) + (1 - mix.lam)*F.cross_entropy(pred, mix.partner(own))
         q = answers(teacher, x)
         assert torch.equal(y, mix.dominant(own))
-        want = .5*label + .5*soft_kl(pred, q) if kind == 'kl' else label + decoupled_kl(pred, q, mix.dominant(own))
+        want = DISTILLATIONS[kind](label, pred, q, mix.dominant(own), 1.)
         assert got == pytest.approx(want.item(), rel=1e-5)
 
 def test_gradients_can_be_gathered():
@@ -259,7 +320,8 @@ def test_a_share_of_its_weight(kind):
     fit(learner(Distill(teacher, kind=kind, warmup_epochs=3), watch))
     for i, (_, x, y, pred, got) in enumerate(watch.seen[:3]):
         label, q, r = F.cross_entropy(pred, y), answers(teacher, x), (i + 1)/9
-        want = (1 - r/2)*label + r/2*soft_kl(pred, q) if kind == 'kl' else label + r*decoupled_kl(pred, q, y)
+        alone, whole = (DISTILLATIONS[kind](label, pred, q, y, o) for o in (0., 1.))
+        want = (1 - r)*alone + r*whole
         assert got == pytest.approx(want.item(), rel=1e-5)
 
 def test_soft_targets_have_a_right_class():

@@ -243,6 +243,16 @@ def test_what_decays_in_a_network(arch):
     assert all(o['decays'] for o in everything.opt.param_groups)
     assert [o['depth'] for o in opt.opt.param_groups] == sorted(o['depth'] for o in opt.opt.param_groups)
 
+@pytest.mark.parametrize('named', [(), ('norm', '.bias'), ('relative_position_bias_table', 'logit_scale')], ids=str)
+@pytest.mark.parametrize('flat', [False, True])
+def test_a_recipe_names_what_does_not_decay(named, flat):
+    with torch.device('meta'): model = create_model('swinv2_cr_tiny_ns_224')
+    opt = make_optimizer('adamw', model, split_params(model), wd=.1, decay_norm_bias=not flat, no_decay=named)
+    decays = {id(p): o['decays'] for o in opt.opt.param_groups for p in o['params']}
+    for name, p in model.named_parameters():
+        assert decays[id(p)] == (not any(o in name for o in named) and not (flat and p.ndim <= 1)), name
+    assert len(decays) == len(list(model.parameters()))
+
 def test_a_vit_keeps_its_embeddings():
     with torch.device('meta'): model = create_model('test_vit')
     opt = make_optimizer('muon', model, split_params(model), wd=.1)

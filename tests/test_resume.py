@@ -239,7 +239,8 @@ def test_a_changed_setting_is_wanted(pictures, copied, change, allow):
 
 @posix
 @pytest.mark.parametrize('change', [dict(data=dict(num_workers=1)), dict(data=dict(cache=False)),
-                                    dict(keep_last=1, save_interval=0), dict(save_steps=None, save_minutes=None)], ids=str)
+                                    dict(keep_last=1, save_interval=0), dict(save_steps=None, save_minutes=None),
+                                    dict(cbs='console')], ids=str)
 def test_what_may_change(pictures, copied, cut, tmp_path, change):
     shutil.copytree(cut, tmp_path/'same', symlinks=True)
     same, other = (resumed(make(pictures, run, **how), one_cycle) for run, how in ((tmp_path/'same', {}), (copied, change)))

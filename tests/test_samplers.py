@@ -92,6 +92,9 @@ def test_batches_of_changing_size():
     for hw, idxs, _ in got[:-1]: assert len(idxs) == round(16*64*64/(hw[0]*hw[1]))
     assert [o[0] for o in got] != [o[0] for o in batches(shuffled(500, 0, 0), 16, size=(64, 64), sizes=sizes, seed=1, epoch=3)]
 
+def test_one_size_has_batches_as_large_as_is_said():
+    assert {len(o[1]) for o in batches(range(320), 32, size=(224, 224), sizes=[(192, 192)])} == {32}
+
 # Loaders
 
 def unbalanced(path):

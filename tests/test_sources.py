@@ -247,6 +247,14 @@ def test_lists_beside_the_pictures_are_found(root):
     write(touch(root, '3.jpg', '4.jpg'), train_list__txt='jpg/1.jpg 0\njpg/2.jpg 1\n3.jpg 0\n4.jpg 1\n')
     assert [len(o) for o in find(root, fold=[0, 2])] == [2, 2] # the published list stays unseen
 
+def test_a_list_for_validation_below_a_root_of_its_own(root):
+    write(touch(root, 'a/1.png', 'a/2.png', 'b/1.png', 'b/2.png'), t='1.png 0\n2.png 1\n', v='1.png 1\n2.png 0\n')
+    train, valid = find_pictures(DataPlan(str(root/'a'), str(root/'t'), str(root/'v'), valid_path=str(root/'b')))
+    assert [o.source(0) for o in (train, valid)] == [str(root/'a/1.png'), str(root/'b/1.png')]
+    assert (labelled(train), labelled(valid)) == ({'1.png': '0', '2.png': '1'}, {'1.png': '1', '2.png': '0'})
+    write(root, x__csv='image,label\na/1.png,0\nb/1.png,1\n')
+    with pytest.raises(InputError, match='valid_path=.* goes with list files.*table'): find(root, train='x.csv', valid_path='b')
+
 def test_absolute_names_and_another_root(root):
     pics = read_class_folders(touch(root, 'in/a/1.png', 'in/b/2.png')/'in')
     assert write_list_file(pics, root/'l', root, '\t').read_text() == 'in/a/1.png\t0\nin/b/2.png\t1\n'

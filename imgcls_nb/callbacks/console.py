@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from ..core import InputError
 from ..names import is_number
 from ..ranks import rank
+from ..words import plan_in_words
 
 # %% ../../nbs/43_callbacks.console.ipynb #b8352d2b
 def stamped(
@@ -63,7 +64,7 @@ class Console(Callback):
 
     def before_fit(self):
         if self.learn.logger == noop or self.clock.searching or rank(): return
-        self.on, self.old_logger, self.learn.logger = True, self.learn.logger, noop
+        self.on, self.begun, self.old_logger, self.learn.logger = True, False, self.learn.logger, noop
 
     def before_train(self):
         ks = () if hasattr(self.learn, 'mix_batch') else [k for k in self.topk if k <= self._classes]
@@ -81,6 +82,7 @@ class Console(Callback):
     def _classes(self): return getattr(self.dls, 'c', None) or 10**9
 
     def before_batch(self):
+        if self.on and not self.begun: self._write_plan()
         if self.on and not self.training: self.reads.append(time.perf_counter() - self.left)
 
     def after_batch(self):
@@ -120,6 +122,12 @@ def _move(self:Console): # only on a terminal
 
 # %% ../../nbs/43_callbacks.console.ipynb #17f1b11c
 @patch
+def _write_plan(self:Console): # into the log alone, and when the run has its folder: at the first batch
+    self.begun = True
+    run, plan = (getattr(self.learn, o, None) for o in ('run_folder', 'whole_plan'))
+    for line in plan_in_words(plan).splitlines() if run else (): write_line(run.path/'train.log', line)
+
+@patch
 def after_train(self:Console):
     if self.on and self.means.n: self._say(f"[Train]{self._epoch}[Avg]{joined(self.means.values(self.loss_name))}")
 
@@ -130,9 +138,10 @@ def after_epoch(self:Console):
     own = {k: v for k, v in values.items() if k != 'valid_loss' and not k.startswith(('train_', 'ema_'))}
     losses = {self.loss_name: values['valid_loss'], 'loss': values['valid_loss']}
     self._say(f"[Eval][Epoch {self.epoch + 1}][Avg]{joined(losses | own)}")
+    first = next(iter(own), None) # what the best is told by
     for prefix, name in (('', ''), ('ema_', ' ema')):
-        if f'{prefix}top1' in values: self._say_best(name, values[f'{prefix}top1'])
-    if 'ema_top1' in values: self._track({'eval_acc_ema': values['ema_top1']}, self.clock.epochs)
+        if f'{prefix}{first}' in values: self._say_best(name, values[f'{prefix}{first}'])
+    if f'ema_{first}' in values: self._track({'eval_acc_ema': values[f'ema_{first}']}, self.clock.epochs)
 
 @patch
 def _say_best(self:Console, name, v):

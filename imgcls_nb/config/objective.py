@@ -24,6 +24,8 @@ def read_smoothing(
     found = [*single_ops(loss, 'Train')]
     if len(found) > 1: raise InputError(f"Loss.Train has {len(found)} losses: {', '.join(o for o, _ in found)}. Give one.")
     for op, s in (*found, *single_ops(loss, 'Eval')): _check_loss(op, s)
+    for _, s in single_ops(loss, 'Eval'):
+        if s.get('epsilon'): tell(notes, f"{s.name}.epsilon is left out: the loss of an evaluation is of plain labels.")
     loss.done()
     if not found: return 0.
     op, s = found[0]
@@ -55,16 +57,17 @@ def _optimizer_args(s, name, notes):
 NO_NORM_DECAY = ('MobileNetV3', 'MobileNetV4', 'PPHGNet', 'PPLCNet', 'ESNet', 'EfficientNetV2', 'GhostNet', 'LeViT',
                  'pcpvt', 'alt_gvt')
 
-def _decays_all(s, name, arch):
+def _decays(s, name, arch):
     words, flat = s.text('no_weight_decay_name'), s.flag('one_dim_param_no_weight_decay', False)
-    if words or flat and name not in ('Momentum', 'SGD'): return False
-    if name == 'AdamWDL': return not s.flag('filter_bias_and_bn', True)
-    return not arch.startswith(NO_NORM_DECAY)
+    if words or flat and name not in ('Momentum', 'SGD'):
+        return dict(decay_norm_bias=not flat, no_decay=tuple((words or '').split()))
+    if name == 'AdamWDL': return dict(decay_norm_bias=not s.flag('filter_bias_and_bn', True))
+    return dict(decay_norm_bias=not arch.startswith(NO_NORM_DECAY))
 
 def _weight_decay(s, notes):
     reg = s.sub('regularizer')
     reg.one_of('name', ('L2',), 'L2')
-    coeff, own = reg.number('coeff'), s.number('weight_decay')
+    coeff, own = reg.above('coeff'), s.above('weight_decay')
     reg.done()
     if coeff is not None and own is not None:
         tell(notes, f"Optimizer has a regularizer and weight_decay={own}: the first is taken.")
@@ -81,12 +84,12 @@ def read_objective(
         raise InputError("Optimizer is a list: several optimizers in one training are not supported. Give one.")
     s = Section(cfg.get('Optimizer'), 'Optimizer')
     name = s.one_of('name', tuple(OPTIMIZERS), 'Momentum')
-    args, wd, everywhere = _optimizer_args(s, name, notes), _weight_decay(s, notes), _decays_all(s, name, arch)
+    args, wd, which = _optimizer_args(s, name, notes), _weight_decay(s, notes), _decays(s, name, arch)
     layers = s.number('layerwise_decay') if name == 'AdamWDL' else None
     for k in ('lr', 'clip_norm', 'clip_grad'): s.get(k) # read elsewhere
     s.done('multi_precision lazy_mode')
     return ObjectivePlan('cross_entropy', label_smoothing=smoothing, opt=OPTIMIZERS[name], opt_args=args, weight_decay=wd,
-                         decay_norm_bias=everywhere, layer_decay=layers)
+                         layer_decay=layers, **which)
 
 # %% ../../nbs/78_config.objective.ipynb #3340406b
 def _cosine(s): return dict(schedule='cosine', lr_min=float(s.number('eta_min', 0.)))
@@ -129,11 +132,14 @@ def read_schedule(
     args = dict(n_epoch=epochs, lr=lr and float(lr), warmup_epochs=float(warmup))
     args |= dict(warmup_lr=float(s.number('warmup_start_lr', 0.)), lr_min=0.) | own
     args |= dict(by_epoch=s.flag('by_epoch', False), after_warmup=s.flag('after_warmup', False))
+    if warmup >= epochs > 0:
+        tell(notes, f"{s.name}.warmup_epoch={warmup:g} is all of the {epochs} epochs: the rate rises, and does nothing else.")
     if name == 'OneCycleLR' and warmup: raise InputError(f"{s.name}: OneCycleLR warms up by itself. Leave warmup_epoch out.")
     if name in ('Piecewise', 'Step', 'MultiStepDecay') and warmup and not args['after_warmup']:
         tell(notes, f"Epochs of {s.name} are counted from the start of the training. The original counts them from the end of "
                     f"the warm-up, {warmup:g} epochs later: -o {s.name}.after_warmup=True does so, too.")
-    s.done('last_epoch step_each_epoch epochs verbose')
+    s.one_of('last_epoch', (-1,), -1) # elsewhere a schedule that has begun; here Global.checkpoints says where
+    s.done('step_each_epoch epochs verbose')
     args = {k: v for k, v in args.items() if v is not None}
     _check_schedule(args, s.name)
     return (FitPlan('fit_scheduled', args),)
@@ -173,10 +179,10 @@ def read_step_callbacks(
     "What happens at each step, beside the optimizer's own"
     out, ema, s = [], Section(cfg.get('EMA'), 'EMA'), Section(cfg.get('Optimizer'), 'Optimizer')
     if update_freq > 1: out.append(('accumulate', dict(n=update_freq)))
-    norm, grad = s.number('clip_norm'), s.number('clip_grad')
+    norm, grad = s.above('clip_norm'), s.above('clip_grad')
     if norm is not None: tell(notes, f"Optimizer.clip_norm={norm} shortens the gradient as a whole, not tensor by tensor.")
     elif grad is not None: tell(notes, f"Optimizer.clip_grad={grad} shortens the gradient; the original does not read it.")
     if (most := grad if norm is None else norm) is not None: out.append(('clip_norm', dict(max_norm=float(most))))
-    if 'EMA' in cfg: out.append(('ema', dict(decay=float(ema.number('decay', .9999)), warmup=0)))
+    if cfg.get('EMA') is not None: out.append(('ema', dict(decay=float(ema.number('decay', .9999)), warmup=0)))
     ema.done()
     return tuple(out)

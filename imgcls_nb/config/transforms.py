@@ -120,23 +120,15 @@ def read_sizes(
 ) -> dict: # `bs`, `sizes` and `start_size` of a `DataPlan`
     "The sizes and the batches of a training"
     crop = next((s for op, s in single_ops(dataset, 'transform_ops') if op in ('RandCropImage', 'ResizeImage')), None)
-    if sampler.get('scales'): return _several(sampler, size)
+    if sampler.get('scales') or sampler.get('name') == 'MultiScaleSampler': return _several(sampler, size)
     bs, progress = sampler.count('batch_size', 32), crop and crop.items('progress_size')
     if progress: return dict(bs=bs, start_size=_grown(progress, size, crop, notes))
     own = crop.size('size') if crop else size
-    return dict(bs=bs) if own == size else dict(bs=_bs_at(bs, own, size, notes), sizes=(own,))
-
-def _bs_at(bs, own, size, notes): # so that a batch at `own` has `bs` pictures
-    share = own[0]*own[1]/(size[0]*size[1])
-    near = min((max(1, int(bs*share) + o) for o in (0, 1)), key=lambda n: abs(round(n/share) - bs))
-    if round(near/share) != bs:
-        tell(notes, f"Training batches have {round(near/share)} pictures, and not {bs}: they are counted at the size of the "
-                    "evaluation.")
-    return near
+    return dict(bs=bs) if own == size else dict(bs=bs, sizes=(own,))
 
 def _several(sampler, size):
-    factor, scales = sampler.count('divided_factor', 32), [sampler.items('scales')][0]
-    if not all(isinstance(o, int) and o >= factor for o in scales):
+    factor, scales = sampler.count('divided_factor', 32), sampler.items('scales', [])
+    if not scales or not all(isinstance(o, int) and o >= factor for o in scales):
         raise InputError(f"{sampler.name}.scales={scales} are no sizes in pixels, each {factor} (divided_factor) or more.")
     sizes = tuple((o//factor*factor,)*2 for o in scales)
     first = sampler.count('first_bs') or sampler.count('batch_size', 32)
