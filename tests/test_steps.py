@@ -126,7 +126,8 @@ def test_wheel_carries_configs_and_tutorials(tree, tmp_path):
         assert done.returncode == 0, done.stderr
     names = [set(ZipFile(next((tmp_path/o).glob('*.whl'))).namelist()) for o in ('from_sdist', 'from_tree')]
     assert names[0] == names[1]
-    there = [*(tree/'nbs/tutorials').glob('*.ipynb'), *(o for o in (tree/'configs').rglob('*.*') if o.is_file())]
+    notebooks = [*(tree/'nbs/tutorials').glob('*.ipynb'), *(tree/'nbs/app').glob('*.ipynb')]
+    there = [*notebooks, *(o for o in (tree/'configs').rglob('*.*') if o.is_file())]
     shipped = {'imgcls_nb/shipped/' + o.relative_to(tree).as_posix().removeprefix('nbs/') for o in there}
     assert shipped == {o for o in names[0] if o.startswith('imgcls_nb/shipped/')}
     assert {o.relative_to(tree).as_posix() for o in (tree/'imgcls_nb').rglob('*.py')} <= names[0]

@@ -105,8 +105,9 @@ def navigation(chapters, modules):
     tutorials = [{title(o): o} for o in order if o in there]
     book = [{part: [{Path(o).stem.partition('_')[2]: o} for o in found]} for part, every in parts()
             if (found := [o for o in every if o in there])]
-    moving = [{'From PaddleClas': 'from_paddleclas.ipynb'}, {'从 PaddleClas 迁移': 'from_paddleclas.zh.ipynb'}]
-    nav = [{'Home': ['index.md', {'中文': 'README.zh.md'}, *(o for o in moving if set(o.values()) <= there),
+    pages = [{'From PaddleClas': 'from_paddleclas.ipynb'}, {'从 PaddleClas 迁移': 'from_paddleclas.zh.ipynb'},
+              {'ImageNet on many GPUs': 'many_gpus.ipynb'}]
+    nav = [{'Home': ['index.md', {'中文': 'README.zh.md'}, *(o for o in pages if set(o.values()) <= there),
                      {'Results': 'RESULTS.md'}, {'Recipes': 'RECIPES.md'},
                      {'Changes': 'CHANGELOG.md'}, {'Contributing': 'CONTRIBUTING.md'}]},
            {'Tutorials': tutorials}, {'Chapters': book},
@@ -168,6 +169,7 @@ def build(only=''):
     write_reference(modules)
     cfg = yaml.safe_load((ROOT/'mkdocs.yml').read_text('utf-8'))
     config = ROOT/'build/mkdocs.yml'
+    config.parent.mkdir(exist_ok=True)
     cfg |= dict(docs_dir=str(PAGES), site_dir=str(SITE), nav=navigation(chapters, modules))
     config.write_text(yaml.safe_dump(cfg, allow_unicode=True, sort_keys=False), 'utf-8')
     here = os.pathsep.join([str(ROOT/'tools'), str(ROOT)]) # docments.py, and this checkout's package
