@@ -176,7 +176,8 @@ class Soak:
     def answers(self, run):
         from imgcls_nb.predict import Predictor
         predictor = Predictor(self.path(run, 'model.onnx'), threads=1)
-        return {o.name: (p.label, round(p.prob, 4)) for o, p in zip(self.pictures[::11], predictor.batch(self.pictures[::11]))}
+        some = self.pictures[::11]
+        return {str(o): (p.label, round(p.prob, 4)) for o, p in zip(some, predictor.batch(some))}
 
     def predict(self): # into a file, killed now and then
         run = self.some(lambda o: o.answers)
@@ -191,7 +192,7 @@ class Soak:
         self.imgcls(*command)
         rows = [json.loads(o) for o in out.read_text().splitlines()]
         n = len(self.pictures)
-        need(len(rows) == len({o['file'] for o in rows}) == n, f'{len(rows)} rows for {n} pictures')
+        need(len(rows) == len({o['source'] for o in rows}) == n, f'{len(rows)} rows for {n} pictures')
 
     def edit(self): # some relabelled, some taken back
         from imgcls_nb.edits import Edits
