@@ -104,7 +104,8 @@ JOBS = dict(
         'configs, trained': ('their distinct recipes, trained two epochs, saved and resumed', 'all')},
         ('{paddleclas}', '--train')),
     scaling=Job('scaling.py', 10, {
-        'scaling, efficiency': ('two processes of one thread against one process of two threads', 'at least 0.85')}),
+        'scaling, resnet18': ('ResNet-18, two processes of one thread against one process of two', 'at least 0.85'),
+        'scaling, mobilenetv3_large_100': ('MobileNetV3-large, the same', 'at least 0.85')}),
     quickstart=Job('quickstart_seeds.py', 3, {'quickstart, top-1': ('the quickstart on digits, top-1 of five seeds', ''),
                                              'quickstart, seconds': ('the same, from kernel start to the end', '')}),
     recipes=Job('recipes.py', 60, {'recipe, digits': ('configs/quick_start/digits.yaml, top-1 of three seeds', ''),

@@ -97,8 +97,8 @@ class ExportReport:
 
     def __str__(self):
         return (f"{self.path} ({self.megabytes:.1f} MB, opset {self.opset}, {self.precision}, {self.output}): on {self.pictures} "
-                f"pictures the largest difference is {self.max_diff:.1e} (logits spread {self.spread:.1f}), "
-                f"top-1 agrees on {self.top1_agreement:.1%}" + self._table())
+                f"pictures the largest difference of a logit is {self.max_diff:.1e} and the mean {self.mean_diff:.1e}, of a "
+                f"spread of {self.spread:.1f}; top-1 agrees on {self.top1_agreement:.1%}" + self._table())
 
     def _table(self):
         if len(self.trials) < 2: return ''

@@ -13,6 +13,7 @@ from html import escape
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import HTML
+from matplotlib.ticker import PercentFormatter
 
 from .core import open_image
 
@@ -64,7 +65,7 @@ def show_curves(
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.spines[['top', 'right']].set_visible(False)
     ax.xaxis.get_major_locator().set_params(integer=True)
-    if percent: ax.yaxis.set_major_formatter('{x:.0%}')
+    if percent: ax.yaxis.set_major_formatter(PercentFormatter(1))
     _name_ends(ax, sorted(ends))
     return show_figure(fig, alt)
 
@@ -89,7 +90,7 @@ def show_points(
         ax.plot(values, [y]*len(values), 'o', color='C0', alpha=.5)
         ax.plot([np.median(values)]*2, [y - .3, y + .3], color='C0', linewidth=3)
     ax.set(yticks=range(len(results)), yticklabels=results, xlabel=xlabel, ylim=(len(results) - .5, -.5))
-    if percent: ax.xaxis.set_major_formatter('{x:.0%}')
+    if percent: ax.xaxis.set_major_formatter(PercentFormatter(1))
     ax.spines[['top', 'right']].set_visible(False)
     ax.grid(axis='y', alpha=.3)
     return show_figure(fig, alt)

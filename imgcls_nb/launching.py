@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEFTOVERS', 'LOGS', 'LOST', 'TERMINATED', 'read_gpus', 'count_processes', 'clean_env', 'process_env',
-           'address_towards', 'interface_of', 'launcher_arguments', 'launch_processes', 'note_run', 'keep_logs',
-           'is_one_of_many', 'take_part', 'log_traceback', 'unexpected']
+           'address_towards', 'interface_of', 'launcher_arguments', 'launch_processes', 'keep_logs', 'is_one_of_many',
+           'take_part', 'log_traceback', 'unexpected']
 
 # %% ../nbs/48_launching.ipynb #defbe892
 import ctypes
@@ -54,7 +54,7 @@ def count_processes(
 # %% ../nbs/48_launching.ipynb #c6d66547
 LEFTOVERS = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE', 'GROUP_RANK', 'GROUP_WORLD_SIZE', 'ROLE_RANK', 'ROLE_NAME',
              'ROLE_WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT') # and those that begin with TORCHELASTIC_
-LOGS = 'IMGCLS_LOGS' # the folder in which processes keep their logs until there is a run folder
+LOGS = 'IMGCLS_LOGS' # the folder in which processes keep their logs until there is a run folder; `ranks.note_run` reads it
 
 def clean_env(
     env, # Of a process that launches others
@@ -140,20 +140,23 @@ def launch_processes(
     to_others = address_towards(endpoint.rpartition(':')[0]) if nnodes > 1 else ''
     logs = Path(tempfile.mkdtemp(prefix='imgcls-'))
     env = process_env(os.environ, n, logs, read_gpus(gpus), timeout_s, interface_of(to_others) if to_others else '')
+    if nnodes > 1 and max_restarts: env['TORCH_DISABLE_SHARE_RDZV_TCP_STORE'] = '1' # a store of its own for each attempt
     os.environ.clear()
     os.environ.update(env)
-    try: return _run_agent([*arguments, '--module', '--', 'imgcls_nb.cli', *command])
-    finally: keep_logs(logs)
+    status = _run_agent([*arguments, '--module', '--', 'imgcls_nb.cli', *command])
+    keep_logs(logs, failed=status not in (0, 2)) # the latter was said
+    return status
 
 def _run_agent(arguments):
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import parse_args, run
     for name in ('elastic', 'run', 'launcher'): logging.getLogger(f'torch.distributed.{name}').setLevel(logging.CRITICAL)
     try: run(parse_args(arguments))
     except ChildFailedError as e: return _say_how({r: o.exitcode for r, o in e.failures.items()})
     except SignalException as e: return 128 + e.sigval
-    except RuntimeError as e: # of the store where launchers meet
+    except (RuntimeError, RendezvousError) as e: # of the store where launchers meet
         print(f"imgcls: the other machines cannot be reached, or have ended ({' '.join(str(e).split())[:160]}).", file=sys.stderr)
         return LOST
     return 0
@@ -168,20 +171,17 @@ def _say_how(codes): # by number of the process
           "holds what was reached. Next: imgcls launch … resume RUN, or --max-restarts 3 to do so at once.", file=sys.stderr)
     return 128 - code
 
-def note_run(
-    path, # The run folder, now or later
-):
-    "Tell the launcher where logs belong"
-    if LOGS in os.environ and os.environ['RANK'] == '0': (Path(os.environ[LOGS])/'run').write_text(str(Path(path).absolute()))
-
 def keep_logs(
     logs:Path, # Where they are
+    failed:bool, # Whether somebody will want to read them
 ):
-    "Put the logs of processes into the run folder, if there is one"
+    "Put the logs of processes into the run folder; those of a failure stay where they are, if there is none"
     run = Path((logs/'run').read_text()) if (logs/'run').is_file() else None
+    written = [o for o in logs.glob('*.log') if o.stat().st_size]
     if run and (run/'config.yaml').is_file():
         (run/'ranks').mkdir(exist_ok=True)
-        for o in logs.glob('*.log'): shutil.copyfile(o, run/'ranks'/o.name)
+        for o in written: shutil.copyfile(o, run/'ranks'/o.name)
+    elif failed and written: return print(f"imgcls: what the processes had to say is in {logs}", file=sys.stderr)
     shutil.rmtree(logs, ignore_errors=True)
 
 # %% ../nbs/48_launching.ipynb #dbf6a6ba

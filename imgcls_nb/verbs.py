@@ -14,7 +14,7 @@ import sys
 from dataclasses import replace
 
 from .core import InputError
-from .launching import is_one_of_many, note_run
+from .launching import is_one_of_many
 
 # %% ../nbs/84_verbs.ipynb #bcce5e1c
 def run_train(args): # Of the command line
@@ -27,13 +27,11 @@ def run_train(args): # Of the command line
         raise InputError("imgcls train takes a folder of pictures, or -c CONFIG.yaml, or --plan PLAN.yaml.")
     from imgcls_nb.learner import train_plan
     plan = _config_plan(args) if args.config else _folder_plan(args) if args.folder else _plan_of(args.plan)
-    if plan.run: note_run(plan.run)
     _tell_run(train_plan(replace(plan, resume=plan.resume or 'newest') if _is_restart() else plan, args.allow))
 
 def run_resume(args): # Of the command line
     "Go on with a run"
     from imgcls_nb.learner import resume_run
-    note_run(args.run)
     settings = {k: v for k, v in dict(path=args.data, num_workers=args.num_workers).items() if v is not None}
     _tell_run(resume_run(args.run, args.checkpoint or True, args.allow, args.epochs, **settings))
 

@@ -98,7 +98,7 @@ class Soak:
         else: self.kill(run, self.train_command(run))
 
     def resume(self):
-        run = self.some(lambda o: not o.done)
+        run = self.some(lambda o: not o.done and not o.hurt)
         if not run: return False
         there = self.path(run, 'config.yaml').is_file()
         command = ['resume', f'runs/{run.name}'] if there else self.train_command(run)

@@ -54,5 +54,7 @@ def test_a_person_without_code(page_url, shapes, tmp_path):
         assert not violations(page)
 
 def test_only_who_knows_the_address(page_url):
-    with pytest.raises(urllib.error.HTTPError): urllib.request.urlopen(page_url.partition('?')[0] + 'api/kernels')
+    home = page_url.partition('?')[0]
+    assert '/login' in urllib.request.urlopen(home).url and '/login' in urllib.request.urlopen(f'{home}api/kernels').url
+    with pytest.raises(urllib.error.HTTPError, match='403'): urllib.request.urlopen(f'{home}api/kernels', data=b'{}')
 

@@ -150,7 +150,7 @@ def test_shell(pictures, out):
     assert status == 0 and said.count('train_loss') == 1, errors
     run = Run(out/'shell')
     assert run.status == 'finished' and run.env['processes'] == 2 and run.plan.data.processes == 2 and (run.path/'ranks').is_dir()
-    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '-m', 'imgcls_nb.cli']
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '-m', '--', 'imgcls_nb.cli']
     status, said, errors = finish([*torchrun, *map(str, train), '--run', str(out/'torchrun')])
     assert status == 0 and said.count('train_loss') == 1, errors
     assert Run(out/'torchrun').best.facts['train_loss'] == run.best.facts['train_loss']

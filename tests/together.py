@@ -68,7 +68,7 @@ def count(folder, out):
     with learn.no_bar(): learn.fit_one_cycle(1, 1e-2)
     pictures = [seen(learn.dls.train) for learn.dls.train.epoch in range(2)]
     return dict(values=values, matrix=ev.confusion_matrix().tolist(), per_class=ev.report().round(6).to_json(),
-                names=list(ev.names), preds=preds, targs=targs, few=learn.get_preds(dl=few)[0], pictures=all_values(pictures),
+                names=ev.paths, preds=preds, targs=targs, few=learn.get_preds(dl=few)[0], pictures=all_values(pictures),
                 worst=learn.worst_pictures.found, statistics=[b.clone() for b in learn.model.buffers()])
 
 class Die(Callback):

@@ -24,7 +24,7 @@ from ..core import InputError
 from ..files import write_atomic
 from ..metrics import counts_of, lower_is_better
 from ..moments import SAVE_ORDER, Moment
-from ..ranks import rank
+from ..ranks import note_run, rank
 from ..runs import STEP_VALUES, Run
 
 # %% ../../nbs/41_callbacks.recording.ipynb #3dfd84a0
@@ -59,6 +59,7 @@ class RunWriter(Callback):
         self.epochs_before = self.clock.epochs
 
     def _open(self):
+        note_run(self.run_folder.path)
         self.run_folder.lock() # until the training call ends
         if self.started or self.resumed is not None: self.run_folder.write_plan(self.learn.whole_plan)
         else: self.run_folder.start(self.learn.whole_plan, self.facts)

@@ -11,7 +11,6 @@ __all__ = ['SERIES', 'STYLE', 'series_color', 'Dress', 'Note', 'Act', 'watch', '
 import base64
 import io
 import os
-import warnings
 from collections import OrderedDict
 from contextlib import contextmanager
 from html import escape
@@ -351,10 +350,7 @@ def _open_small(source, size):
 def _open_draft(source, size): # None where only a whole picture can be had
     is_file = isinstance(source, (str, os.PathLike))
     file = source if is_file else io.BytesIO(source if isinstance(source, bytes) else source.read_bytes())
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', Image.DecompressionBombWarning) # `open_image` has a limit of its own
-        im = Image.open(file)
-    with im:
+    with Image.open(file) as im:
         if im.format != 'JPEG' or not im.draft('RGB', (2*size, 2*size)): return None
         im.load()
         return open_image(im)
