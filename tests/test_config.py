@@ -10,6 +10,7 @@ import yaml
 from imgcls_nb.config import find_config, plan_from_config, plan_from_folder, read_config, read_value
 from imgcls_nb.core import InputError, Preprocess
 from imgcls_nb.plan import DataPlan, FitPlan, ModelPlan, ObjectivePlan, plan_from_yaml, plan_to_dict, plan_to_yaml
+from imgcls_nb.words import plan_in_words
 
 QUICK = 'configs/quick_start/MobileNetV3_large_x1_0.yaml'
 TRAIN, EVAL = (f'DataLoader.{o}.dataset.transform_ops' for o in ('Train', 'Eval'))
@@ -198,6 +199,11 @@ def test_numbers_up_to_255(tmp_path):
 def test_departures_are_told(override, says):
     told = set(plan(override).notes) - set(plan().notes)
     assert len(told) == 1 and re.search(says, told.pop())
+
+def test_in_words():
+    told = plan_in_words(plan('DataLoader.Eval.dataset.image_root=./other', 'Optimizer.no_weight_decay_name=fc norm'))
+    assert 'val_list.txt, below ./other, in batches of 64' in told and "but none of what has fc or norm in its name" in told
+    assert 'MobileNetV3_large_x1_0 is built as mobilenetv3_large_100' in told.partition('Departures:')[2]
 
 def test_loader_processes_are_preferred_or_demanded(monkeypatch):
     monkeypatch.setattr('imgcls_nb.config.free_cpus', lambda: 2)
