@@ -66,7 +66,10 @@ def arranged(processes, threads, *args):
         return json.loads(out.read_text())
 
 def main(args):
+    from bars import ratio_row, save_rows
+
     from imgcls_nb.datasets import make_shapes
+    ratios, said = [], []
     with tempfile.TemporaryDirectory() as folder:
         pictures = make_shapes(Path(folder)/'shapes', n=args.bs*args.steps//3 + 64, size=256)
         print(f"{'network':24}{'1 x 2 threads':>14}{'2 x 1 thread':>14}{'efficiency':>12}{'sent, MB':>10}{'gradients, MB':>15}")
@@ -75,10 +78,13 @@ def main(args):
             for _ in range(args.rounds):
                 one.append(arranged(1, 2, pictures, arch, args.bs, args.steps))
                 two.append(arranged(2, 1, pictures, arch, args.bs, args.steps))
-            ratio = statistics.median(b['images_per_s']/a['images_per_s'] for a, b in zip(one, two))
+            pairs = [b['images_per_s']/a['images_per_s'] for a, b in zip(one, two)]
+            ratio = statistics.median(pairs)
             speed = [statistics.median(o['images_per_s'] for o in turns) for turns in (one, two)]
             sent, size = (statistics.median(o[k] for o in two)/1e6 for k in ('sent', 'size'))
             print(f'{arch:24}{speed[0]:10.1f} /s{speed[1]:10.1f} /s{ratio:12.2f}{sent:10.1f}{size:15.1f}', flush=True)
+            ratios, said = [*ratios, *pairs], [*said, f'{arch} {ratio:.2f}, {sent:.1f} MB sent for {size:.1f} MB of gradients']
+    save_rows(args.bars, [ratio_row('scaling, efficiency', ratios, .85, '; '.join(said))])
 
 if __name__ == '__main__':
     if sys.argv[1:2] == ['work']: work(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), sys.argv[6])
@@ -86,4 +92,5 @@ if __name__ == '__main__':
         parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
         parser.add_argument('--archs', nargs='+', default=ARCHS)
         for name, usual in (('rounds', 3), ('bs', 32), ('steps', 16)): parser.add_argument(f'--{name}', type=int, default=usual)
+        parser.add_argument('--bars', help='file for the rows of RESULTS.md')
         main(parser.parse_args())

@@ -13,7 +13,9 @@ import json
 import os
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import torch
 import torch.distributed as dist
@@ -211,11 +213,8 @@ def who_is_gone(
     "What an error of the backend says about other processes"
     if not is_together() or not isinstance(error, RuntimeError): return ''
     if not any(o in str(error).lower() for o in LOST_SIGNS): return ''
-    try:
-        _store().set_timeout(timedelta(seconds=wait_s)) # it may be gone, too
-        _store().set(f'imgcls/gone/{rank()}', 'here')
-        late = absent('imgcls/gone', wait_s)
-    except RuntimeError: # the store is with the first process, or its launcher
+    late = _in_time(partial(_call_the_roll, wait_s), wait_s + 5)
+    if late is None: # the store is with the first process, or its launcher
         return f"Process {rank()} of {world()} has lost the machine of process 0: its launcher has ended, or the network is down."
     who = f"has lost {_numbers(late)}" if late else 'has lost its connection to the others'
     return f"Process {rank()} of {world()} {who} ({_brief(error)[-80:]})."
@@ -223,8 +222,20 @@ def who_is_gone(
 def says_first() -> bool: # Once for all processes
     "Whether this process is the first to report an error; the others have the same, or one that follows from it"
     if world() == 1: return True
-    try: return _store().add(_REPORTS, 1) == 1
-    except RuntimeError: return True # nobody can be asked
+    return _in_time(lambda: _store().add(_REPORTS, 1), 5) in (1, None) # the latter: nobody can be asked
+
+def _call_the_roll(wait_s):
+    _store().set(f'imgcls/gone/{rank()}', 'here')
+    return absent('imgcls/gone', wait_s)
+
+def _in_time(ask, seconds): # None: no answer; a store that cannot be reached does not say so, whatever its time limit
+    answers = []
+    def work():
+        with suppress(RuntimeError): answers.append(ask())
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answers[0] if answers else None
 
 # %% ../nbs/07_ranks.ipynb #4e7f450c
 LOGS = 'IMGCLS_LOGS' # names that folder, where a launcher has set it

@@ -13,7 +13,7 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageFile
 
-from imgcls_nb import data
+from imgcls_nb import decode as decoding
 from imgcls_nb.augment import Augment, RandomResizedCrop
 from imgcls_nb.core import BadPictureError, InputError, Preprocess, open_image
 from imgcls_nb.data import Fitted, ImageDL, image_dls
@@ -221,8 +221,8 @@ def test_what_is_kept_for_evaluation_depends_on_what_changes_pixels():
 def test_another_normalization_decodes_nothing(photos, tmp_path, monkeypatch, part):
     opened = []
     for name in ('open_image', 'decode'):
-        real = getattr(data, name)
-        monkeypatch.setattr(data, name, lambda *args, real=real: opened.append(1) or real(*args))
+        real = getattr(decoding, name)
+        monkeypatch.setattr(decoding, name, lambda *args, real=real: opened.append(1) or real(*args))
     pics = PictureList(photos, files_of(photos), [0]*12, ('any',))
     for mean in (.4, .5):
         pre = Preprocess(crop=(48, 40), resize_short=56, mean=(mean,)*3)
@@ -417,8 +417,8 @@ def test_batches_are_equal_cold_warm_and_without(photos, tmp_path, workers):
 
 def test_the_look_before_training_decodes_for_training(photos, tmp_path, monkeypatch):
     monkeypatch.setenv('IMGCLS_CACHE', str(tmp_path/'nothing is known'))
-    decoded, decode = [], data.decode
-    monkeypatch.setattr(data, 'decode', lambda source, need: decoded.append(str(source)) or decode(source, need))
+    decoded, decode = [], decoding.decode
+    monkeypatch.setattr(decoding, 'decode', lambda source, need: decoded.append(str(source)) or decode(source, need))
     dls = loaders(photos, str(tmp_path/'kept'), num_workers=0)
     assert sorted(decoded) == sorted(dls.train_ds.items), "each training picture once, and no other"
     list(dls.train)

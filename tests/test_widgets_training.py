@@ -41,7 +41,7 @@ def fed(*events, plan=None):
     for o in events: state.feed(o)
     return state
 
-def planned(*fits, bs=8): return SimpleNamespace(schedule=fits, data=SimpleNamespace(bs=bs), monitor=None)
+def planned(*fits, bs=8): return SimpleNamespace(schedule=fits, data=SimpleNamespace(step_bs=bs), monitor=None)
 
 # Curves
 
