@@ -19,6 +19,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from bars import ratio_row, save_rows
+
 ARCHS = 'resnet18', 'mobilenetv3_large_100'
 
 def sent_bytes(): # by the loopback interface, since the machine was started
@@ -66,10 +68,8 @@ def arranged(processes, threads, *args):
         return json.loads(out.read_text())
 
 def main(args):
-    from bars import ratio_row, save_rows
-
     from imgcls_nb.datasets import make_shapes
-    ratios, said = [], []
+    bars = []
     with tempfile.TemporaryDirectory() as folder:
         pictures = make_shapes(Path(folder)/'shapes', n=args.bs*args.steps//3 + 64, size=256)
         print(f"{'network':24}{'1 x 2 threads':>14}{'2 x 1 thread':>14}{'efficiency':>12}{'sent, MB':>10}{'gradients, MB':>15}")
@@ -78,13 +78,14 @@ def main(args):
             for _ in range(args.rounds):
                 one.append(arranged(1, 2, pictures, arch, args.bs, args.steps))
                 two.append(arranged(2, 1, pictures, arch, args.bs, args.steps))
-            pairs = [b['images_per_s']/a['images_per_s'] for a, b in zip(one, two)]
-            ratio = statistics.median(pairs)
+            ratios = [b['images_per_s']/a['images_per_s'] for a, b in zip(one, two)]
+            ratio = statistics.median(ratios)
             speed = [statistics.median(o['images_per_s'] for o in turns) for turns in (one, two)]
             sent, size = (statistics.median(o[k] for o in two)/1e6 for k in ('sent', 'size'))
             print(f'{arch:24}{speed[0]:10.1f} /s{speed[1]:10.1f} /s{ratio:12.2f}{sent:10.1f}{size:15.1f}', flush=True)
-            ratios, said = [*ratios, *pairs], [*said, f'{arch} {ratio:.2f}, {sent:.1f} MB sent for {size:.1f} MB of gradients']
-    save_rows(args.bars, [ratio_row('scaling, efficiency', ratios, .85, '; '.join(said))])
+            note = f'sent {sent:.1f} MB a step, gradients {size:.1f} MB'
+            bars.append(ratio_row(f'scaling, {arch}', ratios, .85, f'{speed[1]:.1f} img/s', note))
+    save_rows(args.bars, bars)
 
 if __name__ == '__main__':
     if sys.argv[1:2] == ['work']: work(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), sys.argv[6])
