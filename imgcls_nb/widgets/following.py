@@ -247,7 +247,7 @@ def speed(self:RunState) -> dict: # `steps_per_s`, `images_per_s`, `data_wait`; 
 def steps_per_epoch(self:RunState) -> int|None:
     "How many steps an epoch has, measured, or from the number of pictures"
     if self.per_epoch: return self.per_epoch
-    return math.ceil(self.pictures/self.plan.data.bs) if self.pictures and self.plan else None
+    return math.ceil(self.pictures/self.plan.data.step_bs) if self.pictures and self.plan else None
 
 @patch
 def progress(self:RunState) -> float|None: # 0..1
