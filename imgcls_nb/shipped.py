@@ -18,7 +18,8 @@ def _roots():
 
 def list_shipped() -> list: # Names that `shipped_path` takes, sorted
     "Every config and notebook that travels with the package"
-    found = [(r, o) for r in _roots() for d in ('configs', 'tutorials', 'app') for o in (r/d).rglob('*.*') if o.is_file()]
+    kinds = 'configs/**/*.*', 'tutorials/*.ipynb', 'app/*.ipynb' # what notebooks leave behind beside them does not travel
+    found = [(r, o) for r in _roots() for kind in kinds for o in r.glob(kind) if o.is_file()]
     return sorted(o.relative_to(r).as_posix() for r, o in found if '.ipynb_checkpoints' not in o.parts)
 
 def shipped_path(

@@ -133,3 +133,12 @@ def test_wheel_carries_configs_and_tutorials(tree, tmp_path):
     assert {o.relative_to(tree).as_posix() for o in (tree/'imgcls_nb').rglob('*.py')} <= names[0]
     with tarfile.open(next((tmp_path/'from_sdist').glob('*.tar.gz'))) as f: sdist = {o.partition('/')[2] for o in f.getnames()}
     assert {'settings.ini', 'Makefile', 'LICENSE', 'tools/sync.py', 'tests/test_steps.py', 'nbs/00_core.ipynb'} <= sdist
+
+def test_what_a_tutorial_leaves_behind_does_not_travel(tree):
+    for name in ('runs/a/config.yaml', 'runs/a/x.ipynb'):
+        file = tree/'nbs/tutorials'/name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    code = "from imgcls_nb.shipped import list_shipped; print(*list_shipped(), sep='\\n')"
+    names = subprocess.run([sys.executable, '-c', code], cwd=tree, capture_output=True, text=True, check=True).stdout.split()
+    assert 'tutorials/quickstart.ipynb' in names and not [o for o in names if '/runs/' in o]
