@@ -57,6 +57,6 @@ def test_eight_bits_cost_no_more_than_is_allowed(learned, tmp_path):
     passed = [o for o in report.trials if o.precision == 'int8' and not o.why and o.engine == kept.engine]
     assert kept.ms == min(o.ms for o in passed) if passed else report.precision == 'fp32', "and the fastest of these"
     predictor, valid = Predictor(tmp_path/'model.onnx'), learned.dls.valid_ds
-    logits, _ = answers(dict(file=predictor.outputs), predictor.preprocess, [valid.pics.source(i) for i in range(len(valid))])
+    logits, _ = answers(dict(file=predictor.outputs), predictor.preprocess, [valid.source(i) for i in range(len(valid))])
     top1 = (logits['file'].argmax(1) == valid.labels).mean()
     assert top1 == pytest.approx(kept.top1, abs=.01), "the file is as good as the report says"
