@@ -127,8 +127,8 @@ def _repr_html_(self:DataReport, limit=10, classes=20):
     if (more := len(self.classes) - classes) > 0: rows += f'<tr><td>and {more:,} more</td></tr>'
     parts = [f'<p><b>{esc(self._title())}</b></p><table><tr>{head}</tr>{rows}</table>']
     if len(self.sizes): parts.append(f'<p>{esc(self._sizes())}</p>')
-    for word, found in (('Problem', self.problems), ('Note', self.notes)):
-        for first, *items in (o.lines(limit) for o in found):
+    for word, found, n in (('Problem', self.problems, limit), ('Note', self.notes, min(3, limit))): # a few say what is meant
+        for first, *items in (o.lines(n) for o in found):
             parts.append(f"<p><b>{word}:</b> {esc(first)}</p><ul>{''.join(f'<li>{esc(i.strip())}</li>' for i in items)}</ul>")
     return ''.join(parts) + f'<p>{esc(self._verdict())}</p>'
 

@@ -160,7 +160,7 @@ def _look_at_all(pics, todo, rows, progress, decode):
     pool = ThreadPoolExecutor(1 if isinstance(pics.place, Arrays) else os.cpu_count())
     try:
         looks = pool.map(look, [todo[k:k + 8] for k in range(0, len(todo), 8)])
-        for i, row in zip(todo, _with_bar((o for chunk in looks for o in chunk), len(todo), progress)):
+        for row, i in zip(_with_bar((o for chunk in looks for o in chunk), len(todo), progress), todo): # in this order it ends
             for name in (ROW.names if row is not None else ()):
                 if name not in ('mtime_ns', 'ctime_ns'): rows[name][i] = row[name]
     finally: pool.shutdown(cancel_futures=True) # an interrupt waits for the pictures in hand only

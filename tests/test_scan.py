@@ -1,5 +1,7 @@
 "What a scan remembers, what it makes of deep pictures, and how long a search for copies may take"
 import os
+from itertools import count
+from types import SimpleNamespace
 
 import numpy as np
 import PIL
@@ -54,6 +56,17 @@ def test_another_decoder_looks_again(tmp_path, looks, monkeypatch, owner, name, 
     monkeypatch.setattr(owner, name, value)
     for _ in range(2): scanned(tmp_path/'data')
     assert len(looks) == 2
+
+def test_a_bar_is_taken_away(tmp_path, monkeypatch):
+    for i in range(3): save(tmp_path/f'data/{i}.png', noise(i))
+    shown = []
+    def bar(items, total, leave):
+        shown.append((total, leave))
+        yield from items
+        shown.append('gone')
+    for name, o in dict(progress_bar=bar, IN_NOTEBOOK=True, time=SimpleNamespace(monotonic=count(step=2).__next__)).items():
+        monkeypatch.setattr(scan_module, name, o)
+    assert len(scanned(tmp_path/'data').reasons) == 0 and shown == [(2, False), 'gone']
 
 @pytest.mark.parametrize('turn', range(1, 9))
 @pytest.mark.parametrize('suffix', ['jpg', 'png', 'webp', 'tif'])
