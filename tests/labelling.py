@@ -9,6 +9,7 @@ from imgcls_nb.predict import Predictor
 from imgcls_nb.ranks import rank
 from imgcls_nb.records import Records
 
+
 def noting(notes, die):
     "Every process notes the pictures it labels; the second of them dies before its fourth batch, if `die` is not there yet"
     label, batches = Predictor._label, []

@@ -155,3 +155,105 @@ def test_a_process_that_dies_is_named_or_all_go_on(place, tmp_path, alone):
     status, said, errors = launch(place, 2, *script('die:2', notes, out), options=['--max-restarts', 1])
     assert status == 0 and f'{N} pictures (1 without an answer' in said, errors
     assert out.read_bytes() == alone('one.jsonl')
+
+def test_a_batch_that_was_cut_is_labelled_as_a_whole(place, tmp_path, alone, monkeypatch):
+    "What else is in a batch changes the last digit of an answer, so a file that was gone on with has the same batches"
+    batches, label = [], Predictor._label
+    def noted(self, group, k):
+        batches.append([Path(o).name for o, _ in group])
+        yield from label(self, group, k)
+    monkeypatch.setattr(Predictor, '_label', noted)
+    want = alone('whole.jsonl', bs=4)
+    whole, seen = [*batches], (tmp_path/'whole.jsonl').read_bytes().splitlines(keepends=True)
+    def stop(n):
+        if n == 10: raise KeyboardInterrupt
+    predictor, out = Predictor('model.onnx', threads=1), tmp_path/'o.jsonl'
+    with pytest.raises(KeyboardInterrupt): predictor.stream('digits', out, bs=4, progress=stop)
+    for kept in (10, 8, 7, 0):
+        part = out.with_name('o.jsonl.part')
+        head = part.read_bytes().splitlines(keepends=True)[0]
+        part.write_bytes(head + b''.join(seen[:kept]))
+        batches.clear()
+        done = predictor.stream('digits', out, bs=4)
+        assert (done.before, done.pictures, done.failed) == (kept, N, 1) and out.read_bytes() == want
+        assert batches == whole[kept//4:]
+        part.write_bytes(head)
+
+# What a process does, alone
+
+def test_turns_are_dealt_out(monkeypatch):
+    monkeypatch.setattr('imgcls_nb.sharing.world', lambda: 3)
+    got = []
+    for r in range(3):
+        monkeypatch.setattr('imgcls_nb.sharing.rank', lambda r=r: r)
+        got.append([*own_turns(range(20), 2)])
+    assert got == [[0, 1, 6, 7, 12, 13, 18, 19], [2, 3, 8, 9, 14, 15], [4, 5, 10, 11, 16, 17]]
+
+def test_alone_it_is_the_same(place, tmp_path, alone, monkeypatch):
+    want = alone('one.csv')
+    predictor = Predictor('model.onnx', threads=1)
+    assert [*label_in_turn(predictor, 'digits', bs=2)] == [*predictor.batch('digits', bs=2)]
+    assert stream_in_turn(predictor, 'digits', tmp_path/'o.csv', bs=2).failed == 1
+    assert (tmp_path/'o.csv').read_bytes() == want
+
+@pytest.mark.parametrize('change, says', [
+    (lambda rows: rows[1:], "number 1 is 'digits/a/00.png' for process 0, and 'digits/a/02.png' for process 0"),
+    (lambda rows: rows[:-1], "number 47 is 'digits/b/45.png' for process 0, and 'None' for process 1"),
+    (lambda rows: rows + rows[:1], "number 48 is 'None' for process 0, and 'digits/a/00.png' for process 1")], ids='abc')
+def test_lists_that_differ_are_noticed(place, monkeypatch, change, says):
+    monkeypatch.chdir(place)
+    predictor = Predictor('model.onnx', threads=1)
+    rows = change([vars(o) for o in predictor.batch('digits', bs=2)])
+    monkeypatch.setattr('imgcls_nb.sharing.world', lambda: 2)
+    monkeypatch.setattr('imgcls_nb.sharing.in_turn', lambda parts: [rows])
+    with pytest.raises(InputError, match=f'do not have the same pictures: {re.escape(says)}'):
+        for _ in label_in_turn(predictor, 'digits', bs=2): pass
+
+def test_memory_does_not_grow_with_the_pictures(place, monkeypatch):
+    import tracemalloc
+    monkeypatch.chdir(place)
+    predictor = Predictor('model.onnx', threads=1)
+    def peak(n):
+        pictures = (f'nowhere/{i}.png' for i in range(n))
+        tracemalloc.start()
+        for _ in label_in_turn(predictor, pictures): pass
+        top = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return top
+    peak(50)
+    assert peak(4000) < peak(1000) + 100_000
+
+def test_processors_and_devices_are_shared(monkeypatch):
+    for k in ('WORLD_SIZE', 'LOCAL_WORLD_SIZE', 'LOCAL_RANK'): monkeypatch.delenv(k, raising=False)
+    monkeypatch.setattr('imgcls_nb.inputs.free_cpus', lambda: 8)
+    monkeypatch.setattr('onnxruntime.get_available_providers', lambda: ['CUDAExecutionProvider', 'CPUExecutionProvider'])
+    assert own_cpus() == 8 and read_providers('cuda') == ['CUDAExecutionProvider', 'CPUExecutionProvider']
+    for k, v in dict(WORLD_SIZE=6, LOCAL_WORLD_SIZE=3, LOCAL_RANK=2).items(): monkeypatch.setenv(k, str(v))
+    assert own_cpus() == 2 and read_providers('cuda')[0] == ('CUDAExecutionProvider', dict(device_id='2'))
+    assert read_providers([('cuda', dict(device_id='5'))])[0][1] == dict(device_id='5')
+    assert read_providers('cpu')[0] == 'CPUExecutionProvider'
+
+def test_a_list_of_pictures(tmp_path):
+    lines = '\ufeffa/1.jpg 3', '', ' my photo.PNG\r', '/there/b 2.jpeg cat', 'ÿ.jpg'
+    (tmp_path/'list.txt').write_bytes('\n'.join(lines).encode())
+    names = [*iter_pictures(tmp_path/'list.txt')]
+    assert names == [f'{tmp_path}/a/1.jpg', f'{tmp_path}/my photo.PNG', '/there/b 2.jpeg', f'{tmp_path}/ÿ.jpg']
+    assert [*iter_pictures([tmp_path/'list.txt', 'x.jpg'])] == [*names, 'x.jpg']
+
+# What is refused
+
+@pytest.mark.parametrize('args, says', [
+    (['--nproc', '2', '--max-restarts', '1', 'predict', 'm.onnx', 'p'], 'Give --out FILE, such as'),
+    (['--gpus', '0,1', 'predict', 'm.onnx', 'p'], 'Add --provider cuda'),
+    (['--gpus', '0,1', 'predict', 'm.onnx', 'p', '--provider', 'cuda'], 'there is no GPU 0'),
+    (['--gpus', '0,1', 'infer', 'run', 'p'], 'predict model.onnx PICTURES --provider cuda'),
+    (['--nproc', '2', 'export', 'run'], 'train, resume, eval, predict, infer, python')], ids=str)
+def test_what_cannot_be_shared_is_said(args, says, capsys):
+    assert main(['launch', *args]) == 2 and says in capsys.readouterr().err
+
+def test_an_error_is_said_once(place, tmp_path):
+    status, said, errors = launch(place, 2, 'predict', 'model.onnx', 'digits', '--out', tmp_path)
+    assert (status, said, errors.count('imgcls: ')) == (2, '', 1) and 'end in .csv' in errors
+    status, said, errors = launch(place, 2, 'predict', 'model.onnx', 'digits/b/99*')
+    assert status == 2 and errors == ("imgcls: There is no file or folder 'digits/b/99*'. Give a picture, a folder of pictures, "
+                                      "a pattern as '*.jpg', or a list.txt with the name of a picture in each line.\n")
