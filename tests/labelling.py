@@ -1,9 +1,11 @@
 "What the processes of tests/test_split.py do: label pictures, note which, and be killed on the way"
+import json
 import os
 import signal
 import sys
 from pathlib import Path
 
+from imgcls_nb.cli import make_parser
 from imgcls_nb.deploy import save_predictions
 from imgcls_nb.predict import Predictor
 from imgcls_nb.ranks import rank
@@ -33,10 +35,17 @@ def waiting(mark, rows):
         signal.pause()
     Records.add = added
 
+def several(file):
+    "Commands of a JSON file, one after the other, with a line between what they print"
+    for o in json.loads(Path(file).read_text()):
+        args = make_parser().parse_args(o)
+        status = args.func(args)
+        if rank() == 0: print(f'status {status}')
+
 def main(model, pictures, notes, how, *outs):
     notes, (how, _, arg) = Path(notes), how.partition(':')
     noting(notes, notes/f'died-{arg}' if how == 'die' else None)
     if how == 'wait': waiting(notes/'waits', int(arg))
     for o in outs: save_predictions(Predictor(model, threads=1), [pictures], o, bs=2)
 
-if __name__ == '__main__': main(*sys.argv[1:])
+if __name__ == '__main__': (several if len(sys.argv) == 2 else main)(*sys.argv[1:])
