@@ -9,16 +9,16 @@ MobileNetV3-large have random weights below a head that was fitted to the tints,
 held-out pictures beside its time. fastai gets the very same network, in a `Learner` of its own with its usual transforms, and is
 asked by `learn.predict`.
 
-picture  One picture at a time, from the file to the top five. All ways take turns on each file; the median counts. The floor is
-         what cannot be less: decode + preprocess, and the engine's own run, each on the clock by itself.
+picture  One picture at a time, from the file to the top five. Each way has a process of its own, and the processes take turns;
+         the median counts. The parts alone are what cannot be less: decode + preprocess, and the engine's own run.
 folder   Pictures of a folder in one second. The model of the limit: with k of n processors for decoding and preprocessing, and
          the rest for the engine, the slower of the two is what comes out; the best k counts. Both are measured alone, on so many
          threads. On one processor the limit is both one after the other.
 start    From the start of a process to the first prediction, and the most memory that it held (VmHWM of Linux), the least of
          five of each, by turns, since other work can only add. The bare script is what one would
          write by hand on onnxruntime, with the same options of the session.
-bits     ResNet-50 with random weights in ONNX Runtime at 32 bits, and in OpenVINO at bf16, by turns; agreement is of the first
-         guesses. What fewer bits cost a MobileNetV2 that learned from ImageNet is `benchmarks/export.py precision`.
+bits     ResNet-50 with random weights in ONNX Runtime at 32 bits, and in OpenVINO at bf16 and int8, by turns; agreement is of
+         the first guesses. What fewer bits cost a MobileNetV2 that learned from ImageNet is `benchmarks/export.py precision`.
 
 Ratios on a busy machine are better than its times, and not good: the load is printed, look at it first.
 """
@@ -40,7 +40,7 @@ import numpy as np
 from bars import Row, save_rows
 from PIL import Image
 
-from imgcls_nb.engines import OnnxRuntime, can_run, engines_here
+from imgcls_nb.engines import OnnxRuntime, can_run, engines_here, open_engine
 from imgcls_nb.inputs import free_cpus
 from imgcls_nb.predict import Predictor
 
@@ -129,6 +129,13 @@ def clock(f, *args):
 
 # One picture
 
+def way_of(work, arch, name):
+    "What answers a file, and how it says what it computes in"
+    if name == 'fastai': return fastai_predict(work, arch), 'learn.predict'
+    model = Predictor(work/f'{arch}-auto.onnx') if name == 'auto' else Predictor(work/f'{arch}.onnx', engine='onnxruntime')
+    if name == 'apart': return lambda o: model.labels[model.outputs(model.preprocess(o)[None])[0].argmax()], ''
+    return lambda o: model(o).label, str(model.way)
+
 def fastai_predict(work, arch):
     from fastai.learner import load_learner
     with warnings.catch_warnings():
@@ -138,25 +145,38 @@ def fastai_predict(work, arch):
         with learn.no_bar(): return learn.predict(file)[0]
     return predict
 
-def picture(work, rounds=2):
-    files = files_of(work)
-    for arch in ARCHS: one_picture(work, arch, files, rounds)
+def ask_alone(work, arch, name): # in a process of its own, which writes what it found as JSON
+    ask, way = way_of(work, arch, name)
+    said = [ask(o) for o in files_of(work)] # warms up
+    print(json.dumps(dict(way=way, said=list(map(str, said)), ms=[clock(ask, o)[1] for o in files_of(work)*2])))
 
-def one_picture(work, arch, files, rounds):
-    ours, auto = Predictor(work/f'{arch}.onnx', engine='onnxruntime'), Predictor(work/f'{arch}-auto.onnx')
-    ways = dict(theirs=fastai_predict(work, arch), ours=lambda o: ours(o).label, auto=lambda o: auto(o).label)
-    said, ms, floor = {k: [f(o) for o in files] for k, f in ways.items()}, {o: [] for o in ways}, [] # the first pass warms up
-    for o in files*rounds:
-        x, read = clock(ours.preprocess, o)
-        floor.append(read + clock(ours.outputs, x[None])[1])
-        for name, f in ways.items(): ms[name].append(clock(f, o)[1])
-    theirs, mine, best = (statistics.median(ms[o]) for o in ways)
-    low, (a, b, c) = statistics.median(floor), (top1(said[o], files) for o in ways)
-    row(f'{arch}, one picture, fastai', f'{theirs:.1f} ms', '', None, 'learn.predict', a)
-    row(f'{arch}, one picture, fp32', f'{mine:.2f} ms', f'{low:.2f} + 1.5 ms', mine <= low + 1.5,
-        f'{theirs/mine:.1f} times fastai', b, f'{arch}, fp32', spread=quartiles(ms['ours'], 'ms'))
+def ask_in_turns(work, arch, rounds):
+    "One engine's threads go on looking for work when it has answered: each has a process, and the processes take turns"
+    found = {o: [] for o in WAYS}
+    for _ in range(rounds):
+        for name in WAYS:
+            command = [sys.executable, __file__, '--work', str(work), '--way', arch, name]
+            out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+            found[name].append(json.loads(out.splitlines()[-1]))
+    return {k: v[0] | dict(ms=[x for o in v for x in o['ms']], turns=[statistics.median(o['ms']) for o in v])
+            for k, v in found.items()}
+
+WAYS = 'fastai', 'apart', 'fp32', 'auto'
+
+def picture(work, rounds=5):
+    for arch in ARCHS: one_picture(arch, files_of(work), ask_in_turns(work, arch, rounds))
+
+def one_picture(arch, files, found):
+    theirs, apart, mine, best = (statistics.median(found[o]['ms']) for o in WAYS)
+    right = {k: top1(v['said'], files) for k, v in found.items()}
+    row(f'{arch}, one picture, fastai', f'{theirs:.1f} ms', '', None, 'learn.predict', right['fastai'])
+    row(f'{arch}, one picture, fp32', f'{mine - apart:.2f} ms more', 'at most 1.5', mine <= apart + 1.5,
+        f'{mine:.2f} ms, the parts alone {apart:.2f}; {theirs/mine:.1f} times fastai', right['fp32'],
+        f'{arch}, fp32', spread=quartiles(found['fp32']['ms'], 'ms'))
+    ratios = [a/b for a, b in zip(found['fastai']['turns'], found['auto']['turns'])]
     row(f'{arch}, one picture, auto', f'{theirs/best:.1f} times', '5 times fastai', theirs >= 5*best,
-        f'{best:.2f} ms, {auto.way}', c, f'{arch}, auto', f'{theirs/best:.2f}', quartiles(ms['auto'], 'ms'))
+        f"{best:.2f} ms, {found['auto']['way']}", right['auto'], f'{arch}, auto', f'{theirs/best:.2f}',
+        f'{min(ratios):.1f} to {max(ratios):.1f}')
 
 # A folder
 
@@ -248,30 +268,33 @@ def start_once(model, file, code):
 
 # Fewer bits
 
-def bits(work, rounds=40):
-    if 'openvino' not in engines_here() or not can_run('bf16'):
-        return row('ResNet-50, bf16', 'not run', '3 times ORT fp32', None, 'needs openvino, and a processor with bf16', None,
-                   'resnet50, bf16')
-    import onnx
+def bits(work, rounds=5, calls=8):
+    if 'openvino' not in engines_here() or not (can_run('bf16') or can_run('int8')):
+        return row('ResNet-50, fewer bits', 'not run', '3 times ORT fp32', None, 'needs openvino and units for bf16 or int8',
+                   None, 'resnet50, fewer bits')
     import timm
     import torch
 
-    from imgcls_nb.core import CARD_KEY, ModelCard
     from imgcls_nb.export import to_onnx
-    file = work/'resnet50.onnx'
-    if not file.exists():
-        torch.manual_seed(0)
-        card = ModelCard(tuple(map(str, range(1000))), Predictor(work/'resnet18.onnx').preprocess)
-        proto = to_onnx(timm.create_model('resnet50').eval(), (3, 224, 224))
-        onnx.helper.set_model_props(proto, {CARD_KEY: card.to_json()})
-        onnx.save(proto, file)
-    ways = [Predictor(file, engine='onnxruntime'), Predictor(file, engine='openvino', precision='bf16')]
-    x = [ways[0].preprocess(o)[None] for o in files_of(work)]
-    same = statistics.mean(int(ways[0].outputs(o).argmax() == ways[1].outputs(o).argmax()) for o in x)
-    ms = [[clock(w.outputs, x[i % len(x)])[1] for w in ways] for i in range(rounds)]
-    fp32, bf16 = (statistics.median(o) for o in zip(*ms))
-    row('ResNet-50, OpenVINO bf16', f'{fp32/bf16:.1f} times', '3 times ORT fp32', fp32 >= 3*bf16,
-        f'{fp32:.1f} to {bf16:.1f} ms; first guesses agree on {same:.0%}', None, 'resnet50, bf16', f'{fp32/bf16:.2f}')
+    from imgcls_nb.quantize import make_variants
+    torch.manual_seed(0)
+    preprocess = Predictor(work/'resnet18.onnx').preprocess
+    x = [preprocess(o)[None] for o in files_of(work)]
+    made = make_variants(to_onnx(timm.create_model('resnet50').eval(), (3, 224, 224)), 'int8', [np.concatenate(x)])
+    ways = dict(fp32=('fp32', 'onnxruntime', 'fp32'), bf16=('fp32', 'openvino', 'bf16'),
+                int8=('int8 per tensor', 'openvino', 'fp32'))
+    run = {k: open_engine(made[name].SerializeToString(), *how) for k, (name, *how) in ways.items() if can_run(k)}
+    ms, first = {k: [] for k in run}, {k: [int(f(o).argmax()) for o in x] for k, f in run.items()}
+    for _ in range(rounds): # by turns of some calls, for one engine's threads go on turning for a moment
+        for k, f in run.items():
+            f(x[0])
+            ms[k] += [clock(f, x[i % len(x)])[1] for i in range(calls)]
+    ms = {k: statistics.median(v) for k, v in ms.items()}
+    best = min(ms.keys() - {'fp32'}, key=ms.get)
+    same = statistics.mean(a == b for a, b in zip(first['fp32'], first[best]))
+    row('ResNet-50, fewer bits', f"{ms['fp32']/ms[best]:.1f} times", '3 times ORT fp32', ms['fp32'] >= 3*ms[best],
+        f"{', '.join(f'{k} {v:.1f} ms' for k, v in ms.items())}; first guesses of {best} agree on {same:.0%}", None,
+        'resnet50, fewer bits', f"{ms['fp32']/ms[best]:.2f}")
 
 PARTS = dict(picture=picture, folder=folder, start=start, bits=bits)
 
@@ -280,7 +303,9 @@ def main():
     parser.add_argument('parts', nargs='*', metavar='PART', help=f"some of {', '.join(PARTS)}")
     parser.add_argument('--work', type=Path, help='a folder that keeps pictures and networks')
     parser.add_argument('--bars', help='file for the rows of RESULTS.md')
+    parser.add_argument('--way', nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.way: return ask_alone(args.work, *args.way)
     if odd := [o for o in args.parts if o not in PARTS]: parser.error(f"no part is named {odd[0]!r}: {', '.join(PARTS)}")
     with tempfile.TemporaryDirectory() as tmp:
         work = args.work or Path(tmp)

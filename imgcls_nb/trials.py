@@ -71,16 +71,20 @@ def _read(preprocess, source, skip_bad):
 def race(
     runs:dict, # Name to what is called with a batch
     x, # The batch
-    rounds:int=31, # Turns that are timed
-    warm:int=3, # Turns before
+    turns:int=8, # Of each
+    calls:int=4, # That are timed in a turn, after one that is not
+    rest:float=.05, # Seconds before a turn
 ) -> dict: # Name to milliseconds, median
     "How long each takes, when they take turns"
     names, times = list(runs), {k: [] for k in runs}
-    for i in range(-warm, rounds):
+    for i in range(turns):
         for k in (names[j:] + names[:j] if (j := i%max(1, len(names))) else names):
-            start = time.perf_counter()
+            time.sleep(rest)
             runs[k](x)
-            if i >= 0: times[k].append(1e3*(time.perf_counter() - start))
+            for _ in range(calls):
+                start = time.perf_counter()
+                runs[k](x)
+                times[k].append(1e3*(time.perf_counter() - start))
     return {k: median(v) for k, v in times.items()}
 
 # %% ../nbs/59_trials.ipynb #a0907c24

@@ -55,6 +55,18 @@ def test_a_stop_is_for_all_phases_of_its_call_and_for_no_other(shapes):
     quiet(learn, 'fit', 1)
     assert learn.clock.steps == 2 + len(learn.dls.train) and not learn.control.stopped
 
+def test_what_was_stopped_goes_on_in_the_same_learner(shapes, tmp_path):
+    whole, learn = make(shapes, run=tmp_path/'whole'), make(shapes, run=tmp_path/'run')
+    quiet(whole, 'fit_one_cycle', 3)
+    learn.add_cb(stop := At(_7=lambda: learn.control.ask('stop')))
+    learn.planned = tuple(learn.cbs)
+    quiet(learn, 'fit_one_cycle', 3)
+    assert learn.clock.steps == 7 and learn.interrupted and not stop.what
+    quiet(learn, 'fit_one_cycle', 3, resume=True)
+    assert learn.clock.steps == whole.clock.steps and len(learn.plan.schedule) == 1 and not learn.interrupted
+    weights = learn.model.state_dict()
+    assert all(torch.equal(v, weights[k]) for k, v in whole.model.state_dict().items())
+
 def test_predictions_after_a_stop(shapes):
     learn = make(shapes)
     learn.add_cb(At(_2=lambda: learn.control.ask('stop')))

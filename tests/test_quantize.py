@@ -281,10 +281,11 @@ def test_damaged_pictures_of_a_list_that_was_found():
 def test_everyone_has_as_many_turns(monkeypatch):
     calls, clock = [], iter(range(10**6))
     monkeypatch.setattr(trials.time, 'perf_counter', lambda: next(clock)/1000)
-    ms = race({k: lambda x, k=k: calls.append(k) for k in 'abc'}, None, rounds=9, warm=2)
-    assert calls.count('a') == calls.count('b') == calls.count('c') == 11 and ms == pytest.approx(dict(a=1, b=1, c=1))
-    rounds = [calls[i:i + 3] for i in range(0, len(calls), 3)]
-    assert all(sorted(o) == list('abc') for o in rounds) and {o[0] for o in rounds} == set('abc'), "each is first at times"
+    ms = race({k: lambda x, k=k: calls.append(k) for k in 'abc'}, None, turns=6, calls=2, rest=0)
+    assert calls.count('a') == calls.count('b') == calls.count('c') == 18 and ms == pytest.approx(dict(a=1, b=1, c=1))
+    turns = [calls[i:i + 3] for i in range(0, len(calls), 3)]
+    assert all(len({*o}) == 1 for o in turns), "nobody meets another's threads on the clock"
+    assert {o[0] for o in turns[::3]} == set('abc'), "each is first at times"
     assert race({}, None) == {}
 
 def row(variant, ms, engine='onnxruntime', why='', precision=None):

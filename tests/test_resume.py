@@ -29,6 +29,7 @@ from imgcls_nb.core import InputError
 from imgcls_nb.data import image_dls
 from imgcls_nb.datasets import make_shapes
 from imgcls_nb.decode import PixelCache
+from imgcls_nb.export import export_onnx
 from imgcls_nb.learner import image_learner, learner_from_plan, resume_run, run_schedule, train_plan
 from imgcls_nb.moments import Moment, Position, put_state, state_of
 from imgcls_nb.plan import FitPlan
@@ -269,6 +270,14 @@ def test_a_longer_fit_is_exact_where_nothing_depends_on_the_length(pictures, tmp
     with whole.no_bar(): whole.fit(6, 1e-3)
     if exact: assert hash_of(learn.model.state_dict()) == hash_of(whole.model.state_dict())
     if 'swa' in str(how): assert whole.swa.n_averaged == 3 and learn.swa.n_averaged == 3, "an average begun too early is none"
+
+def test_a_model_file_as_teacher_is_told_from_another(pictures, tmp_path):
+    facts = []
+    for seed in (1, 2):
+        export_onnx(make(pictures, None, dict(seed=seed), save_steps=None), tmp_path/f'{seed}.onnx')
+        cb = ('distill', dict(teacher=str(tmp_path/f'{seed}.onnx')))
+        facts.append(make(pictures, tmp_path/f'run_{seed}', cbs=[cb]).run_writer.facts['teacher'])
+    assert facts == [files.sha256(tmp_path/f'{o}.onnx') for o in (1, 2)] and facts[0] != facts[1]
 
 def test_another_teacher(pictures, tmp_path):
     def distilled(): return make(pictures, tmp_path/'run', cbs=[('distill', dict(teacher=str(tmp_path/'teacher')))])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DISTILLATIONS', 'soft_kl', 'decoupled_kl', 'symmetric_kl', 'relation_gap', 'weighted_kl', 'spherical_kl',
-           'as_teacher_sees', 'read_teacher', 'Distill']
+           'as_teacher_sees', 'read_teacher', 'OnnxTeacher', 'Distill']
 
 # %% ../../nbs/43_callbacks.distill.ipynb #04438799
 import inspect
@@ -134,12 +134,19 @@ def read_teacher(
     raise InputError(f"teacher={teacher!r} cannot be asked. Give a learner, the path of a run folder, of a checkpoint in it "
                      "or of a model.onnx, the name of a network, or a function from pictures to logits.")
 
+class OnnxTeacher:
+    "A model file that is asked for its logits"
+    def __init__(self,
+        predictor:Predictor, # Of the file
+    ): self.predictor, self.fingerprint = predictor, predictor.fingerprint
+
+    def __call__(self, x): return torch.from_numpy(self.predictor.logits(x.float().cpu().numpy()))
+
 def _read_file(path):
     if not path.exists() and not path.with_name(f'{path.name}.safetensors').exists(): return _read_published(str(path))
     if path.suffix == '.onnx':
         predictor = Predictor(path)
-        ask = lambda x: torch.from_numpy(predictor.logits(x.float().cpu().numpy()))
-        return dict(teacher=ask, preprocess=predictor.preprocess, vocab=predictor.labels)
+        return dict(teacher=OnnxTeacher(predictor), preprocess=predictor.preprocess, vocab=predictor.labels)
     try: trained = load_trained(path)
     except InputError as e: raise InputError(f"'{path}' cannot teach: {e}") from e
     return dict(teacher=trained.model, preprocess=trained.preprocess, vocab=trained.vocab)

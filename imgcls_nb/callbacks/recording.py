@@ -46,7 +46,8 @@ class RunWriter(Callback):
     @property
     def facts(self) -> dict: # what the training learns from, for `data.json`
         teacher = getattr(vars(self.learn).get('distill'), 'teacher', None)
-        return self.data | (dict(teacher=weights_hash(teacher)) if isinstance(teacher, nn.Module) else {})
+        if isinstance(teacher, nn.Module): return self.data | dict(teacher=weights_hash(teacher))
+        return self.data | (dict(teacher=teacher.fingerprint()) if hasattr(teacher, 'fingerprint') else {}) # of a model file
 
     @property
     def _writes(self): return rank() == 0 and not self.clock.searching
