@@ -16,7 +16,8 @@ from pathlib import Path
 
 from .core import InputError, ModelFileError
 from .foreign import open_foreign
-from .inputs import free_cpus, iter_pictures
+from .inputs import at_least_one, iter_pictures, own_cpus
+from .launching import is_one_of_many
 from .metadata import find_model, read_card
 from .predict import Prediction, Predictor
 from .sections import Section, UnknownKey, elsewhere
@@ -54,7 +55,7 @@ def _where(g, named): # arguments of Predictor
     options = dict(trt_fp16_enable=g.flag('use_fp16', False))
     wanted = [('tensorrt', options), 'cuda'] if trt and gpu else ['cuda'] if gpu else None
     threads = g.count('cpu_num_threads')
-    if threads and 'Global.cpu_num_threads' not in named: threads = min(threads, free_cpus())
+    if threads and 'Global.cpu_num_threads' not in named: threads = min(threads, own_cpus())
     demanded = bool({'Global.use_gpu', 'Global.use_tensorrt'} & {*named})
     return dict(threads=threads) | {'providers' if demanded else 'prefer': wanted}
 
@@ -134,10 +135,7 @@ def find_all(
     sources, # Paths, folders and patterns; each must be there
 ) -> Iterator: # Of pictures
     "The pictures that a person named, at least one"
-    found = chain.from_iterable([iter_pictures(o) for o in sources])
-    first = next(found, None)
-    if first is None: raise InputError(f"There are no pictures in {', '.join(map(str, sources))}.")
-    return chain([first], found)
+    return at_least_one(chain.from_iterable([iter_pictures(o) for o in sources]), ', '.join(map(str, sources)))
 
 class Progress:
     "A line on a terminal that says how far the work is; elsewhere nothing"
@@ -175,12 +173,17 @@ def show_predictions(
 ) -> int: # How many could not be read
     "Print a line for each picture, and what is wrong with one on the error stream"
     n = bad = 0
-    for pred in predictor.batch(find_all(sources), k, bs):
+    for pred in _labelled(predictor, find_all(sources), k, bs):
         if pred.error: print(_printable(pred.error), file=sys.stderr)
         else: print(_printable(line(pred)), flush=True)
         n, bad = n + 1, bad + bool(pred.error)
     if bad: print(f'{bad} of {n} pictures could not be read.', file=sys.stderr)
     return bad
+
+def _labelled(predictor, sources, k, bs): # by all processes, where several were launched; the first has what they say
+    if not is_one_of_many(): return predictor.batch(sources, k, bs)
+    from imgcls_nb.sharing import label_in_turn
+    return label_in_turn(predictor, sources, k, bs)
 
 def _printable(text): return text.encode('utf-8', 'backslashreplace').decode() # names of files may be any bytes
 
@@ -193,7 +196,14 @@ def save_predictions(
 ) -> int: # How many could not be read
     "Write predictions into a file, going on with what an earlier process did"
     progress = Progress(sum(1 for _ in find_all(sources)) if sys.stderr.isatty() else None)
-    try: done = predictor.stream(find_all(sources), out, k, bs, progress=progress)
+    try: done = _streamed(predictor, find_all(sources), out, k, bs, progress)
     finally: progress.close()
+    if not done: return 0 # the first process says it
     print(done)
     return done.failed
+
+def _streamed(predictor, sources, out, k, bs, progress):
+    if not is_one_of_many(): return predictor.stream(sources, out, k, bs, progress=progress)
+    from imgcls_nb.sharing import stream_in_turn
+    return stream_in_turn(predictor, sources, out, k, bs, progress)
+

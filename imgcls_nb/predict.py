@@ -8,9 +8,10 @@ __all__ = ['Prediction', 'softmax', 'probabilities', 'Predictor', 'Streamed']
 # %% ../nbs/02_predict.ipynb #3d0c88f4
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from pkgutil import resolve_name
 from threading import Lock
@@ -18,7 +19,7 @@ from threading import Lock
 import numpy as np
 
 from .core import BadPictureError, InputError, ModelCard, ModelFileError, check_count, check_probability
-from .inputs import free_cpus, iter_pictures, read_ahead
+from .inputs import iter_pictures, own_cpus, read_ahead
 from .labels import name_classes
 from .metadata import find_model, read_card
 from .records import Records
@@ -147,7 +148,7 @@ class Predictor:
     ) -> Iterator[Prediction]: # In the order of `sources`
         "Label many pictures, one `Prediction` each; unreadable ones carry `error`"
         check_count(k, 'k'), check_count(bs, 'bs'), check_count(workers, 'workers', 0)
-        return self._batches(iter_pictures(sources), k, bs, free_cpus() if workers is None else workers)
+        return self._batches(iter_pictures(sources), k, bs, own_cpus() if workers is None else workers)
 
     def _batches(self, sources, k, bs, workers):
         read = read_ahead(sources, self._read, bs + workers if workers else 0, workers)
@@ -180,13 +181,15 @@ class Predictor:
         bs:int=16, # Pictures given to the network at once
         workers:int|None=None, # As for `batch`
         progress:Callable|None=None, # Called with the number of pictures that are done, after each
+        label:Callable|None=None, # In place of `batch`: called with what is left, `k`, `bs`, and how many come before it
     ) -> 'Streamed':
         "Label any number of pictures into a file; what a killed process has done is not done again"
         k, sources = min(check_count(k, 'k'), len(self.labels)), iter_pictures(sources)
+        label = label or (lambda left, k, bs, before: self.batch(left, k, bs, workers))
         with Records(out, self._made_by(k), k) as records:
-            before, failed = _skip(sources, records)
-            n = before
-            for n, pred in enumerate(self.batch(sources, k, bs, workers), before + 1):
+            before, failed, again = _skip(sources, records, check_count(bs, 'bs'))
+            n, preds = before, label(chain(again, sources), k, bs, before - len(again))
+            for n, pred in enumerate(islice(preds, len(again), None), before + 1):
                 records.add(pred.to_dict())
                 failed += pred.error is not None
                 if progress: progress(n)
@@ -269,12 +272,12 @@ class Streamed:
         extra = [f'{self.failed:,} without an answer']*bool(self.failed) + [f'{self.before:,} from before']*bool(self.before)
         return f"{self.path}: {self.pictures:,} pictures" + f" ({', '.join(extra)})"*bool(extra)
 
-def _skip(sources, records): # the pictures that are done
-    n = failed = 0
+def _skip(sources, records, bs): # how many are done, how many failed, and those of a batch that was not ended
+    n, failed, last = 0, 0, deque(maxlen=bs)
     for n, row in enumerate(records.rows(), 1):
-        source = _name(next(sources, None))
-        if source != row['source']:
+        last.append(source := next(sources, None))
+        if (source := _name(source)) != row['source']:
             raise InputError(f"'{records.part}' cannot be gone on with: its picture {n} is '{row['source']}', and now there is "
                              f"'{source}' in its place. Give the same pictures, or remove it to begin anew.")
         failed += row.get('error') is not None
-    return n, failed
+    return n, failed, [*last][len(last) - n%bs:]

@@ -5,15 +5,19 @@
 # %% auto #0
 __all__ = ['LAUNCHED', 'TIMEOUT', 'USUAL_TIMEOUT_S', 'A_DAY_S', 'LOST_SIGNS', 'LOGS', 'is_together', 'rank', 'world',
            'is_launched', 'forget_leftovers', 'timeout_s', 'join', 'leave', 'summed', 'gathered', 'from_first',
-           'all_values', 'check_same', 'wait_for_all', 'absent', 'first_alone', 'who_is_gone', 'says_first', 'note_run']
+           'all_values', 'in_turn', 'check_same', 'wait_for_all', 'absent', 'first_alone', 'who_is_gone', 'says_first',
+           'note_run']
 
 # %% ../nbs/07_ranks.ipynb #3b2a7ce2
 import hashlib
 import json
 import os
+from collections import deque
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from threading import Thread
 
@@ -133,7 +137,44 @@ def all_values(
 
 def _encoded(values): return torch.frombuffer(bytearray(json.dumps(values).encode()), dtype=torch.uint8)
 
-def _decoded(text): return json.loads(bytes(text.tolist()))
+def _decoded(text): return json.loads(text.numpy().tobytes())
+
+# %% ../nbs/07_ranks.ipynb #f03552f5
+def in_turn(
+    parts, # Those that this process makes: of all, the `rank()`-th and each `world()`-th after it; plain values but None
+    ahead:int=4, # How many it makes before the first process takes them
+) -> Iterator: # In the first process all parts, in their order; in the others none
+    "What processes make in turn, in one row"
+    if rank(): _hand_in(parts, ahead)
+    else: yield from _collected(iter(parts))
+
+def _collected(parts):
+    left = deque(range(world()))
+    while left:
+        part = _received(left[0]) if left[0] else next(parts, None)
+        if part is None: left.popleft()
+        else:
+            yield part
+            left.rotate(-1)
+
+def _hand_in(parts, ahead):
+    going = deque()
+    for part in chain(parts, [None]): # the last says that there are no more
+        text = _encoded(part)
+        sent = torch.tensor([len(text)]), text # they must live until they have arrived
+        going.append([(dist.isend(o, 0), o) for o in sent])
+        if len(going) > ahead: _arrive(going.popleft())
+    for o in going: _arrive(o)
+
+def _arrive(sent):
+    for work, _ in sent: work.wait()
+
+def _received(r):
+    length = torch.tensor([0])
+    dist.recv(length, r)
+    text = torch.empty(int(length), dtype=torch.uint8)
+    dist.recv(text, r)
+    return _decoded(text)
 
 # %% ../nbs/07_ranks.ipynb #ab86ea54
 def check_same(

@@ -6,6 +6,7 @@
 __all__ = ['ENGINES', 'PROVIDERS', 'Way', 'choose_way', 'read_providers', 'open_model']
 
 # %% ../nbs/01_running.ipynb #0fafae3f
+import os
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -60,7 +61,12 @@ def _provider(o): # a name of ours or ONNX Runtime's, or a pair: name and option
     if full not in ort.get_all_providers():
         raise InputError(f"There is no provider {name!r}.{did_you_mean(name, [*PROVIDERS, *ort.get_all_providers()])} Known: "
                          f"{', '.join(PROVIDERS)}, and ONNX Runtime's own names.")
-    return (full, *options) if options else full
+    options = _device(full) | (options[0] if options else {})
+    return (full, options) if options else full
+
+def _device(name): # of several processes on a machine each takes the device of its number
+    shared = os.environ.get('WORLD_SIZE', '1') != '1' and name in map(PROVIDERS.get, ('cuda', 'tensorrt'))
+    return dict(device_id=os.environ.get('LOCAL_RANK', '0')) if shared else {}
 
 def _name(o): return o[0] if isinstance(o, tuple) else o
 

@@ -207,10 +207,12 @@ def _asked(args): # by a config
 
 def _asked_plainly(args):
     from imgcls_nb.deploy import Inference
+    from imgcls_nb.inputs import own_cpus
     from imgcls_nb.predict import Predictor
     _check_override(args)
     if not args.model or not args.pictures: raise InputError("imgcls predict takes a model.onnx and pictures, or -c CONFIG.yaml.")
-    predictor = Predictor(args.model, args.engine or 'auto', args.provider, args.threads, threshold=args.threshold,
+    threads = args.threads or (own_cpus() if is_one_of_many() and args.engine != 'torch' else None)
+    predictor = Predictor(args.model, args.engine or 'auto', args.provider, threads, threshold=args.threshold,
                           reject=args.reject, labels=args.labels, idle=True)
     return Inference(predictor, args.pictures, 5, 16)
 
@@ -235,13 +237,14 @@ def _config_trained(args):
     _check_source(args)
     return trained_from_config(_config_plan(args), args.verb)
 
-def _log(plan, name, line, each=False): # a run's log; a folder that is not there is not made for it
+def _is_first(): return not is_one_of_many() or os.environ['RANK'] == '0'
+
+def _log(plan, name, line): # a run's log; a folder that is not there is not made for it
     from pathlib import Path
 
     from imgcls_nb.callbacks.console import stamped, write_line
     print(stamped(line), flush=True)
-    mine = each or not is_one_of_many() or os.environ['RANK'] == '0' # else the first process says it
-    if mine and Path(plan.run).is_dir(): write_line(Path(plan.run)/f'{name}.log', line)
+    if _is_first() and Path(plan.run).is_dir(): write_line(Path(plan.run)/f'{name}.log', line)
 
 def _eval_config(args):
     from imgcls_nb.config.inference import eval_line, evaluate_config
@@ -253,27 +256,37 @@ def _eval_config(args):
 
 def _infer_config(args):
     from imgcls_nb.config import read_config
-    from imgcls_nb.config.inference import answers_file, infer_batches, infer_pictures, save_answers, share_of
+    from imgcls_nb.config.inference import infer_batches, infer_pictures
     from imgcls_nb.deploy import find_all
     from imgcls_nb.sections import Section
-    _check_beside(args, 'out bs')
+    from imgcls_nb.trained import TorchPredictor
+    _check_beside(args, 'bs')
     named, args.run = [*filter(None, [args.run]), *args.pictures], None # behind -c there is no run
     infer, trained = Section(read_config(args.config, args.override).get('Infer'), 'Infer'), _config_trained(args)
-    files = [*find_all(named)] if named else infer_pictures(infer)
-    if not files: raise InputError(f"There are no pictures in {infer.get('infer_list') or infer.get('infer_imgs')}.")
-    files = share_of(files)
-    out = infer.text('save_dir') and answers_file(infer.text('save_dir'))
-    k, bs = infer.sub('PostProcess').count('topk', 5), infer.count('batch_size', 10)
-    saved, bad = [], 0
-    for answers, errors in infer_batches(trained, files, k if args.topk is None else args.topk, bs):
+    k, bs = args.topk or infer.sub('PostProcess').count('topk', 5), infer.count('batch_size', 10)
+    if args.out: return _label(TorchPredictor(trained), named or [[*infer_pictures(infer)]], k, args, bs)
+    return _answer(trained, infer_batches(trained, find_all(named) if named else infer_pictures(infer), k, bs), infer)
+
+def _answer(trained, batches, infer): # on the terminal and in the log, or into a file
+    from itertools import chain
+
+    from imgcls_nb.config.inference import answers_file, save_answers
+    seen, out = [0, 0], infer.text('save_dir') and answers_file(infer.text('save_dir'))
+    some = _told(batches, seen)
+    if not out:
+        for o in filter(None, some): _log(trained.plan, 'infer', o)
+    elif _is_first(): print(f'{save_answers(chain.from_iterable(some), out)} answers are in {out.as_posix()}.')
+    else:
+        for _ in some: pass # this one labels its part, and the first writes
+    if seen[1]: print(f'{seen[1]} of {seen[0]} pictures could not be read.', file=sys.stderr)
+    return int(bool(seen[1]))
+
+def _told(batches, seen): # the answers; errors are printed, and all are counted
+    for answers, errors in batches:
         for o in errors: print(o, file=sys.stderr)
-        if out: saved += answers
-        elif answers: _log(trained.plan, 'infer', answers, each=True)
-        bad += len(errors)
-    if out: save_answers(saved, out)
-    if out: print(f'{len(saved)} answers are in {out.as_posix()}.')
-    if bad: print(f'{bad} of {len(files)} pictures could not be read.', file=sys.stderr)
-    return int(bool(bad))
+        seen[0] += len(answers) + len(errors)
+        seen[1] += len(errors)
+        yield answers
 
 # %% ../nbs/84_verbs.ipynb #0f7c647b
 def run_convert(args): # Of the command line

@@ -146,7 +146,11 @@ def test_a_list_of_pictures(small, capsys):
     assert main(['infer', '-c', QUICK, *how, 'empty']) == 2 and 'no pictures in empty' in capsys.readouterr().err
     assert main(['infer', '-c', QUICK, *how, '-o', 'Infer.infer_imgs=empty']) == 2
     assert 'no pictures in empty' in capsys.readouterr().err
-    assert main(['infer', '-c', QUICK, *how, '--out', 'o.csv']) == 2 and '--out cannot stand beside -c' in capsys.readouterr().err
+    assert main(['infer', '-c', QUICK, *how, '--bs', '2']) == 2 and '--bs cannot stand beside -c' in capsys.readouterr().err
+    assert main(['infer', '-c', QUICK, *how, '--out', 'o.csv']) == 1
+    assert capsys.readouterr().out == 'o.csv: 24 pictures (1 without an answer)\n' and 'data/3.png' in Path('o.csv').read_text()
+    assert main(['infer', '-c', QUICK, *how, '-o', 'Infer.infer_list=list.txt', '--out', 'l.csv']) == 0
+    assert [o.partition(',')[0] for o in Path('l.csv').read_text().splitlines()[1:]] == ['data/3.png', 'data/5.png']
 
 def test_what_the_best_is_told_by(small, capsys):
     run = train(small, 'Metric.Eval.0.TopkAcc.topk=[2, 1]').run_folder
