@@ -96,7 +96,8 @@ def read_columns(
         while f.tell() < len(data) - 4:
             shape, dtype = _header(f)
             start, n = f.tell(), math.prod(shape)*dtype.itemsize
-            columns.append(Mapped(file, dtype, 'r', start, shape) if mapped and n else data[start:start + n].view(dtype).reshape(shape))
+            kept = data[start:start + n].view(dtype).reshape(shape)
+            columns.append(Mapped(file, dtype, 'r', start, shape) if mapped and n else kept)
             f.seek(start + n + -(start + n) % 64)
     return columns
 
