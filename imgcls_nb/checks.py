@@ -358,15 +358,16 @@ def _make_plan(given):
 # %% ../nbs/19_checks.ipynb #4e96adb2
 def quarantine(
     pics:PictureList, # Pictures of one side of the split
-    on_bad:str='quarantine', # 'quarantine' leaves unreadable pictures out, 'raise' stops at any
+    on_bad:str='quarantine', # 'quarantine' leaves unreadable pictures out, 'raise' stops at any, 'trust' looks at none
     decode=None, # Decodes and keeps a file for training, so that it need not be decoded once more; None: only look
     limit:float=LIMIT, # Share that may be left out
     progress:bool=True, # Show a bar where it takes more than a second
 ) -> tuple: # The readable pictures, and `(name, reason)` of the others
     "Settle before the first epoch which pictures can be read"
-    if on_bad not in ('quarantine', 'raise'):
-        raise InputError(f"on_bad={on_bad!r} is unknown. 'quarantine' leaves unreadable pictures out, 'raise' stops.")
-    if isinstance(pics.place, Arrays): return pics, [] # pixels are pixels
+    if on_bad not in ('quarantine', 'raise', 'trust'):
+        raise InputError(f"on_bad={on_bad!r} is unknown. 'quarantine' leaves unreadable pictures out, 'raise' stops, "
+                         "'trust' does not look.")
+    if on_bad == 'trust' or isinstance(pics.place, Arrays): return pics, [] # pixels are pixels
     scan = scan_pictures(pics, progress, decode)
     if not scan.reasons: return pics, []
     bad, says = scan.bad, f"{_count(len(scan.bad), 'picture')} of {len(pics):,} in '{pics.root}' cannot be read"

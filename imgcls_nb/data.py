@@ -43,7 +43,7 @@ from .pictures import PictureList, some_of
 from .places import usual_cache
 from .plan import DataPlan
 from .ranks import check_same, first_alone, join, rank, world
-from .samplers import Part, balanced, batches, class_weights, part_of, repeated, shuffled
+from .samplers import Batches, Part, balanced, batches, class_weights, part_of, repeated, shuffled, shuffled_near
 from .seeds import mix_seed
 from .sources import find_pictures
 
@@ -136,12 +136,14 @@ class ImageDL(TfmdDL):
         cache_limit:int|None=None, # Bytes it may take; None: a quarter of what is free
         on_lost:str='raise', # A picture that cannot be read any more: 'raise', or 'skip' leaves its place empty
         shared:bool=True, # Processes that train together share the pictures; False: each has all of them
+        shard_window:int|None=None, # Tar shards whose pictures are mixed at a time; None: all pictures
         **kwargs # Handed to fastai's `TfmdDL`
     ):
         self.how = dict(preprocess=preprocess, ops=ops, seed=seed, balance=balance, repeats=repeats, sizes=sizes,
-                        full_size=full_size, cache=cache, cache_limit=cache_limit, on_lost=on_lost, shared=shared)
+                        full_size=full_size, cache=cache, cache_limit=cache_limit, on_lost=on_lost, shared=shared,
+                        shard_window=shard_window)
         self.preprocess, self.seed, self.balance, self.repeats, self.shared = preprocess, seed, balance, repeats, shared
-        self.part = None # what of the last batch this process has made
+        self.shard_window, self.part = shard_window, None # the latter: what of the last batch this process has made
         self.sizes, self.size, self.epoch, self.lost, self.loader = tuple(map(size_hw, sizes)), preprocess.size, 0, [], None
         self.first = 0 # the next pass begins with this batch, and no earlier one is decoded; those after it are whole
         super().__init__(dataset, after_batch=kwargs.pop('after_batch', None) or NormalizePixels(preprocess), **kwargs)
@@ -153,16 +155,19 @@ class ImageDL(TfmdDL):
 
     def get_idxs(self):
         n = len(self.dataset)
-        if not self.shuffle: return list(range(n))
-        if self.balance: return balanced(self.dataset.labels, self.seed, self.epoch, self.balance).tolist()
-        if self.repeats > 1: return repeated(n, self.repeats, self.seed, self.epoch).tolist()
-        return shuffled(n, self.seed, self.epoch).tolist()
+        if not self.shuffle: return np.arange(n)
+        if self.balance: return balanced(self.dataset.labels, self.seed, self.epoch, self.balance)
+        if self.repeats > 1: return repeated(n, self.repeats, self.seed, self.epoch)
+        shards = self.dataset.shards if self.shard_window else None
+        if shards is not None: return shuffled_near(shards, self.shard_window, self.seed, self.epoch)
+        return shuffled(n, self.seed, self.epoch)
 
-    def epoch_batches(self) -> list: # `(epoch, size, positions, how often each has come before)` a batch
+    def epoch_batches(self) -> Batches: # `(size, positions, how often each has come before)` a batch
         how = dict(size=self.size, sizes=self.sizes, seed=self.seed, epoch=self.epoch, same=self.dataset.same)
-        order = list(islice(self.get_idxs(), len(self.dataset))) # fastai's order for one picture again and again has no end
+        order, n = self.get_idxs(), len(self.dataset)
+        if not isinstance(order, np.ndarray): order = np.fromiter(islice(order, n), int) # fastai's own may have no end
         if not self.shuffle: order = order[slice(*self.own_part(len(order))[:2])]
-        return [(self.epoch, *o) for o in batches(order, self.bs, self.drop_last, self.shuffle, **how)]
+        return batches(order, self.bs, self.drop_last, self.shuffle, **how)
 
     def __len__(self):
         if self.sizes: return len(self.epoch_batches())
@@ -210,10 +215,9 @@ def __iter__(self:ImageDL):
     todo, any_left = self.epoch_batches(), False
     if self.shuffle and not todo: raise InputError(_NO_BATCH.format(n=len(self.dataset), bs=self.bs))
     todo, self.first = todo[self.first:], 0
-    parts = [self.own_part(len(o[2])) if self.shuffle else Part(0, len(o[2]), len(o[2])) for o in todo]
     self.before_iter()
-    for b, part in zip(self._fetch([(e, hw, i[o.taken], k[o.taken]) for (e, hw, i, k), o in zip(todo, parts)]), parts):
-        self.part = part
+    for b, (_, idxs, _) in zip(self._fetch(todo), todo):
+        self.part = self._batch_part(len(idxs))
         if isinstance(b[-1], list): self.lost, b = list(dict.fromkeys([*self.lost, *map(tuple, b[-1])])), b[:-1]
         if b: yield self.after_batch(to_device(_typed(b), self.device, non_blocking=self.pin_memory))
         any_left = any_left or bool(b)
@@ -226,12 +230,21 @@ _NO_BATCH = "There is nothing to train on: {n} pictures make no full batch of bs
 _NONE_LEFT = "None of {n} pictures of '{root}' can be read any more. Is the folder still there? The first: {why}"
 
 @patch
+def _batch_part(self:ImageDL, n): return self.own_part(n) if self.shuffle else Part(0, n, n)
+
+@patch
+def _entries(self:ImageDL, todo, epoch): # what this process is to make of each batch
+    for size, idxs, seen in todo:
+        taken = self._batch_part(len(idxs)).taken
+        yield epoch, size, idxs[taken], seen[taken]
+
+@patch
 def _fetch(self:ImageDL, todo):
-    workers = self.fake_l.num_workers
-    if not workers: yield from (_raised(self.maker[o]) for o in todo)
+    workers, entries = self.fake_l.num_workers, self._entries(todo, self.epoch)
+    if not workers: yield from (_raised(self.maker[o]) for o in entries)
     elif todo:
         loader, self.loader = self.loader or _start(self, workers), None # a second pass at the same time starts its own
-        loader.sampler.todo = todo
+        loader.sampler.todo, loader.sampler.n = entries, len(todo)
         try: yield from map(_raised, loader)
         except BaseException as e: # also when nobody wants the rest
             died = isinstance(e, (RuntimeError, OSError, EOFError)) and _died(loader)
@@ -262,9 +275,9 @@ def _died(loader): # how a loader process ended, by itself or by another's hand;
     return '' if not codes else signal.Signals(-codes[0]).name if codes[0] < 0 else f'exit status {codes[0]}'
 
 class _Todo:
-    todo = ()
+    todo, n = (), 0
     def __iter__(self): return iter(self.todo)
-    def __len__(self): return len(self.todo)
+    def __len__(self): return self.n
 
 def _ignore_interrupt(worker): signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -357,7 +370,7 @@ def dls_from_plan(
     else:
         hw = size_hw(plan.size or 224)
         preprocess = Preprocess(crop=hw, resize_short=math.floor(max(hw)/0.875))
-    _check_choices(plan, preprocess)
+    _check_choices(plan, preprocess, train)
     device = known_device(device)
     workers = auto_workers(device) if plan.num_workers == 'auto' else plan.num_workers
     cache = plan.cache if isinstance(plan.cache, str) else usual_cache() if plan.cache else None
@@ -368,7 +381,8 @@ def dls_from_plan(
     if not (ops or plan.sizes or plan.start_size): ops = None # evaluation pixels serve for training too
     plan = replace(plan, vocab=train.vocab, processes=plan.processes or world())
     train_dl = dl(train, ops=ops, bs=plan.step_bs, shuffle=True, drop_last=plan.drop_last, repeats=plan.repeats,
-                  balance=BALANCE[plan.balance][0], sizes=plan.sizes, full_size=plan.decode == 'full')
+                  balance=BALANCE[plan.balance][0], sizes=plan.sizes, full_size=plan.decode == 'full',
+                  shard_window=plan.shard_window)
     keep = train_dl.maker.kept if cache and (plan.size or plan.preprocess) else None # otherwise the model may want another size
     with first_alone('the pictures are checked'):
         sides, bad = _settle(dict(train=train, valid=valid), plan.on_bad, dict(train=keep))
@@ -377,7 +391,10 @@ def dls_from_plan(
     valid_dl = dl(sides['valid'], bs=plan.valid_bs or plan.bs)
     return ImageDataLoaders(train_dl, valid_dl, plan, preprocess, device, bad)
 
-def _check_choices(plan, preprocess): # of which one rules out another
+def _check_choices(plan, preprocess, train): # of which one rules out another
+    if plan.shard_window and (plan.repeats > 1 or plan.balance in ('sampler', 'both') or train.shards is None):
+        raise InputError(f"shard_window={plan.shard_window} mixes the pictures of a few tar shards at a time. It goes with tar "
+                         "shards only, and neither with balance by the sampler nor with repeats. Leave it out.")
     if plan.balance in ('sampler', 'both') and plan.repeats > 1:
         raise InputError(f"balance='{plan.balance}' and repeats={plan.repeats} both decide the order. Give one of them.")
     if plan.start_size and plan.sizes:

@@ -7,12 +7,13 @@ __all__ = ['FASHION', 'FASHION_CRC', 'idx_files', 'read_idx_folder', 'cifar_file
            'find_tars', 'read_shards']
 
 # %% ../nbs/12_packed.ipynb #cbe9a077
-import posixpath, re, zlib
+import re, zlib
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from .archives import index_tar, read_cifar, read_idx, read_pickled_batch
+from .archives import index_tars, read_cifar, read_idx, read_pickled_batch, tar_stamps
 from .core import InputError
 from .pictures import Arrays, Files, Members, PictureList, check_known, find_named, name_vocab, number_vocab, some_of
 
@@ -151,15 +152,28 @@ _WORD = re.compile(r'(?:^|[-_./])(train|valid|validation|val|test)(?=[-_./\d]|$)
 
 def find_tars(
     root, # A folder
-    name:str|None=None, # A tar file, a folder of them, or a pattern such as 'train-*.tar'; None: `root` and folders in it
+    name:str|None=None, # A tar file, a folder of them, 'train-*.tar' or 'train-{000..099}.tar'; None: `root` and folders in it
 ) -> list: # Their paths, sorted
     "The tar files in a folder; the compressed ones if there are no others"
     root = Path(root)
     if name and (file := find_named(name, root)).is_file(): return [file]
+    if name and (parts := _written_out(name)) != [name]: return _all_of(parts, name, root)
     where, patterns = (root, (name,)) if name and any(o in name for o in '*?[') else (find_named(name or '.', root), _TARS)
     for o in patterns:
         if found := [f for f in [*where.glob(o), *(() if name else where.glob(f'*/{o}'))] if f.is_file()]: return sorted(found)
     return []
+
+def _written_out(name): # 'a-{08..10}.tar' is three names, 'a-{x,y}.tar' two; without braces it is one
+    m = re.search(r'\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}', name)
+    if not m: return [name]
+    words = m[3].split(',') if m[3] else [f'{i:0{len(m[1])}}' for i in range(int(m[1]), int(m[2]) + 1)]
+    return [o for word in words for o in _written_out(name[:m.start()] + word + name[m.end():])]
+
+def _all_of(parts, name, root):
+    found = {o: find_tars(root, o) for o in parts}
+    if not (missing := [k for k, v in found.items() if not v]): return sorted({*chain(*found.values())})
+    raise InputError(f"'{root}' lacks {len(missing):,} of {len(parts):,} tar files '{name}': {some_of(missing, 4)}. "
+                     "Fetch them, or say which there are.")
 
 def _parted(tars, root):
     parts = {'train': [], 'val': [], 'test': [], None: []}
@@ -192,29 +206,22 @@ def read_shards(
         if name and not o: raise InputError(f"'{root}' has no tar files '{name}'.")
     tars = [o for o in tars if o not in held]
     if not tars: raise InputError(f"'{root}' holds no tar files to train on, neither itself nor in a folder such as train.")
-    place, texts, groups, beside = _members(tars, root)
-    if beside and not (names or num_classes or relabel) and all(o.isdecimal() and len(o) < 10 for o in texts):
-        names = number_vocab([int(o) for o in texts], root)
-    vocab, places = name_vocab(texts, root, names, num_classes)
-    lists = [PictureList(root, place, [places[o] for o in texts], vocab, groups=groups)]
-    if held:
-        place, texts, *_ = _members(held, root)
-        check_known(texts, places, root)
-        lists.append(PictureList(root, place, [places[o] for o in texts], vocab))
-    return lists[0], lists[1] if held else None
+    place, index = _members(tars, root)
+    if index.beside and not (names or num_classes or relabel) and all(o.isdecimal() and len(o) < 10 for o in index.texts):
+        names = number_vocab([int(o) for o in index.texts], root, len(index))
+    vocab, places = name_vocab(index.texts, root, names, num_classes)
+    train = PictureList(root, place, _numbers(index, places), vocab, groups=index.samples)
+    if not held: return train, None
+    place, index = _members(held, root)
+    check_known(index.texts, places, root)
+    return train, PictureList(root, place, _numbers(index, places), vocab)
 
 def _members(tars, root):
-    indexes = [index_tar(o) for o in tars]
-    names, labels = ([o for index in indexes for o in getattr(index, k)] for k in ('names', 'labels'))
-    if not names: raise InputError(f"'{root}': there are no pictures in {some_of([o.name for o in tars])}.")
-    beside = any(o is not None for o in labels)
-    texts = labels if beside else [posixpath.basename(posixpath.dirname(o)) for o in names]
-    if odd := [o for o, text in zip(names, texts) if not text]:
-        raise InputError(f"'{root}': {len(odd)} of {len(names)} pictures have no label, such as '{odd[0]}'. Put one beside each, "
-                         "as NAME.cls or NAME.json, or give every picture the folder of its class.")
-    sizes = [len(o.names) for o in indexes]
-    joined = (np.concatenate([getattr(o, k) for o in indexes]) for k in ('offsets', 'sizes'))
-    ends = np.cumsum([0, *sizes]) # no tar file has more samples than pictures
-    samples = np.concatenate([o.samples + start for o, start in zip(indexes, ends)])
-    groups = samples if len(np.unique(samples)) < len(samples) else None
-    return Members(tars, np.repeat(np.arange(len(tars)), sizes), names, *joined, root=root), texts, groups, beside
+    stamps, index = tar_stamps(tars), index_tars(tars)
+    if not len(index): raise InputError(f"'{root}': there are no pictures in {some_of([o.name for o in tars])}.")
+    if len(odd := np.flatnonzero(index.labels < 0)):
+        raise InputError(f"'{root}': {len(odd)} of {len(index)} pictures have no label, such as '{index.names[odd[0]]}'. Put one "
+                         "beside each, as NAME.cls or NAME.json, or give every picture the folder of its class.")
+    return Members(tars, index.which, index.names, index.offsets, index.sizes, root, stamps), index
+
+def _numbers(index, places): return np.array([places[o] for o in index.texts])[index.labels]

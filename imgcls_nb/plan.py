@@ -18,10 +18,10 @@ from .documents import read_yaml
 
 # %% ../nbs/05_plan.ipynb #c67d3146
 # the least and the most that make sense, and the texts that are known
-LIMITS = dict(bs=1, processes=1, valid_bs=1, num_classes=1, num_workers=0, save_interval=0, repeats=1, start_size=8, cache_gb=0,
-              keep_last=1, layer_decay=0, weight_decay=0, save_steps=1, save_minutes=0)
+LIMITS = dict(bs=1, processes=1, valid_bs=1, num_classes=1, num_workers=0, save_interval=0, repeats=1, shard_window=1,
+              start_size=8, cache_gb=0, keep_last=1, layer_decay=0, weight_decay=0, save_steps=1, save_minutes=0)
 MOST = dict(layer_decay=1)
-CHOICES = dict(num_workers=['auto'], balance=['sampler', 'loss', 'both'], on_bad=['quarantine', 'raise'],
+CHOICES = dict(num_workers=['auto'], balance=['sampler', 'loss', 'both'], on_bad=['quarantine', 'raise', 'trust'],
                on_lost=['raise', 'skip'], decode=['scaled', 'full'], monitor_mode=['min', 'max'])
 
 class _Record:
@@ -63,7 +63,7 @@ class DataPlan(_Record):
     split: str = 'stratified' # How to hold out a fraction: a name of `splits.SPLITS`
     fold: tuple|None = None # Hold out one of several parts instead: `(which, of how many)`
     group: str|None = None # Pattern for names; pictures with the same match stay on one side of a split
-    on_bad: str = 'quarantine' # Unreadable pictures: 'quarantine' leaves them out and lists them, 'raise' stops
+    on_bad: str = 'quarantine' # Unreadable pictures: 'quarantine' leaves them out, 'raise' stops, 'trust' does not look for any
     vocab: tuple = () # Class names in the order of the outputs, as found
     size: tuple|None = None # `(height, width)` in pixels; None: the model's own
     preprocess: dict|None = None # Evaluation preprocessing; None: the model's own
@@ -74,6 +74,7 @@ class DataPlan(_Record):
     drop_last: bool = False # Leave out a last training batch that is not full
     balance: str|None = None # Against imbalance: 'sampler', 'loss' or 'both'
     repeats: int = 1 # Variations of a picture in one batch order (repeated augmentation)
+    shard_window: int|None = None # Tar shards whose pictures are mixed at a time, so that reading stays near; None: all
     sizes: tuple = () # Sizes to train at, one drawn for each batch; (): `size` alone
     start_size: int|None = None # Training starts at this size and grows to `size`; None: `size` throughout
     num_workers: int|str = 'auto' # Loader processes; 'auto': by device

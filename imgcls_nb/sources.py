@@ -371,7 +371,7 @@ def read_sides(
 
 def _read_sides(plan, table, found):
     root = Path(plan.path).expanduser()
-    if not root.exists(): raise InputError(f"There is no folder '{root}'. Give the folder that holds your pictures.")
+    if not root.exists(): raise InputError(_no_root(root, plan))
     if plan.source not in ('auto', *SOURCES):
         raise InputError(f"source={plan.source!r} is unknown. Use 'auto', or one of {', '.join(SOURCES)}."
                          + did_you_mean(plan.source, SOURCES))
@@ -384,6 +384,11 @@ def _read_sides(plan, table, found):
     train, valid = _find_table(plan, root, found, table) if kind == 'table' else SOURCES[kind](plan, root, found)
     if valid is not None and plan.fold is None and not isinstance(plan.valid, (int, float)): return train, valid
     return split_pictures(train, plan)
+
+def _no_root(root, plan):
+    if plan.train or root.suffix != '.tar' or not any(o in root.name for o in '*?[{'):
+        return f"There is no folder '{root}'. Give the folder that holds your pictures."
+    return f"'{root}' is no folder. A pattern goes with its folder: path='{root.parent}', train='{root.name}'."
 
 def split_pictures(
     pics:PictureList, # All of them

@@ -402,7 +402,7 @@ def test_lists_give_the_same_batches_however_the_folder_is_written(shapes, tmp_p
 def test_every_picture_once_an_epoch(shapes):
     dl = image_dls(shapes, **HOW, num_workers=0).train
     for dl.epoch in range(3): assert sorted(dl.get_idxs()) == list(range(48))
-    assert dl.get_idxs() != sorted(dl.get_idxs())
+    assert dl.get_idxs().tolist() != sorted(dl.get_idxs())
 
 def test_drop_last(shapes):
     assert [len(y) for _, y in image_dls(shapes, **HOW | dict(bs=20), num_workers=0).train] == [20, 20, 8]

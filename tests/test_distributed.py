@@ -97,7 +97,7 @@ def test_each_picture_is_seen_once_in_an_epoch(three, pictures):
         parts = [o[epoch] for o in three['pictures']]
         assert sorted(sum(sum(parts, []), [])) == sorted(map(dls.train_ds.name, range(len(dls.train_ds))))
         dls.train.epoch = epoch
-        whole = [[dls.train_ds.name(i) for i in o[2]] for o in dls.train.epoch_batches()]
+        whole = [[dls.train_ds.name(i) for i in o[1]] for o in dls.train.epoch_batches()]
         together_ = [sum(batch, []) for batch in zip(*parts)]
         assert [sorted(o) for o in whole if len(o) > 3] == [sorted(o) for o in together_][:len([o for o in whole if len(o) > 3])]
 

@@ -22,6 +22,7 @@ from scipy.io import savemat
 
 from imgcls_nb import archives
 from imgcls_nb.archives import index_tar, read_cifar, read_idx, read_pickled_batch, scan_tar
+from imgcls_nb.columns import Texts, read_columns, write_columns
 from imgcls_nb.core import BadPictureError, InputError
 from imgcls_nb.lists import (
     find_columns,
@@ -34,7 +35,7 @@ from imgcls_nb.lists import (
     write_split,
 )
 from imgcls_nb.packed import FASHION, FASHION_CRC, read_cifar_folder, read_flowers102, read_idx_folder, read_shards
-from imgcls_nb.pictures import Arrays, Files, PictureList, Texts, name_vocab, names_below, number_vocab
+from imgcls_nb.pictures import Arrays, Files, PictureList, name_vocab, names_below, number_vocab
 from imgcls_nb.plan import DataPlan
 from imgcls_nb.seeds import mix_seed, name_bytes
 from imgcls_nb.sources import (
@@ -1098,14 +1099,15 @@ def counted(monkeypatch):
     monkeypatch.setattr(archives, 'scan_tar', lambda file: calls.append(file) or scan_tar(file))
     return calls
 
-def same(a, b):
-    return (a.names, a.offsets.tolist(), a.sizes.tolist(), a.labels) == (b.names, b.offsets.tolist(), b.sizes.tolist(), b.labels)
+def plain(o): return [*o.names], o.texts, o.beside, *(getattr(o, k).tolist() for k in ('which', 'offsets', 'sizes', 'labels'))
+
+def same(a, b): return plain(a) == plain(b)
 
 def test_the_index_is_kept(root, tmp_path, counted):
     file = tar(root/'x.tar', [*samples(range(3), lambda i: 'ü\n'), ('a/9.png', png(9)), (os.fsdecode(b'\xff.png'), png(1))])
     first = index_tar(file)
     assert same(index_tar(file), first) and same(index_tar(os.path.relpath(file)), first) and len(counted) == 1
-    assert [o.suffix for o in (tmp_path/'cache/shards').iterdir()] == ['.npz'] and [o.name for o in root.iterdir()] == ['x.tar']
+    assert [o.suffix for o in (tmp_path/'cache/shards').iterdir()] == ['.index'] and [o.name for o in root.iterdir()] == ['x.tar']
     os.utime(file, ns=(1, 1))
     assert same(index_tar(file), first) and len(counted) == 2
     tar(file, samples(range(5)))
@@ -1122,12 +1124,12 @@ def test_a_damaged_index_is_made_anew(root, tmp_path, counted, damage):
 def test_an_index_of_lies_is_made_anew(root, tmp_path, counted):
     file = tar(root/'x.tar', samples(range(3)))
     first, kept = index_tar(file), next((tmp_path/'cache/shards').iterdir())
-    with np.load(kept) as f: arrays = dict(f)
-    for lie in (dict(sizes=arrays['sizes'] + 10**6), dict(offsets=arrays['offsets'][:2]),
-        dict(names=np.array(['x', 'y', 'z'], object))):
-        np.savez(kept, **arrays | lie)
+    columns = read_columns(kept)
+    def with_(i, new): return [*columns[:i], new, *columns[i + 1:]]
+    for lie in (with_(6, columns[6] + 10**6), with_(5, columns[5][:2]), columns[1:], with_(0, np.frombuffer(b'[]', np.uint8))):
+        write_columns(kept, lie)
         assert same(index_tar(file), first)
-    assert len(counted) == 4
+    assert len(counted) == 5
 
 def test_a_cache_that_cannot_be_written(root, tmp_path, counted):
     (tmp_path/'cache').write_text('in the way')

@@ -37,7 +37,7 @@ def make(folder, run=None, arch='test_convnext', data=None, bs=None, **how):
 
 def seen(dl): # names of the pictures that this process takes of each batch
     names = []
-    for _, _, idxs, *_ in dl.epoch_batches():
+    for _, idxs, _ in dl.epoch_batches():
         part = dl.own_part(len(idxs))
         names.append([dl.dataset.name(i) for i in idxs[part.start:part.stop]])
     return names
