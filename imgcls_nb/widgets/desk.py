@@ -222,7 +222,7 @@ DESK_CSS = """
   overflow-wrap: anywhere; }
 .icd-facts span { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2; overflow: hidden; }
 .icd-facts p:nth-child(2) span { -webkit-line-clamp: 1; line-break: anywhere; }
-.icd-facts { height: 90px; }
+.icd-facts { height: 72px; overflow: hidden; }
 .icd-facts b { font-weight: 400; color: var(--ic-dim); flex: 0 0 58px; }
 .icd-chips { display: grid; grid-template-columns: minmax(0, 1fr); gap: 4px; }
 .icd .icd-button, .icd .icd-chip { font: inherit; color: var(--ic-text); background: var(--ic-soft);
@@ -313,7 +313,7 @@ class Desk(anywidget.AnyWidget):
         with ThreadPoolExecutor(4) as pool: thumbs = list(pool.map(self._thumb, self.gallery.on_page.tolist()))
         self.whys = [o.why for o in thumbs]
         cards, choices = [dict(src=o.url, tiny=o.tiny) for o in thumbs], min(10, len(self.vocab))
-        height = max(2*(self.size + 48), (326 + 33*choices)*self.side) # what the largest of pictures and choices will take
+        height = max(2*(self.size + 48), (308 + 33*choices)*self.side) # what the largest of pictures and choices will take
         long = max(map(len, self.gallery.pics.vocab), default=0) > 18 # names that take two lines
         with self.hold_sync():
             self.page = dict(cards=cards, size=self.size, height=height, empty=self.gallery.empty, long=long)
