@@ -254,7 +254,8 @@ def build(self:ConfusionViewer) -> list:
     self._draw()
     whole = [Act('Whole matrix', self.whole, self.note)]*(len(self.ev.vocab) > NAMED) # else it is never left
     tools = row(by, search, *whole)
-    return [tools, row(self.figure, column(self.pairs, flex='1 1 240px', min_width='220px'), align_items='flex-start'), self.desk]
+    matrix = ipw.Box([self.figure], layout=dict(overflow='auto hidden', max_width='100%')) # which may be wider than the page
+    return [tools, row(matrix, column(self.pairs, flex='1 1 240px', min_width='220px'), align_items='flex-start'), self.desk]
 
 @patch
 def _clicked(self:ConfusionViewer, trace, points, state):
