@@ -430,6 +430,14 @@ def test_long_names_can_be_told_apart():
     assert len(set(texts)) == len(texts) and all(o[0].isdigit() for o in texts), 'the count comes first'
     assert viewer.widget.children[0].tips[texts[0]] in {f'{a} → {b}' for a in LONG for b in LONG}
 
+@pytest.mark.parametrize('classes', [6, 100])
+def test_a_page_that_opens_later_gets_the_whole_matrix(classes):
+    viewer = ConfusionViewer(made_up(300, classes))
+    assert viewer.widget
+    heat, grid = viewer.figure.get_state()['_widget_data'][0], Grid(viewer.map)
+    assert np.allclose(heat['z'], grid.values) and heat['customdata'] == grid.counts.tolist() and heat['x'] == grid.names(1)
+    assert all(isinstance(o, list) for o in heat['z']), 'a page that is reloaded makes nothing of an array'
+
 def test_top_losses_begin_with_all_classes():
     viewer = TopLosses(made_up(20, 3))
     assert viewer.widget
