@@ -62,6 +62,61 @@ def test_a_viewer_follows_what_it_was_told(two):
     bob.press('3')
     assert standing(ann) == [('ann', '0.png', 'a', 'b'), ('bob', '0.png', 'b', 'c')]
 
+# Taking back
+
+def test_what_another_viewer_took_back_is_passed_over(tmp_path):
+    one, other = make(tmp_path), make(tmp_path)
+    for key in 'x2': one.press(key)
+    other.press('u')
+    assert [o['picture'] for o in one.decisions.edits.standing()] == ['0.png']
+    one.press('u')
+    assert '0.png' in one.says and not one.decisions.edits.standing()
+    for o in (one, other):
+        with pytest.raises(InputError, match='no edit to take back'): o.press('u')
+
+@pytest.mark.parametrize('again', [False, True])
+def test_an_action_is_taken_back_as_a_whole(tmp_path, again):
+    gallery = make(tmp_path)
+    gallery.press('x')
+    gallery.select_page()
+    gallery.press('2')
+    if again: gallery = make(tmp_path) # the kernel was started anew
+    n = len(gallery.decisions.edits.standing())
+    gallery.press('u')
+    left = gallery.decisions.edits.standing()
+    assert n == 12 and [(o['picture'], o['field'], o['new']) for o in left] == [('0.png', 'ignore', True)]
+    gallery.press('u')
+    assert not gallery.decisions.edits.standing()
+
+def test_nobody_takes_back_what_somebody_else_decided(two):
+    ann, bob = two
+    ann.press('x')
+    with pytest.raises(InputError, match='no edit to take back of bob'): bob.press('u')
+    bob.move(1)
+    bob.press('x')
+    bob.press('u')
+    assert [o[0] for o in standing(ann)] == ['ann']
+
+def test_an_action_that_something_was_built_on_stays_whole(tmp_path):
+    one, other = make(tmp_path), make(tmp_path)
+    one.select_page()
+    one.press('2')
+    other.show(np.arange(3, 10))
+    other.press('3')
+    with pytest.raises(EditConflict, match="'3.png' was edited again"): one.press('u')
+    assert len(one.decisions.edits.standing()) == 11
+    other.press('u')
+    one.press('u')
+    assert not one.decisions.edits.standing()
+
+def test_lines_without_an_action_are_read_and_taken_back(tmp_path):
+    old = [dict(edit=f'e{i}', picture=f'{i}.png', field='label', old='a', new='b') for i in range(3)]
+    (tmp_path/'edits.jsonl').write_text(''.join(json.dumps(o) + '\n' for o in old))
+    gallery = make(tmp_path)
+    assert [gallery.standing(i).label for i in range(4)] == ['b', 'b', 'b', 'a']
+    gallery.press('u')
+    assert [len(o) for o in gallery.decisions.edits.actions()] == [1, 1]
+
 # What a message says of what was seen
 
 def message(desk, what='key', key='2', **seen):

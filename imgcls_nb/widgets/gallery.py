@@ -10,6 +10,7 @@ __all__ = ['DIGITS', 'HELP', 'Judged', 'judged_of', 'Pages', 'Standing', 'Decisi
 import os
 import stat
 from dataclasses import dataclass
+from uuid import uuid4
 
 import numpy as np
 
@@ -202,22 +203,23 @@ class Decisions:
         why:str, # Noted with each
     ):
         "Note one action, whatever number of pictures it concerns"
-        made = []
+        action, first = uuid4().hex[:12], None
         try:
-            for i, field, old, new in changes: made.append((i, self.edits.add(self.key(i), field, old, new, why)['edit']))
+            for i, *change in changes:
+                self.edits.add(self.key(i), *change, why, action)
+                first = i if first is None else first
         finally:
-            if made: self.actions.append(made)
+            if first is not None: self.actions.append((action, first))
 
     def undo(self) -> tuple: # Names of the pictures, and the position of the first, where it is known
-        "Take the last action back; of an earlier session, the last edit"
-        if not self.actions: return [self.edits.undo()['picture']], None
-        taken, action = [], self.actions[-1]
-        while action: # an edit that cannot be taken back stays for another try
-            at, edit = action[-1]
-            taken.append(self.edits.undo(edit)['picture'])
-            action.pop()
-        self.actions.pop()
-        return list(dict.fromkeys(reversed(taken))), at
+        "Take back the last action that stands; when none of this viewer is left, that of earlier ones"
+        taken, first = [], None
+        while self.actions and not taken: # what another viewer has taken back already is passed over
+            action, first = self.actions[-1]
+            taken = self.edits.undo_action(action)
+            self.actions.pop()
+        if not taken: taken, first = self.edits.undo_action(), None
+        return list(dict.fromkeys(o['picture'] for o in taken)), first
 
 # %% ../../nbs/72_widgets.gallery.ipynb #81f95f55
 def classes_like(
