@@ -81,6 +81,14 @@ def test_what_is_no_edit(tmp_path, args, says):
     with pytest.raises(InputError, match=says): Edits(tmp_path).add(*args)
     assert not (tmp_path/'edits.jsonl').exists()
 
+@pytest.mark.parametrize('do', [lambda o: o.relabel('a.png', 'x', 'y'), lambda o: o.undo()])
+def test_where_nothing_may_be_written_it_is_said(tmp_path, monkeypatch, do):
+    import errno
+    def refuse(path): raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+    edits = Edits(tmp_path)
+    monkeypatch.setattr('imgcls_nb.edits.appending', refuse)
+    with pytest.raises(InputError, match='nothing may be written there.*elsewhere'): do(edits)
+
 def test_a_cut_last_line_costs_only_itself(tmp_path):
     edits = Edits(tmp_path)
     for i in range(3): edits.relabel(f'{i}', 'a', 'b')
