@@ -85,7 +85,7 @@ def _event(line):
 
 # %% ../nbs/57_edits.ipynb #ee946294
 @patch
-def standing(self:Edits) -> list: # dicts: edit, picture, field, old, new, why, time, who, session
+def standing(self:Edits) -> list: # dicts: edit, picture, field, old, new, why, time, who, session, and in newer logs action
     "The edits that were not taken back, in order"
     return _standing(self.events())
 
@@ -238,24 +238,19 @@ def undo_all(self:Edits,
     edits, # Which ones, the newest first; None among them: the newest that stands
 ) -> list: # What was taken back
     "Take several edits back: all of them, or none"
-    with _writing(self.file) as f:
-        events, taken = _all_events(f), []
-        standing, carried = _standing(events), _carried_out(events)
-        for edit in edits:
-            last = _last_of(standing, edit, self.file)
-            if last['edit'] in carried:
-                raise InputError(f"'{last['picture']}' has been moved for this edit. "
-                                 "Take the move back first, with revert_moves.")
-            standing.remove(last)
-            taken.append(last)
-        _append(f, [dict(undo=o['edit']) | self._signature() for o in taken])
-    return taken
+    with _writing(self.file) as f: return self._take_back(f, _all_events(f), edits)
 
 @patch
-def last_action(self:Edits) -> list: # Of edits, the newest first
-    "What was decided last and stands, all that was decided with it included"
-    newest = list(reversed(self.standing()))
-    return [o for o in newest if o.get('action', o['edit']) == newest[0].get('action', newest[0]['edit'])]
+def _take_back(self:Edits, f, events, edits):
+    standing, carried, taken = _standing(events), _carried_out(events), []
+    for edit in edits:
+        last = _last_of(standing, edit, self.file)
+        if last['edit'] in carried:
+            raise InputError(f"'{last['picture']}' has been moved for this edit. Take the move back first, with revert_moves.")
+        standing.remove(last)
+        taken.append(last)
+    _append(f, [dict(undo=o['edit']) | self._signature() for o in taken])
+    return taken
 
 def _last_of(standing, edit, file): # the edit to take back
     found = standing[-1:] if edit is None else [o for o in standing if o['edit'] == edit]
@@ -263,6 +258,34 @@ def _last_of(standing, edit, file): # the edit to take back
     last = next(o for o in reversed(standing) if (o['picture'], o['field']) == (found[0]['picture'], found[0]['field']))
     if last is found[0]: return last
     raise EditConflict(f"'{last['picture']}' was edited again after that. Take that back first: undo('{last['edit']}').")
+
+# %% ../nbs/57_edits.ipynb #02d7ac0d
+@patch
+def actions(self:Edits) -> list: # Of lists of edits, the oldest first
+    "What stands, the edits of one action together"
+    return list(_actions(self.standing()).values())
+
+def _actions(standing): # by what they are called
+    found = {}
+    for o in standing: found.setdefault(o.get('action') or o['edit'], []).append(o)
+    return found
+
+@patch
+def undo_action(self:Edits,
+    action:str|None=None, # Which one; None: the newest that `who` made and that stands
+) -> list: # The edits that were taken back; empty if none of the action stands any more
+    "Take back all that was done at once, or nothing of it"
+    with _writing(self.file) as f:
+        events = _all_events(f)
+        standing = _standing(events)
+        found = _actions(standing).get(action, []) if action else self._newest_action(standing)
+        return self._take_back(f, events, [o['edit'] for o in reversed(found)])[::-1]
+
+@patch
+def _newest_action(self:Edits, standing):
+    mine = list(_actions([o for o in standing if o.get('who') == self.who]).values())
+    if not mine: raise InputError(f"'{self.file}' has no edit to take back{f' of {self.who}' if self.who else ''}.")
+    return mine[-1]
 
 # %% ../nbs/57_edits.ipynb #339762dd
 @patch
