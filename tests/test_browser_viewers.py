@@ -93,9 +93,8 @@ class Viewer:
     def height(self): return self.box.bounding_box()['height']
 
     def press(self, key): # and wait for the answer, as a person does
-        before = self.box.locator('.icd').inner_html()
         self.page.keyboard.press(key)
-        wait_for(lambda: self.box.locator('.icd').inner_html() != before, 10, f'an answer to {key}')
+        self.box.locator('.icd-grid[aria-busy=false]').wait_for(timeout=10_000)
 
 def read_list(file):
     rows = [line.rsplit(' ', 1) for line in Path(file).read_text().splitlines()]

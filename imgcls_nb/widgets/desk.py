@@ -34,7 +34,10 @@ const OWN = new Set([...DECIDING, "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDo
 function render({ model, el: root }) {
   root.classList.add("icd-frame")
   const uid = "d" + Math.random().toString(36).slice(2)
-  const send = (what, more = {}) => model.send({ what, n: [uid, ++sent], ...more })
+  const send = (what, more = {}) => {
+    list.setAttribute("aria-busy", "true")
+    model.send({ what, n: [uid, ++sent], ...more })
+  }
   const decide = (what, more = {}) => {
     const m = model.get("marks"), card = (sure && m.cards[at]) || {}
     send(what, { ...more, seen: { turn: m.turn, name: card.name ?? "", tag: card.tag ?? "" } })
@@ -123,7 +126,10 @@ function render({ model, el: root }) {
   }
   const drawMarks = () => {
     const m = model.get("marks")
-    if (m.heard?.[0] !== uid || m.heard[1] >= sent) [at, sure] = [m.at, true] // else another answer is on its way
+    if (m.heard?.[0] !== uid || m.heard[1] >= sent) { // else another answer is on its way
+      [at, sure] = [m.at, true]
+      list.setAttribute("aria-busy", "false")
+    }
     cards.forEach((o, i) => {
       const c = m.cards[i] ?? {}
       o.setAttribute("aria-selected", String(!!c.selected))
