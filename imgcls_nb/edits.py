@@ -9,6 +9,7 @@ __all__ = ['FIELDS', 'EditConflict', 'Edits', 'Change']
 import json
 import os
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -16,7 +17,7 @@ from uuid import uuid4
 from fastcore.basics import patch
 
 from .core import InputError, did_you_mean
-from .files import append_line, appending
+from .files import append_line, appending, in_words
 
 # %% ../nbs/57_edits.ipynb #8d9e1a80
 FIELDS = dict(label='its class', ignore='whether it is left out', split="'train' or 'valid'")
@@ -84,7 +85,7 @@ def _event(line):
 
 # %% ../nbs/57_edits.ipynb #ee946294
 @patch
-def standing(self:Edits) -> list: # dicts: edit, picture, field, old, new, why, time, who, session
+def standing(self:Edits) -> list: # dicts: edit, picture, field, old, new, why, time, who, session, and in newer logs action
     "The edits that were not taken back, in order"
     return _standing(self.events())
 
@@ -134,13 +135,28 @@ def add(self:Edits,
     why:str='', # The reason, in a few words
 ) -> dict: # The edit, as it was written
     "Note a change, unless another edit came between"
-    name = self.names_of([picture])[0]
-    _check_values(name, field, old, new)
-    with appending(self.file) as f:
-        last = next((o for o in reversed(_standing(_all_events(f))) if (o['picture'], o['field']) == (name, field)), None)
-        if last and last['new'] != old: raise EditConflict(_CONFLICT.format(name=name, field=field, old=old, **_told(last)))
-        event = dict(edit=uuid4().hex[:12], picture=name, field=field, old=old, new=new, why=why)
-        return _append(f, event | self._signature())
+    return self.add_all([(picture, field, old, new)], why)[0]
+
+@patch
+def add_all(self:Edits,
+    changes, # `(picture, field, old, new)` of each
+    why:str='', # The reason, in a few words
+) -> list: # The edits, as they were written
+    "Note several changes as one action: all of them, or none if another edit came between"
+    todo = [(name, *o[1:]) for name, o in zip(self.names_of([o[0] for o in changes]), changes)]
+    if not todo: return []
+    for o in todo: _check_values(*o)
+    shared = dict(why=why, action=uuid4().hex[:12]) | self._signature()
+    with _writing(self.file) as f:
+        now = {(o['picture'], o['field']): o for o in _standing(_all_events(f))}
+        made = []
+        for name, field, old, new in todo:
+            last = now.get((name, field))
+            if last and last['new'] != old: raise EditConflict(_CONFLICT.format(name=name, field=field, old=old, **_told(last)))
+            now[name, field] = dict(edit=uuid4().hex[:12], picture=name, field=field, old=old, new=new) | shared
+            made.append(now[name, field])
+        _append(f, made)
+    return made
 
 # %% ../nbs/57_edits.ipynb #e2d1afe5
 _CONFLICT = ("The {field} of '{name}' is {new!r} by now, and not {old!r}: it was changed at {when}{by}. "
@@ -164,13 +180,20 @@ def _check_values(name, field, old, new):
 @patch
 def _signature(self:Edits): return dict(time=round(time.time(), 3), who=self.who, session=self.session)
 
+@contextmanager
+def _writing(file):
+    try:
+        with appending(file) as f: yield f
+    except OSError as e:
+        raise InputError(f"Nothing can be noted in '{file}': {in_words(e)}, or note edits elsewhere: "
+                         "Edits('my-edits.jsonl', root='the folder of the pictures').") from e
+
 def _all_events(f):
     f.seek(0)
     return _read_events(f.read())[0]
 
-def _append(f, event):
-    append_line(f, json.dumps(event).encode())
-    return event
+def _append(f, events):
+    if events: append_line(f, '\n'.join(map(json.dumps, events)).encode())
 
 # %% ../nbs/57_edits.ipynb #f99a0d89
 @patch
@@ -208,21 +231,61 @@ def undo(self:Edits,
     edit:str|None=None, # Which one; None: the newest that stands
 ) -> dict: # What was taken back
     "Take an edit back"
-    with appending(self.file) as f:
-        events = _all_events(f)
-        standing = _standing(events)
+    return self.undo_all([edit])[0]
+
+@patch
+def undo_all(self:Edits,
+    edits, # Which ones, the newest first; None among them: the newest that stands
+) -> list: # What was taken back
+    "Take several edits back: all of them, or none"
+    with _writing(self.file) as f: return self._take_back(f, _all_events(f), edits)
+
+@patch
+def _take_back(self:Edits, f, events, edits):
+    standing, carried, taken = _standing(events), _carried_out(events), []
+    for edit in edits:
         last = _last_of(standing, edit, self.file)
-        if last['edit'] in _carried_out(events):
+        if last['edit'] in carried:
             raise InputError(f"'{last['picture']}' has been moved for this edit. Take the move back first, with revert_moves.")
-        _append(f, dict(undo=last['edit']) | self._signature())
-    return last
+        standing.remove(last)
+        taken.append(last)
+    _append(f, [dict(undo=o['edit']) | self._signature() for o in taken])
+    return taken
 
 def _last_of(standing, edit, file): # the edit to take back
     found = standing[-1:] if edit is None else [o for o in standing if o['edit'] == edit]
     if not found: raise InputError(f"'{file}' has no edit {'to take back' if edit is None else repr(edit) + ' that stands'}.")
-    last = [o for o in standing if (o['picture'], o['field']) == (found[0]['picture'], found[0]['field'])][-1]
+    last = next(o for o in reversed(standing) if (o['picture'], o['field']) == (found[0]['picture'], found[0]['field']))
     if last is found[0]: return last
     raise EditConflict(f"'{last['picture']}' was edited again after that. Take that back first: undo('{last['edit']}').")
+
+# %% ../nbs/57_edits.ipynb #02d7ac0d
+@patch
+def actions(self:Edits) -> list: # Of lists of edits, the oldest first
+    "What stands, the edits of one action together"
+    return list(_actions(self.standing()).values())
+
+def _actions(standing): # by what they are called
+    found = {}
+    for o in standing: found.setdefault(o.get('action') or o['edit'], []).append(o)
+    return found
+
+@patch
+def undo_action(self:Edits,
+    action:str|None=None, # Which one; None: the newest that `who` made and that stands
+) -> list: # The edits that were taken back; empty if none of the action stands any more
+    "Take back all that was done at once, or nothing of it"
+    with _writing(self.file) as f:
+        events = _all_events(f)
+        standing = _standing(events)
+        found = _actions(standing).get(action, []) if action else self._newest_action(standing)
+        return self._take_back(f, events, [o['edit'] for o in reversed(found)])[::-1]
+
+@patch
+def _newest_action(self:Edits, standing):
+    mine = list(_actions([o for o in standing if o.get('who') == self.who]).values())
+    if not mine: raise InputError(f"'{self.file}' has no edit to take back{f' of {self.who}' if self.who else ''}.")
+    return mine[-1]
 
 # %% ../nbs/57_edits.ipynb #339762dd
 @patch
