@@ -84,7 +84,7 @@ def _event(line):
 
 # %% ../nbs/57_edits.ipynb #ee946294
 @patch
-def standing(self:Edits) -> list: # dicts: edit, picture, field, old, new, why, time, who, session
+def standing(self:Edits) -> list: # dicts: edit, picture, field, old, new, why, time, who, session, perhaps action
     "The edits that were not taken back, in order"
     return _standing(self.events())
 
@@ -132,6 +132,7 @@ def add(self:Edits,
     old, # What it is now
     new, # What it shall be
     why:str='', # The reason, in a few words
+    action:str|None=None, # The same for all that is done at once, and taken back at once; None: the edit stands by itself
 ) -> dict: # The edit, as it was written
     "Note a change, unless another edit came between"
     name = self.names_of([picture])[0]
@@ -140,7 +141,7 @@ def add(self:Edits,
         last = next((o for o in reversed(_standing(_all_events(f))) if (o['picture'], o['field']) == (name, field)), None)
         if last and last['new'] != old: raise EditConflict(_CONFLICT.format(name=name, field=field, old=old, **_told(last)))
         event = dict(edit=uuid4().hex[:12], picture=name, field=field, old=old, new=new, why=why)
-        return _append(f, event | self._signature())
+        return _append(f, event | (dict(action=action) if action else {}) | self._signature())
 
 # %% ../nbs/57_edits.ipynb #e2d1afe5
 _CONFLICT = ("The {field} of '{name}' is {new!r} by now, and not {old!r}: it was changed at {when}{by}. "
@@ -212,17 +213,60 @@ def undo(self:Edits,
         events = _all_events(f)
         standing = _standing(events)
         last = _last_of(standing, edit, self.file)
-        if last['edit'] in _carried_out(events):
-            raise InputError(f"'{last['picture']}' has been moved for this edit. Take the move back first, with revert_moves.")
+        _check_in_place([last], events)
         _append(f, dict(undo=last['edit']) | self._signature())
     return last
+
+def _check_in_place(edits, events):
+    done = _carried_out(events)
+    for o in edits:
+        if o['edit'] in done:
+            raise InputError(f"'{o['picture']}' has been moved for this edit. Take the move back first, with revert_moves.")
 
 def _last_of(standing, edit, file): # the edit to take back
     found = standing[-1:] if edit is None else [o for o in standing if o['edit'] == edit]
     if not found: raise InputError(f"'{file}' has no edit {'to take back' if edit is None else repr(edit) + ' that stands'}.")
-    last = [o for o in standing if (o['picture'], o['field']) == (found[0]['picture'], found[0]['field'])][-1]
-    if last is found[0]: return last
-    raise EditConflict(f"'{last['picture']}' was edited again after that. Take that back first: undo('{last['edit']}').")
+    _check_newest(found, standing)
+    return found[0]
+
+def _check_newest(edits, standing): # nothing was built on them, but what is among them
+    place = lambda o: (o['picture'], o['field'])
+    newest, ids = {place(o): o for o in standing}, {o['edit'] for o in edits}
+    for o in (newest[place(o)] for o in edits):
+        if o['edit'] not in ids:
+            raise EditConflict(f"'{o['picture']}' was edited again after that. Take that back first: undo('{o['edit']}').")
+
+# %% ../nbs/57_edits.ipynb #3665bc47
+@patch
+def actions(self:Edits) -> list: # Of lists of edits, the oldest first
+    "What stands, the edits of one action together"
+    return list(_actions(self.standing()).values())
+
+def _actions(standing): # by what they are called
+    found = {}
+    for o in standing: found.setdefault(o.get('action') or o['edit'], []).append(o)
+    return found
+
+@patch
+def undo_action(self:Edits,
+    action:str|None=None, # Which one; None: the newest that `who` made and that stands
+) -> list: # The edits that were taken back; empty if none of the action stands any more
+    "Take back all that was done at once, or nothing of it"
+    with appending(self.file) as f:
+        events = _all_events(f)
+        standing = _standing(events)
+        found = _actions(standing).get(action, []) if action else self._newest_action(standing)
+        _check_newest(found, standing)
+        _check_in_place(found, events)
+        undone = [json.dumps(dict(undo=o['edit']) | self._signature()).encode() for o in found]
+        if undone: append_line(f, b'\n'.join(undone))
+    return found
+
+@patch
+def _newest_action(self:Edits, standing):
+    mine = list(_actions([o for o in standing if o.get('who') == self.who]).values())
+    if not mine: raise InputError(f"'{self.file}' has no edit to take back{f' of {self.who}' if self.who else ''}.")
+    return mine[-1]
 
 # %% ../nbs/57_edits.ipynb #339762dd
 @patch

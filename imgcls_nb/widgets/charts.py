@@ -20,5 +20,9 @@ class Chart(go.FigureWidget):
 
     def get_state(self, key=None, drop_defaults=False): # ipywidgets asks for it; without a key it wants everything
         if key is None and '_data' in vars(self): # which is late in its making
-            self._trait_values |= dict(_widget_data=list(self._data), _widget_layout=dict(self._layout))
+            self._trait_values |= dict(_widget_data=_plain(self._data), _widget_layout=_plain(self._layout))
         return super().get_state(key, drop_defaults)
+
+def _plain(o): # without arrays
+    if isinstance(o, dict): return {k: _plain(v) for k, v in o.items()}
+    return [_plain(v) for v in o] if isinstance(o, (list, tuple)) else o.tolist() if hasattr(o, 'tolist') else o

@@ -11,6 +11,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core import InputError
+from .charts import Chart
 from .desk import Desk
 from .gallery import Gallery, classes_like, edits_of, evaluation_of, judged_of
 from .looks import Act, Viewer, column, paper, row, short_names, watch
@@ -143,14 +144,14 @@ SHADES = [[0, 'rgba(47,127,214,0)'], [1e-9, 'rgba(47,127,214,.12)'], [.35, 'rgba
 def confusion_figure(
     vocab, # Class names, for which there must be room
     side:int=400, # Pixels of the matrix
-): # A plotly `FigureWidget` with a heatmap
+): # A `Chart` with a heatmap
     "An empty heatmap"
     import plotly.graph_objects as go
     room = 40 + 6.3*max(map(len, short_names(vocab)), default=0)
     trace = go.Heatmap(z=[[0]], colorscale=SHADES, zmin=0, showscale=False,
                        hovertemplate='%{y}, taken for %{x}: %{customdata:,}<extra></extra>')
     axis = dict(type='category', showgrid=False, fixedrange=True, ticks='', automargin=False, zeroline=False)
-    fig = go.FigureWidget([trace])
+    fig = Chart([trace])
     fig.update_layout(width=side + room + 8, height=side + room + 8, margin=dict(l=room, r=8, t=8, b=room), dragmode=False,
                       paper_bgcolor='rgba(0,0,0,0)', plot_bgcolor='rgba(0,0,0,0)', font=dict(size=11),
                       xaxis=axis | dict(title=dict(text='predicted', standoff=4), tickangle=-90 if room > 60 else 0),

@@ -15,7 +15,7 @@ import traitlets
 from PIL import Image
 
 from ..core import BadPictureError, InputError
-from .gallery import HELP, Gallery
+from .gallery import DIGITS, HELP, Gallery
 from .looks import Note, Thumbs, paper
 
 # %% ../../nbs/73_widgets.desk.ipynb #55442fb1
@@ -26,15 +26,22 @@ const el = (tag, props = {}, ...kids) => {
   o.append(...kids)
   return o
 }
-const OWN = new Set(["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "PageUp", "PageDown", "Home", "End", " ", "Escape",
-  "/", "a", "x", "m", "u", ...Array.from("0123456789")])
+const DECIDING = new Set("xmu0123456789")
+const OWN = new Set([...DECIDING, "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "PageUp", "PageDown", "Home", "End", " ",
+  "Escape", "/", "a"])
 
 function render({ model, el: root }) {
   const uid = "d" + Math.random().toString(36).slice(2)
-  const send = (what, more = {}) => model.send({ what, ...more })
+  const send = (what, more = {}) => model.send({ what, n: [uid, ++sent], ...more })
+  const decide = (what, more = {}) => {
+    const m = model.get("marks"), card = (sure && m.cards[at]) || {}
+    send(what, { ...more, seen: { turn: m.turn, name: card.name ?? "", tag: card.tag ?? "" } })
+    if (what === "undo" || more.key === "u") sure = false
+    else if (!m.chosen) step(at + 1)
+  }
   const press = (label, more) => el("button", { type: "button", className: "icd-button", ...more }, label)
   const act = (label, key, what) => {
-    const o = press(label, { onclick: () => send(what), attrs: { "aria-keyshortcuts": key } })
+    const o = press(label, { onclick: () => decide(what), attrs: { "aria-keyshortcuts": key } })
     o.append(el("kbd", {}, key))
     return o
   }
@@ -61,6 +68,7 @@ function render({ model, el: root }) {
     el("div", { className: "icd-main" },
       el("div", { className: "icd-top" }, status, open, files, back, next), help, list, empty), side)
   let cards = [], floor = 0
+  let at = -1, sure = true, sent = 0 // the card with the frame, whether it is known, and how many messages were sent
 
   const take = async from => { // files that were chosen or dropped, one message each
     for (const file of [...from.files])
@@ -71,11 +79,22 @@ function render({ model, el: root }) {
     const tops = cards.map(o => o.offsetTop)
     return Math.max(1, tops.filter(o => o === tops[0]).length)
   }
+  const frame = () => {
+    cards.forEach((o, i) => o.classList.toggle("icd-at", i === at))
+    if (at >= 0 && cards.length) list.setAttribute("aria-activedescendant", uid + at)
+    else list.removeAttribute("aria-activedescendant")
+  }
+  const step = to => { // where Python will go as well
+    sure = sure && to in cards
+    if (sure) at = to
+    frame()
+  }
   const drawPage = () => {
     const page = model.get("page")
     const point = (e, i) => {
       list.focus({ preventScroll: true })
       send("point", { at: i, more: e.ctrlKey || e.metaKey, extend: e.shiftKey })
+      step(i)
     }
     cards = page.cards.map((o, i) => el("div",
       { className: "icd-card", id: uid + i, attrs: { role: "option" }, onclick: e => point(e, i) },
@@ -93,18 +112,17 @@ function render({ model, el: root }) {
   }
   const drawMarks = () => {
     const m = model.get("marks")
+    if (m.heard?.[0] !== uid || m.heard[1] >= sent) [at, sure] = [m.at, true] // else another answer is on its way
     cards.forEach((o, i) => {
       const c = m.cards[i] ?? {}
       o.setAttribute("aria-selected", String(!!c.selected))
-      o.classList.toggle("icd-at", i === m.at)
       o.querySelector(".icd-tag").textContent = c.tag ?? ""
       o.dataset.edit = c.edit ?? ""
       o.querySelector(".icd-lines").replaceChildren(...(c.lines ?? []).map(t => el("span", { title: t }, t)))
       o.setAttribute("aria-label", [c.name, ...(c.lines ?? []), c.tag].filter(Boolean).join(", "))
       o.title = c.name ?? ""
     })
-    if (m.at >= 0 && cards.length) list.setAttribute("aria-activedescendant", uid + m.at)
-    else list.removeAttribute("aria-activedescendant")
+    frame()
     status.textContent = m.status
     back.disabled = m.first
     next.disabled = m.last
@@ -116,7 +134,7 @@ function render({ model, el: root }) {
     big.className = "icd-big" + (m.tiny ? " ic-tiny" : "")
     facts.replaceChildren(...(m.facts ?? []).map(([k, v]) => el("p", {}, el("b", {}, k), v)))
     chips.replaceChildren(...(m.choices ?? []).map(o => {
-      const chip = el("button", { type: "button", className: "icd-chip", onclick: () => send("choose", { label: o.label }),
+      const chip = el("button", { type: "button", className: "icd-chip", onclick: () => decide("choose", { label: o.label }),
         attrs: { "aria-pressed": String(!!o.now) } },
         el("kbd", {}, o.key), el("span", { className: "icd-name", title: o.label }, o.label),
         el("span", { className: "icd-share" }, o.share))
@@ -130,7 +148,7 @@ function render({ model, el: root }) {
 
   desk.addEventListener("keydown", e => {
     if (e.target === find) {
-      if (e.key === "Enter") { send("choose", { label: find.value }); find.value = ""; list.focus({ preventScroll: true }) }
+      if (e.key === "Enter") { decide("choose", { label: find.value }); find.value = ""; list.focus({ preventScroll: true }) }
       else if (e.key === "Escape") list.focus({ preventScroll: true })
       e.stopPropagation()
       return
@@ -139,8 +157,14 @@ function render({ model, el: root }) {
     if (e.target !== list && (e.key === " " || e.key === "Escape")) return
     e.preventDefault()
     e.stopPropagation()
+    const key = { key: e.key, shift: e.shiftKey, columns: columns() }
+    const to = { ArrowLeft: at - 1, ArrowRight: at + 1, ArrowUp: at - key.columns, ArrowDown: at + key.columns }[e.key]
     if (e.key === "/") find.focus()
-    else send("key", { key: e.key, shift: e.shiftKey, columns: columns() })
+    else if (DECIDING.has(e.key)) e.repeat || decide("key", key)
+    else {
+      send("key", key)
+      if (![" ", "a", "Escape"].includes(e.key)) step(to)
+    }
   })
   desk.addEventListener("dragover", e => {
     if (!model.get("marks").drops || !e.dataTransfer.types.includes("Files")) return
@@ -249,6 +273,8 @@ class _Gone: # a picture of which nobody knows where it is
     def __init__(self, why): self.why = why
     def read_bytes(self): raise BadPictureError(self.why)
 
+_UNSEEN = "Nothing was noted: the key came before the picture could be seen that it would have changed. Press it again."
+
 class Desk(anywidget.AnyWidget):
     "A `Gallery` that can be seen, clicked and typed at"
     _esm, _css = DESK_JS, DESK_CSS
@@ -264,6 +290,7 @@ class Desk(anywidget.AnyWidget):
         on_drop=None, # Called with `(name, bytes)` pairs of files that somebody drops; None: they cannot
     ):
         self.gallery, self.note, self.thumbs, self.large = gallery, note, Thumbs(size*3//2), Thumbs(480, keep=64)
+        self.turn, self.heard = 0, None # how often marks were sent, and the last message: who sent it, and its number
         super().__init__(vocab=[] if gallery.decisions is None else list(gallery.pics.vocab))
         self.size, self.side, self.on_drop = size, side, on_drop
         gallery.changed.append(self.draw_page)
@@ -281,8 +308,19 @@ class Desk(anywidget.AnyWidget):
                     key=lambda: g.press(message['key'], message['columns'], message['shift']),
                     point=lambda: g.point(message['at'], message['more'], message['extend']),
                     choose=lambda: g.relabel(message['label']), drop=lambda: self.on_drop([(message['name'], buffers[0])]))
-        g.says = ''
-        with self.note.telling(): acts[what]()
+        g.says, self.heard = '', message.get('n')
+        try:
+            with self.note.telling():
+                if 'seen' in message: self._check_seen(message['seen'], message.get('key', '') in DIGITS)
+                acts[what]()
+        finally:
+            if self.marks['heard'] != self.heard: self.draw_marks() # the page waits for an answer
+
+    def _check_seen(self, seen, digit):
+        if seen['turn'] == self.turn: return
+        card = self.marks['cards'][self.marks['at']] if self.marks['at'] >= 0 else {}
+        vague = self.gallery.selected or digit and len(self.vocab) > len(DIGITS) # then a name does not say what was seen
+        if vague or (seen['name'], seen['tag']) != (card.get('name'), card.get('tag')): raise InputError(_UNSEEN)
 
     def draw_page(self):
         "Send the pictures of the page"
@@ -302,9 +340,10 @@ class Desk(anywidget.AnyWidget):
     def draw_marks(self):
         "Send everything but the pictures"
         g = self.gallery
+        self.turn += 1
         marks = dict(cards=[self._card(k, i) for k, i in enumerate(g.on_page.tolist())], at=-1, status=self._status(), help='',
                      first=g.page == 0, last=g.page == g.n_pages - 1, editable=g.decisions is not None, side=self.side,
-                     drops=self.on_drop is not None)
+                     drops=self.on_drop is not None, chosen=len(g.selected), turn=self.turn, heard=self.heard)
         self.marks = marks if g.current is None else marks | self._side(g.current)
         if g.says: self.note.say(g.says, 'done')
 

@@ -10,6 +10,7 @@ __all__ = ['DIGITS', 'HELP', 'Judged', 'judged_of', 'Pages', 'Standing', 'Decisi
 import os
 import stat
 from dataclasses import dataclass
+from uuid import uuid4
 
 import numpy as np
 
@@ -155,6 +156,8 @@ class Standing:
     split: str|None = None # The side it is on
     kind: str = '' # What was decided: 'label', 'ignore', 'split', or '' for nothing
 
+    def value(self, field:str): return dict(label=self.label, ignore=self.ignored, split=self.split)[field] # As edits have it
+
     @property
     def tag(self) -> str: # What is written over the picture
         return {'label': f'→ {self.label}', 'ignore': 'ignored', 'split': f'→ {self.split}'}.get(self.kind, '')
@@ -200,22 +203,23 @@ class Decisions:
         why:str, # Noted with each
     ):
         "Note one action, whatever number of pictures it concerns"
-        made = []
+        action, first = uuid4().hex[:12], None
         try:
-            for i, field, old, new in changes: made.append((i, self.edits.add(self.key(i), field, old, new, why)['edit']))
+            for i, *change in changes:
+                self.edits.add(self.key(i), *change, why, action)
+                first = i if first is None else first
         finally:
-            if made: self.actions.append(made)
+            if first is not None: self.actions.append((action, first))
 
     def undo(self) -> tuple: # Names of the pictures, and the position of the first, where it is known
-        "Take the last action back; of an earlier session, the last edit"
-        if not self.actions: return [self.edits.undo()['picture']], None
-        taken, action = [], self.actions[-1]
-        while action: # an edit that cannot be taken back stays for another try
-            at, edit = action[-1]
-            taken.append(self.edits.undo(edit)['picture'])
-            action.pop()
-        self.actions.pop()
-        return list(dict.fromkeys(reversed(taken))), at
+        "Take back the last action that stands; when none of this viewer is left, that of earlier ones"
+        taken, first = [], None
+        while self.actions and not taken: # what another viewer has taken back already is passed over
+            action, first = self.actions[-1]
+            taken = self.edits.undo_action(action)
+            self.actions.pop()
+        if not taken: taken, first = self.edits.undo_action(), None
+        return list(dict.fromkeys(o['picture'] for o in taken)), first
 
 # %% ../../nbs/72_widgets.gallery.ipynb #81f95f55
 def classes_like(
@@ -238,7 +242,7 @@ class Gallery(Pages):
         **kwargs # Handed to `Pages`
     ):
         super().__init__(pics, **kwargs)
-        self.decisions, self.why = None if edits is None else Decisions(pics, edits), why
+        self.decisions, self.why, self.seen = None if edits is None else Decisions(pics, edits), why, {}
 
     def standing(self,
         i:int, # Which picture
@@ -246,6 +250,13 @@ class Gallery(Pages):
         "What is known about a picture by now"
         if self.decisions: return self.decisions.standing(i)
         return Standing(self.pics.label(i), split=self.pics.side(i))
+
+    def _tell(self, whom): # who look now, and see this
+        kept = {i: self.seen[i] for i in self.selected if i in self.seen} # on other pages
+        self.seen = kept | {i: self.standing(i) for i in self.on_page.tolist()} if self.decisions else {}
+        super()._tell(whom)
+
+    def _as_seen(self, i): return self.seen.get(i) or self.standing(i)
 
     def class_named(self,
         text:str, # A name, as somebody types it
@@ -281,21 +292,21 @@ class Gallery(Pages):
 
     def ignore(self):
         "Leave the pictures out of the next list, or if they are out, take them in again"
-        out = not all(self.standing(i).ignored for i in self.targets())
+        out = not all(self._as_seen(i).ignored for i in self.targets())
         self._decide(lambda i, now: [('ignore', now.ignored, out)]*(now.ignored != out), 'ignored' if out else 'taken in again')
 
     def move_split(self,
         to:str|None=None, # 'train' or 'valid'; None: the other side than the first picture is on
     ):
         "Move the pictures to another side of the split"
-        if not to and self.targets(): to = 'train' if self.standing(self.targets()[0]).split == 'valid' else 'valid'
+        if not to and self.targets(): to = 'train' if self._as_seen(self.targets()[0]).split == 'valid' else 'valid'
         self._decide(lambda i, now: [('split', now.split, to)]*(now.split != to), f'moved to {to}')
 
     def _decide(self, changes, says):
         if not self.decisions: raise InputError(_LOOK_ONLY)
         todo, chosen = self.targets(), bool(self.selected)
         if not todo: raise InputError("There is no picture to decide about.")
-        made = [(i, *o) for i in todo for o in changes(i, self.standing(i))]
+        made = [(i, *o) for i in todo for o in changes(i, self._as_seen(i)) if self.standing(i).value(o[0]) != o[2]]
         try: self.decisions.decide(made, self.why)
         except Exception:
             self._tell(self.marked) # some may have been noted before one failed
