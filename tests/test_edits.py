@@ -189,6 +189,46 @@ def test_folders_become_a_list(pictures, tmp_path):
     want = {o: o.split('/')[0] for o in before if o != 'square/001.png'} | {'circle/000.png': 'square'}
     assert shown == want and contents(pictures) == before
 
+def write_table(pictures, file, split=False, extra=''): # of folders
+    names = [o.relative_to(pictures).as_posix() for o in sorted(pictures.rglob('*.png'))]
+    sides = ['val' if i % 3 == 0 else 'train' for i in range(len(names))]
+    rows = [[o, o.split('/')[0], *([side] if split else []), f'note {i}'] for i, (o, side) in enumerate(zip(names, sides))]
+    head = ['file', 'class', *(['split'] if split else []), 'remark']
+    file.write_text('\n'.join(','.join(o) for o in [head, *rows]) + '\n' + extra)
+    return names
+
+@pytest.mark.parametrize('split', [False, True])
+def test_a_table_stays_a_table(pictures, tmp_path, split):
+    import pandas as pd
+    names = write_table(pictures, pictures/'labels.csv', split, 'gone.png,circle,test,kept\n' if split else '')
+    edits = Edits(pictures)
+    edits.relabel(names[1], 'circle', 'square')
+    edits.ignore(names[2])
+    if split: edits.move(names[3], 'valid', 'train')
+    before = (pictures/'labels.csv').read_bytes()
+    revision = apply_edits(pictures/'labels.csv', edits, tmp_path/'new/labels.csv')
+    assert len(revision.diff) == (5 if split else 3) and (pictures/'labels.csv').read_bytes() == before
+    old, new = (pd.read_csv(o, dtype=str).set_index('remark') for o in (pictures/'labels.csv', tmp_path/'new/labels.csv'))
+    assert list(old.columns) == list(new.columns) and set(old.index) - set(new.index) == {'note 2'}
+    changed = new.drop(columns='file').compare(old.drop(index='note 2', columns='file')).index
+    assert list(changed) == ['note 1', 'note 3'][:1 + split] and new['class']['note 1'] == 'square'
+    if split: assert new['split']['note 3'] == 'train' and new['split']['kept'] == 'test'
+    again = lists_of(tmp_path/'new/labels.csv')
+    assert sum(map(len, again.values())) == len(names) - 1 and list(again) == (['train', 'valid'] if split else ['all'])
+    assert revision.plan == dict(path=str(tmp_path/'new/labels.csv')) and find_pictures(DataPlan(**revision.plan))
+
+def test_folders_and_splits_become_a_table(pictures, tmp_path):
+    names = sorted(o.relative_to(pictures).as_posix() for o in pictures.rglob('*.png'))
+    edits = Edits(pictures)
+    edits.relabel(names[0], 'circle', 'square')
+    apply_edits(pictures, edits, pictures/'mended.csv')
+    assert (pictures/'mended.csv').read_text().splitlines()[:2] == ['image,label', f'{names[0]},square'], 'names below it'
+    sides = find_pictures(DataPlan(str(pictures), valid=.25))
+    told = str(apply_edits(sides, edits, tmp_path/'split.tsv'))
+    assert 'split.tsv, train:' in told and 'split.tsv, valid:' in told
+    assert [len(o) for o in lists_of(tmp_path/'split.tsv').values()] == [len(o) for o in sides]
+    with pytest.raises(InputError, match='exists'): apply_edits(sides, edits, tmp_path/'split.tsv')
+
 def test_twenty_planted_errors_are_repaired(pictures, tmp_path): # the new list equals the true one
     true = read_class_folders(pictures)
     rng, labels = np.random.default_rng(0), true.labels.copy()

@@ -213,8 +213,9 @@ def test_decisions_survive_the_kernel(gallery):
     again = Gallery(gallery.pics, Edits(gallery.decisions.edits.file), per_page=8)
     again.show(np.arange(50))
     assert again.standing(0).ignored
-    again.press('u') # without a memory of its own: the last edit of the log
-    assert not again.standing(0).ignored and not gallery.standing(0).ignored
+    again.press('End')
+    again.press('u') # without a memory of its own: the last action of the log
+    assert again.at == 0 and not again.standing(0).ignored and not gallery.standing(0).ignored
 
 def test_an_action_is_one_undo_also_after_a_restart(gallery):
     for label in ('circle', 'square'):
@@ -237,6 +238,15 @@ def test_all_of_an_action_is_noted_or_nothing(gallery):
                for i in range(5)] # as it was before the other came
     with pytest.raises(EditConflict): gallery.decisions.decide([o for o in changes if o[2] != o[3]], 'test')
     assert len(log(gallery)) == 1 and not gallery.decisions.actions
+
+def test_what_another_viewer_took_back_is_passed_over(gallery):
+    for _ in range(2): gallery.ignore()
+    other = Gallery(gallery.pics, Edits(gallery.decisions.edits.file))
+    other.show(np.arange(50))
+    other.undo()
+    assert not gallery.standing(1).ignored and gallery.standing(0).ignored
+    gallery.undo()
+    assert not gallery.standing(0).ignored
 
 def test_two_viewers_of_one_log(gallery):
     other = Gallery(gallery.pics, Edits(gallery.decisions.edits.file))

@@ -218,7 +218,7 @@ def test_pictures_that_are_gone_have_a_place(runs, shapes):
     state.run.worst = dict(root='nowhere', pictures=[['x.png', 'circle', 'square', None, None]])
     board = TrainingDashboard(runs/'a')
     card = board._card(state.worst()[0])
-    assert 'no such file' in card[0].why and board._card(('x', 'x', 'a', 'a', None, None))[1] == ['a', 'right, –']
+    assert 'no such file' in card[0].why and board._card(('x', 'x', 'a', 'a', None, None))[1] == ['a', 'right', '–']
 
 # The view
 

@@ -201,9 +201,11 @@ class DatasetCleaner(Viewer):
         return [row(self.choice), self.desk]
 
     def _choose(self, queue):
+        self.note.say(f'Looking for {QUEUES[queue]} …') # which may take a minute
         try: self.show(queue)
         except Exception:
             self.choice.value = self.queue # what is seen still
             raise
+        self.note.say('')
 
     def plot(self): return plot_pictures(self.gallery, 8) # A figure; None without pictures

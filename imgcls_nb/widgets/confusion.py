@@ -151,15 +151,17 @@ def confusion_figure(
 ): # A `Chart` with a heatmap
     "An empty heatmap"
     import plotly.graph_objects as go
-    room = 40 + 6.3*max(map(len, short_names(vocab)), default=0)
+    longest = 6.3*max(map(len, short_names(vocab)), default=0)
+    flat = longest < side/min(max(1, len(vocab)), WINDOW) - 4 # names of columns fit side by side
+    room, below = 40 + longest, 40 if flat else 40 + longest
     trace = go.Heatmap(z=[[0]], colorscale=SHADES, zmin=0, showscale=False,
                        hovertemplate='%{y}, taken for %{x}: %{customdata:,}<extra></extra>')
     axis = dict(type='category', showgrid=False, fixedrange=True, ticks='', automargin=False, zeroline=False, showline=True,
                 mirror=True, linecolor='#7d8087')
     fig = Chart([trace])
-    fig.update_layout(width=side + room + 8, height=side + room + 8, margin=dict(l=room, r=8, t=8, b=room), dragmode=False,
+    fig.update_layout(width=side + room + 8, height=side + below + 8, margin=dict(l=room, r=8, t=8, b=below), dragmode=False,
                       paper_bgcolor='rgba(0,0,0,0)', plot_bgcolor='rgba(0,0,0,0)', font=dict(size=11),
-                      xaxis=axis | dict(title=dict(text='predicted', standoff=4), tickangle=-90 if room > 60 else 0),
+                      xaxis=axis | dict(title=dict(text='predicted', standoff=4), tickangle=0 if flat else -90),
                       yaxis=axis | dict(title=dict(text='truth', standoff=4), autorange='reversed'))
     return fig.add_class('ic-matrix')
 
@@ -252,7 +254,8 @@ def build(self:ConfusionViewer) -> list:
     self._draw()
     whole = [Act('Whole matrix', self.whole, self.note)]*(len(self.ev.vocab) > NAMED) # else it is never left
     tools = row(by, search, *whole)
-    return [tools, row(self.figure, column(self.pairs, flex='1 1 240px', min_width='220px'), align_items='flex-start'), self.desk]
+    matrix = ipw.Box([self.figure], layout=dict(overflow='auto hidden', max_width='100%')) # which may be wider than the page
+    return [tools, row(matrix, column(self.pairs, flex='1 1 240px', min_width='220px'), align_items='flex-start'), self.desk]
 
 @patch
 def _clicked(self:ConfusionViewer, trace, points, state):

@@ -34,7 +34,10 @@ const OWN = new Set([...DECIDING, "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDo
 function render({ model, el: root }) {
   root.classList.add("icd-frame")
   const uid = "d" + Math.random().toString(36).slice(2)
-  const send = (what, more = {}) => model.send({ what, n: [uid, ++sent], ...more })
+  const send = (what, more = {}) => {
+    list.setAttribute("aria-busy", "true")
+    model.send({ what, n: [uid, ++sent], ...more })
+  }
   const decide = (what, more = {}) => {
     const m = model.get("marks"), card = (sure && m.cards[at]) || {}
     send(what, { ...more, seen: { turn: m.turn, name: card.name ?? "", tag: card.tag ?? "" } })
@@ -123,7 +126,10 @@ function render({ model, el: root }) {
   }
   const drawMarks = () => {
     const m = model.get("marks")
-    if (m.heard?.[0] !== uid || m.heard[1] >= sent) [at, sure] = [m.at, true] // else another answer is on its way
+    if (m.heard?.[0] !== uid || m.heard[1] >= sent) { // else another answer is on its way
+      [at, sure] = [m.at, true]
+      list.setAttribute("aria-busy", "false")
+    }
     cards.forEach((o, i) => {
       const c = m.cards[i] ?? {}
       o.setAttribute("aria-selected", String(!!c.selected))
@@ -246,7 +252,7 @@ DESK_CSS = """
   overflow-wrap: anywhere; }
 .icd-facts span { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2; overflow: hidden; }
 .icd-facts p:nth-child(2) span { -webkit-line-clamp: 1; line-break: anywhere; }
-.icd-facts { height: 90px; }
+.icd-facts { height: 72px; overflow: hidden; }
 .icd-facts b { font-weight: 400; color: var(--ic-dim); flex: 0 0 58px; }
 .icd-chips { display: grid; grid-template-columns: minmax(0, 1fr); gap: 4px; }
 .icd .icd-button, .icd .icd-chip { font: inherit; color: var(--ic-text); background: var(--ic-soft);
@@ -351,7 +357,7 @@ class Desk(anywidget.AnyWidget):
         with ThreadPoolExecutor(4) as pool: thumbs = list(pool.map(self._thumb, self.gallery.on_page.tolist()))
         self.whys = [o.why for o in thumbs]
         cards, choices = [dict(src=o.url, tiny=o.tiny) for o in thumbs], min(10, len(self.vocab))
-        height = max(2*(self.size + 48), (326 + 33*choices)*self.side) # what the largest of pictures and choices will take
+        height = max(2*(self.size + 48), (308 + 33*choices)*self.side) # what the largest of pictures and choices will take
         long = max(map(len, self.gallery.pics.vocab), default=0) > 18 # names that take two lines
         with self.hold_sync():
             self.page = dict(cards=cards, size=self.size, height=height, empty=self.gallery.empty, long=long)

@@ -339,7 +339,8 @@ class Gallery(Pages):
         if not self.decisions: raise InputError(_LOOK_ONLY)
         taken, first = self.decisions.undo()
         self.says = f'Taken back: {_some(taken)}.'
-        at = np.flatnonzero(self.order == first) if first is not None else []
+        names = self.pics.names # of an earlier session only these are known
+        at = [k for k, i in enumerate(self.order.tolist()) if (i == first if first is not None else names[i] == taken[0])]
         self.move(int(at[0]) - self.at if len(at) else 0)
 
     def press(self,

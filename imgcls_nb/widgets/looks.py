@@ -65,7 +65,7 @@ STYLE = """
 .imgcls .widget-checkbox input { vertical-align: middle; margin-top: 0; }
 .imgcls input::placeholder { color: var(--ic-dim); opacity: 1; }
 .imgcls .widget-html, .imgcls .widget-html-content { overflow: visible; }
-.imgcls .ic-said { position: relative; height: 38px; }
+.imgcls .ic-said { position: relative; height: 38px; margin: -5px 0 -7px; }
 .imgcls .ic-note { position: absolute; inset: 0 0 auto; max-height: 38px; overflow: hidden; margin: 0; color: var(--ic-dim);
   background: var(--ic-back); overflow-wrap: anywhere; display: -webkit-box; -webkit-box-orient: vertical;
   -webkit-line-clamp: 2; }
