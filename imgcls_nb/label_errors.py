@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from sklearn.neighbors import NearestNeighbors
 
+from .callbacks.control import check_idle
 from .core import InputError, did_you_mean
 from .evaluate import Evaluation, evaluate
 from .learner import learner_from_plan, run_schedule
@@ -102,6 +103,7 @@ def picture_features(
     pics, # A `PictureList`
 ) -> np.ndarray: # float32, `(N, D)`, each of length 1
     "What a network sees in each picture, just before it decides"
+    check_idle(learn)
     dl = learn.dls.valid.new(pics, shuffle=False, drop_last=False)
     model, was_training = learn.model, learn.model.training
     dtype = next(model.parameters()).dtype

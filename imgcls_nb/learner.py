@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
+from threading import get_ident
 
 import torch
 from fastai.callback.progress import ProgressCallback
@@ -26,7 +27,7 @@ from fastcore.foundation import L
 from .augment import augment_ops
 from .callbacks.catalog import callback_ops, make_callbacks
 from .callbacks.clock import Clock, EpochMetrics
-from .callbacks.control import Control
+from .callbacks.control import Control, check_idle, when_idle
 from .callbacks.guards import DivergenceGuard, TimeLimit
 from .callbacks.mixing import MixBatch
 from .callbacks.parallel import JointStep, Parallel, check_sync_bn
@@ -58,7 +59,7 @@ from .seeds import mix_seed, seeded
 # %% ../nbs/45_learner.ipynb #35bd8d04
 class ImageLearner(Idioms, ResumableLearner):
     "A fastai `Learner` with a plan"
-    plan, run_folder, planned, _depth = None, None, (), 0
+    plan, run_folder, planned, thread, _depth = None, None, (), None, 0 # the last two: where it trains, and how many calls deep
     ahead, resumption = (), None # calls that will follow; a run that is about to go on
     interrupted = False # whether the last call did not come to its end
 
@@ -70,8 +71,9 @@ class ImageLearner(Idioms, ResumableLearner):
 
     @contextmanager
     def _noting(self, method=None, args=None, resume=False, allow=()): # without method: a call that is not part of the plan
+        check_idle(self)
         before, was_cut, begun, outermost = self.plan, self.interrupted, self.clock.begun, not self._depth
-        self._depth += 1
+        self.thread, self._depth = get_ident(), self._depth + 1
         try:
             if method and outermost: self._begin_call(method, args, resume, allow)
             yield
@@ -139,6 +141,7 @@ class ImageLearner(Idioms, ResumableLearner):
     @contextmanager
     def no_bar(self):
         "Within the block, training shows nothing"
+        check_idle(self)
         with self.removed_cbs(self._grab_cbs(EpochTable)), self.no_logging(): yield self
 
 def _close(cb):
@@ -192,7 +195,7 @@ def _get_preds(self, ds_idx=1, dl=None, *args, **kwargs):
     if not getattr(dl, 'shared', False): return Learner.get_preds(self, ds_idx, dl, *args, **kwargs)
     return _whole(Learner.get_preds(self, ds_idx, dl, *args, **kwargs | dict(reorder=False))) # it is in order
 
-ImageLearner.get_preds = _get_preds
+ImageLearner.get_preds, ImageLearner.validate = when_idle(_get_preds), when_idle(Learner.validate)
 
 def _whole(o): # from the parts of all processes
     if isinstance(o, torch.Tensor): return gathered(o)

@@ -10,11 +10,11 @@ import json
 import os
 import time
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from .core import InputError, did_you_mean
 from .edits import Edits
-from .files import append_line, appending, write_atomic
+from .files import append_line, appending, sync_folder, write_atomic
 
 # %% ../nbs/59_moves.ipynb #917c1a0c
 def move_file(
@@ -64,13 +64,14 @@ def _class_part(parts, change, sides):
 # %% ../nbs/59_moves.ipynb #d52b3dc3
 def plan_moves(
     edits:Edits, # The log
+    changes=None, # `Change`s that were read from it; None: those that stand now
 ) -> list: # Pairs of names below the root: from, to
     "Which files would move; nothing is touched"
     from imgcls_nb.sources import VALID_FOLDERS, class_folders, folder_named
     sides = dict(train=folder_named(('train', 'training'), edits.root), valid=folder_named(VALID_FOLDERS, edits.root))
     sides = {k: v for k, v in sides.items() if v} if all(sides.values()) else {}
     of = {}
-    for o in edits.changes(): of.setdefault(o.picture, []).append(o)
+    for o in edits.changes() if changes is None else changes: of.setdefault(o.picture, []).append(o)
     moves, taken, wrong = [], set(), []
     classes = {o.name for side in sides.values() or [''] for o in class_folders(edits.root/side)}
     for name, changes in of.items():
@@ -90,9 +91,17 @@ def _target(root, name, changes, sides, classes):
         if o.field == 'label' and o.new not in classes:
             raise InputError(f"'{name}': there is no class folder '{o.new}'. Make it, if it is right."
                              f"{did_you_mean(o.new, classes)}")
+    if PurePosixPath(name).is_absolute() or os.path.isabs(name) or '..' in name.split('/'):
+        raise InputError(f"'{name}' does not lie in '{root}', and other folders are left alone.")
     if (root/name).is_symlink(): raise InputError(f"'{name}' is a link, which could point elsewhere after a move.")
     if not (root/name).is_file(): raise InputError(f"'{name}' is gone.")
-    return new_name(name, changes, sides)
+    to = new_name(name, changes, sides)
+    if _disk(root/to) != _disk(root/name):
+        raise InputError(f"'{to}' would be on another disk than '{name}', which only a copy can get to.")
+    return to
+
+def _disk(path): # that a path is on, or will be
+    return next(os.stat(o).st_dev for o in (path, *path.parents) if o.exists())
 
 def _free_name(root, name, taken):
     stem, dot, suffix = name.rpartition('.')
@@ -104,18 +113,32 @@ def move_pictures(
     edits:Edits, # The log
 ) -> Path|None: # The journal, by which `revert_moves` puts everything back; None: there was nothing to move
     "Carry out edits on class folders by moving files"
+    if not edits.file.is_file(): return None
+    with appending(edits.file): # until it is written what is done, nobody adds an edit, or moves the same
+        journal = _begin(edits)
+    return journal and finish_moves(journal)
+
+def _begin(edits):
     for o in sorted(edits.file.parent.glob('moves-*.jsonl')):
         if _read_journal(o)[1] not in ('done', 'undone'):
             raise InputError(f"'{o}' was begun and not finished. Finish it with finish_moves, or take it back with revert_moves.")
-    moves = plan_moves(edits)
+    changes = edits.changes()
+    moves = plan_moves(edits, changes)
     if not moves: return None
-    names = (edits.file.with_name(f'moves-{n}.jsonl') for n in range(1, 10**6))
-    journal = next(o for o in names if not o.exists())
-    carried = [edit for o in edits.changes() for edit in o.edits]
+    carried = [edit for o in changes for edit in o.edits]
     made = sorted({p.as_posix() for _, to in moves for p in Path(to).parents if not (edits.root/p).exists()}, key=len)
     said = dict(root=str(edits.root.absolute()), log=str(edits.file.absolute()), moves=moves, made=made, edits=carried)
-    write_atomic(journal, json.dumps(said).encode() + b'\n')
-    return finish_moves(journal)
+    return _new_journal(edits.file, json.dumps(said).encode() + b'\n')
+
+def _new_journal(log, data): # whole, and under a name that nobody has; other logs may lie in the folder
+    draft = log.with_name(f'.{log.stem}-moves.part')
+    write_atomic(draft, data)
+    for journal in (log.with_name(f'moves-{n}.jsonl') for n in range(1, 10**6)):
+        if journal.exists(): continue
+        with suppress(InputError): # somebody was faster
+            move_file(draft, journal)
+            sync_folder(log.parent)
+            return journal
 
 # %% ../nbs/59_moves.ipynb #a0a2a5f6
 def finish_moves(

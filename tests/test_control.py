@@ -15,6 +15,8 @@ from imgcls_nb.callbacks.control import Control, RequestFile, ask_run
 from imgcls_nb.callbacks.worst import WorstPictures, batch_worst
 from imgcls_nb.core import InputError
 from imgcls_nb.data import image_dls
+from imgcls_nb.evaluate import evaluate
+from imgcls_nb.label_errors import picture_features
 from imgcls_nb.learner import image_learner
 
 
@@ -161,6 +163,19 @@ def test_one_at_a_time(shapes):
         training.stop()
         training.wait(30)
     assert BackgroundFit(learn).start('fit', 1).wait(30)
+
+def test_who_looks_from_another_thread_is_told_to_wait(shapes, tmp_path):
+    learn, modes = make(shapes, run=tmp_path/'run'), []
+    learn.add_cb(At(**{f'_{i}': lambda: modes.append(learn.model.training) for i in range(1000)}))
+    looks = [lambda: evaluate(learn), learn.validate, learn.get_preds, learn.tta, lambda: learn.fit(1), learn.freeze,
+             lambda: picture_features(learn, learn.dls.valid_ds), lambda: learn.no_bar().__enter__()]
+    training = BackgroundFit(learn).start('fit', 1000)
+    try:
+        for look in looks: # the first ones perhaps before the fit has begun
+            with pytest.raises(InputError, match=r"another thread.*Wait for the end.*evaluate\('.*run'\)"): look()
+    finally: training.stop()
+    assert training.wait(30) and all(modes), "nor has anything become of the training"
+    assert len(evaluate(learn)) == len(picture_features(learn, learn.dls.valid_ds)) == len(learn.dls.valid_ds)
 
 def test_a_stop_before_the_first_batch_counts(shapes):
     training = BackgroundFit(make(shapes)).start('fit', 1000)

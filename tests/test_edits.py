@@ -4,11 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 
 import numpy as np
 import pytest
 
+from imgcls_nb import moves
 from imgcls_nb.core import InputError
 from imgcls_nb.datasets import make_shapes
 from imgcls_nb.edits import EditConflict, Edits
@@ -364,6 +367,44 @@ def test_sides_are_folders(pictures, tmp_path):
     revert_moves(journal)
     assert contents(root) == before
 
+def moved_while(root, other): # happens, once it is looked at what is to be moved
+    thread = threading.Thread(target=other)
+    def meanwhile(*args):
+        if threading.current_thread() is threading.main_thread():
+            thread.start()
+            time.sleep(.2)
+        return plan_moves(*args)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(moves, 'plan_moves', meanwhile)
+        journal = move_pictures(Edits(root))
+    thread.join(10)
+    return journal
+
+def test_an_edit_that_comes_between_is_left_for_the_next_call(few):
+    Edits(few).relabel('circle/000.png', 'circle', 'square')
+    journal = moved_while(few, lambda: Edits(few).relabel('circle/001.png', 'circle', 'triangle'))
+    assert json.loads(journal.read_bytes().splitlines()[0])['moves'] == [['circle/000.png', 'square/000-1.png']]
+    assert net(Edits(few)) == [('circle/001.png', 'label', 'circle', 'triangle')] and (few/'circle/001.png').exists()
+    assert move_pictures(Edits(few)).name == 'moves-2.jsonl' and not (few/'circle/001.png').exists()
+
+def test_two_move_at_once(few):
+    Edits(few).relabel('circle/000.png', 'circle', 'square')
+    said = []
+    journal = moved_while(few, lambda: said.append(_outcome(few)))
+    assert said == [None] or 'begun and not finished' in said[0], "who comes second finds it done, or begun"
+    assert [o.name for o in few.glob('moves-*')] == [journal.name] and (few/'square/000-1.png').exists()
+
+def _outcome(root):
+    try: return move_pictures(Edits(root))
+    except InputError as e: return str(e)
+
+def test_logs_of_one_folder_have_journals_of_their_own(few):
+    for i, log in enumerate('ab'): Edits(few/f'{log}.jsonl').relabel(f'circle/00{i}.png', 'circle', 'square')
+    journals = [move_pictures(Edits(few/f'{log}.jsonl')) for log in 'ab']
+    assert [o.name for o in journals] == ['moves-1.jsonl', 'moves-2.jsonl'] and not list(few.glob('.*.part'))
+    (few/'.a-moves.part').write_bytes(b'new')
+    assert moves._new_journal(few/'a.jsonl', b'x').name == 'moves-3.jsonl'
+
 class Killed(BaseException): pass
 
 @pytest.mark.parametrize('way', ['finish', 'revert'])
@@ -429,14 +470,29 @@ def test_nothing_is_written_over(pictures):
     (('circle/000.png', 'label', 'circle', '../out'), "no class folder '../out'"),
     (('circle/000.png', 'label', 'square', 'circle'), "does not lie in a folder 'square'"),
     (('circle/999.png', 'ignore', False, True), 'is gone'), (('circle/link.png', 'ignore', False, True), 'is a link'),
-    (('circle/000.png', 'split', 'valid', 'train'), 'cannot change sides by moving')])
+    (('circle/000.png', 'split', 'valid', 'train'), 'cannot change sides by moving'),
+    (('../out.png', 'ignore', False, True), "'../out.png' does not lie in"),
+    (('circle/../../out.png', 'ignore', False, True), 'does not lie in'),
+    (('OUT', 'ignore', False, True), "out.png' does not lie in '.*shapes', and other folders")])
 def test_what_cannot_be_moved_stops_all(pictures, edit, says):
     (pictures/'circle/link.png').symlink_to('000.png')
+    shutil.copy(pictures/'circle/000.png', pictures.parent/'out.png')
+    if edit[0] == 'OUT': edit = (pictures.parent/'out.png', *edit[1:])
     before, edits = contents(pictures), Edits(pictures)
     edits.ignore('square/000.png')
     edits.add(*edit)
     with pytest.raises(InputError, match=f'1 pictures cannot be moved, so none is[^$]*{says}'): move_pictures(edits)
     assert contents(pictures) == before and not list(pictures.glob('moves-*'))
+
+@pytest.mark.skipif(not os.path.isdir('/dev/shm') or os.stat('/dev/shm').st_dev == os.stat('/tmp').st_dev, reason="one disk only")
+def test_another_disk_is_seen_before_anything_moves(few):
+    with tempfile.TemporaryDirectory(dir='/dev/shm') as other:
+        shutil.move(few/'square', other)
+        (few/'square').symlink_to(f'{other}/square')
+        Edits(few).relabel('circle/000.png', 'circle', 'square')
+        with pytest.raises(InputError, match="'square/000.png' would be on another disk than 'circle/000.png'"):
+            move_pictures(Edits(few))
+    assert not list(few.glob('moves-*')) and (few/'circle/000.png').exists()
 
 def test_a_file_that_is_no_journal(tmp_path):
     for text in ('', '{}', '[1]', 'x'):

@@ -9,8 +9,10 @@ from PIL import Image
 from imgcls_nb.core import InputError
 from imgcls_nb.data import image_dls
 from imgcls_nb.datasets import draw_shape, make_shapes
+from imgcls_nb.edits import Edits
 from imgcls_nb.evaluation import Evaluation
 from imgcls_nb.predict import Predictor
+from imgcls_nb.revise import apply_edits
 from imgcls_nb.saliency import activation_map, grid_layers, looked_at, occlusion_map, overlay, predictor_of
 from imgcls_nb.widgets.cleaner import QUEUES, Cleaner, DatasetCleaner, Union
 from imgcls_nb.widgets.topk import TopK, TopKViewer, pictures_of
@@ -196,6 +198,54 @@ def test_queues_without_judgements_say_how_to_get_them(dirty):
 def test_judgements_of_other_data_are_refused(dirty):
     other = Evaluation(np.eye(3), [0, 1, 2], ('circle', 'square', 'triangle'), ['a.png', 'b.png', 'c.png'])
     with pytest.raises(InputError, match='Evaluate the same data'): Cleaner(dirty, other)
+
+def test_classes_are_matched_by_name(dirty):
+    union = Union(dirty)
+    ev, turned = judge(union, union.names[:61]), [2, 0, 1]
+    other = Evaluation(ev.probs[:, turned], np.argsort(turned)[ev.targs], [ev.vocab[i] for i in turned], ev.paths)
+    assert other.top1 == ev.top1 and Cleaner(dirty, other).queue('labels')[1] == Cleaner(dirty, ev).queue('labels')[1]
+    assert np.array_equal(Cleaner(dirty, other)[7], ev.probs[7])
+
+@pytest.mark.parametrize('vocab, says', [('circle square triangle star', "'star' is among those of the evaluation"),
+                                         ('circle sqare triangle', "'sqare' .* not of the data.* Did you mean 'square'")])
+def test_other_classes_are_refused(dirty, vocab, says):
+    union, vocab = Union(dirty), vocab.split()
+    with pytest.raises(InputError, match=says):
+        Cleaner(dirty, Evaluation(np.full((61, len(vocab)), 1/len(vocab)), union.labels[:61], vocab, union.names[:61]))
+
+@pytest.fixture
+def two_sides(tmp_path):
+    for side in ('train', 'valid'): make_shapes(tmp_path/'both'/side, n=4, size=32)
+    (tmp_path/'both/valid/circle/broken.png').write_bytes(b'nothing')
+    return tmp_path/'both'
+
+@pytest.mark.parametrize('moved', [False, True])
+def test_namesakes_of_the_two_sides_are_two_pictures(two_sides, moved):
+    union = Union(two_sides)
+    assert len(set(union.names)) == 25 and {o.split('/')[0] for o in union.names} == {'train', 'valid'}
+    for i, name in enumerate(union.names): assert union.source(i) == str(two_sides/name) and (two_sides/name).is_file()
+    names, labels = [o.removeprefix('train/') for o in union.names[:12]], union.labels[:12]
+    probs = np.where(np.arange(3) == labels[:, None], .9, .05)
+    ev = Evaluation(probs, labels, union.vocab, names, two_sides/'train') # as out_of_fold names the training pictures
+    if moved: two_sides = two_sides.rename(two_sides.with_name('elsewhere'))
+    rows = Cleaner(two_sides, ev).rows
+    assert rows[:12].tolist() == [*range(12)] and (rows[12:] == -1).all(), "nobody has judged those of validation"
+
+def test_namesakes_in_another_folder_are_not_meant(two_sides):
+    names = [o.removeprefix('train/') for o in Union(two_sides).names[:12]]
+    ev = Evaluation(np.full((12, 3), 1/3), [0]*12, ('circle', 'square', 'triangle'), names, two_sides/'train')
+    with pytest.raises(InputError, match="speaks of 'circle/000.png' in '.*train', and here is .*if these are a copy"):
+        Cleaner(two_sides/'valid', ev)
+
+def test_edits_of_two_sides_go_to_the_folder_above(two_sides):
+    viewer = DatasetCleaner(two_sides)
+    names = ['train/circle/001.png', 'valid/circle/001.png', 'valid/circle/broken.png']
+    for name in names:
+        viewer.gallery.show([viewer.cleaner.union.names.index(name)])
+        viewer.gallery.press('x')
+    assert [o['picture'] for o in Edits(two_sides).standing()] == names
+    done = apply_edits(two_sides, Edits(two_sides), two_sides/'lists')
+    assert done.diff == [f"- {o.split('/')[0]} {o} circle" for o in names] and not done.missing
 
 def test_the_cleaner_works_through_all_queues(dirty, tmp_path):
     union = Union(dirty)

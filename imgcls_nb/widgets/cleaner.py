@@ -6,12 +6,15 @@
 __all__ = ['QUEUES', 'Union', 'Cleaner', 'DatasetCleaner']
 
 # %% ../../nbs/74_widgets.cleaner.ipynb #1ad988fe
+import os
+import posixpath
 from pathlib import Path
 
 import numpy as np
 
 from ..core import InputError, did_you_mean
 from ..label_errors import confident_classes, find_label_errors, label_quality, outlier_scores, picture_features
+from ..pictures import names_below
 from ..plan import DataPlan
 from ..scan import list_groups, near_groups, scan_pictures
 from ..sources import find_pictures
@@ -28,7 +31,9 @@ class Union:
         self.sides, bad = _sides_of(data)
         self.ends = np.cumsum([0, *(len(o) for o in self.sides.values())])
         self.vocab, self.bad = next(iter(self.sides.values())).vocab, bad
-        self.names = [o.name(i) for o in self.sides.values() for i in range(len(o))] + [name for _, name, _ in bad]
+        self.root = Path(os.path.commonpath([os.path.abspath(o.root) for o in self.sides.values()])) # that names are relative to
+        named = [(o, o.name(i)) for o in self.sides.values() for i in range(len(o))]
+        self.names = _from_above(self.root, named + [(self.sides[side], name) for side, name, _ in bad])
         self.labels = np.concatenate([*(o.labels for o in self.sides.values()), np.full(len(bad), -1)]).astype(np.int64)
         self.split = [side for side, o in self.sides.items() for _ in range(len(o))] + [side for side, _, _ in bad]
 
@@ -38,12 +43,12 @@ class Union:
         i:int, # Which picture
     ): # What `open_image` takes
         "Where a picture is"
-        if i >= self.ends[-1]: return str(self.sides[self.split[i]].root/self.names[i])
+        if i >= self.ends[-1]: return str(self.root/self.names[i])
         k = int(np.searchsorted(self.ends, i, side='right')) - 1
         return list(self.sides.values())[k].source(i - self.ends[k])
 
-    @property
-    def root(self) -> Path: return next(iter(self.sides.values())).root # Folder that names are relative to
+def _from_above(root, named): # names below a root, of what lies below others
+    return [o.replace(os.sep, '/') for o in names_below(root, [os.path.join(os.path.abspath(o.root), name) for o, name in named])]
 
 def _sides_of(data): # the readable pictures of each side; (side, name, reason) of the others
     if hasattr(data, 'train_ds'):
@@ -56,6 +61,41 @@ def _sides_of(data): # the readable pictures of each side; (side, name, reason) 
         good[side] = pics.take(np.delete(np.arange(len(pics)), list(scan.reasons)))
         bad += [(side, *o) for o in scan.bad]
     return good, bad
+
+# %% ../../nbs/74_widgets.cleaner.ipynb #7f64f134
+def _rows_of(union, ev): # for each picture, its place in the evaluation; -1: it was not judged
+    for names in _names_of(ev, union.root):
+        places = {name: i for i, name in enumerate(names)}
+        rows = np.array([places.get(o, -1) for o in union.names])
+        if not len(ev) or (rows >= 0).any(): return rows
+    where = f" in '{ev.root}'" if ev.root else ''
+    raise InputError(f"None of the {len(ev)} pictures of the evaluation are among the {len(union)} here: it speaks of "
+                     f"'{ev.name(0)}'{where}, and here is '{union.names[0]}' in '{union.root}'. Evaluate the same data; "
+                     "if these are a copy of them, say so: ev.root = ….")
+
+def _names_of(ev, root): # what the pictures may be called below a root
+    names = [ev.name(i) for i in range(len(ev))]
+    if ev.root and os.path.isdir(ev.root): yield _from_above(root, [(ev, o) for o in names])
+    else:
+        yield names
+        if ev.root: yield [posixpath.join(os.path.basename(ev.root), o) for o in names] # of a side's folder, which has moved
+
+def _columns_of(union, ev): # for each class, its column
+    where = {o: i for i, o in enumerate(ev.vocab)}
+    if odd := [o for o in (*ev.vocab, *union.vocab) if o not in where or o not in union.vocab]:
+        knows, other, near = ('evaluation', 'data', union.vocab) if odd[0] in where else ('data', 'evaluation', ev.vocab)
+        raise InputError(f"The class '{odd[0]}' is among those of the {knows}, and not of the {other}."
+                         f"{did_you_mean(odd[0], near)} Evaluate the same data, with the same classes.")
+    return np.array([where[o] for o in union.vocab])
+
+class _Part: # of a table, which stays in its file
+    ndim = 2
+    def __init__(self, table, rows, columns):
+        self.table, self.rows, self.columns, self.shape = table, rows, columns, (len(rows), len(columns))
+
+    def __len__(self): return len(self.rows)
+
+    def __getitem__(self, which): return self.table[self.rows[which]][:, self.columns]
 
 # %% ../../nbs/74_widgets.cleaner.ipynb #a450b539
 QUEUES = dict(labels='doubtful labels', copies='copies', strangers='strangers', unreadable='unreadable files')
@@ -72,17 +112,10 @@ class Cleaner:
         self.judged, self.groups = {}, {} # by queue: what is to be looked at, and how many stand together
         if learn is not None and not hasattr(learn, 'dls'):
             raise InputError(f"learn={learn!r:.80} is no learner. Give the one that image_learner made.")
-        if ev is not None: self._match(ev)
-
-    def _match(self, ev):
-        rows = {name: i for i, name in enumerate(ev.paths)}
-        self.rows = np.array([rows.get(o, -1) for o in self.union.names])
-        if not len(ev) or (self.rows >= 0).any(): return
-        raise InputError(f"None of the {len(ev)} pictures of the evaluation are among the {len(self.union)} here: it speaks of "
-                         f"'{ev.name(0)}', and here is '{self.union.names[0]}'. Evaluate the same data.")
+        if ev is not None: self.rows, self.columns = _rows_of(self.union, ev), _columns_of(self.union, ev)
 
     def __getitem__(self, i): # `(C,)`, or None: what was said about a picture
-        return None if self.ev is None or self.rows[i] < 0 else self.ev.probs[self.rows[i]]
+        return None if self.ev is None or self.rows[i] < 0 else self.ev.probs[self.rows[i]][self.columns]
 
     def queue(self,
         name:str, # One of `QUEUES`
@@ -97,7 +130,7 @@ class Cleaner:
         if self.ev is None:
             return [], {}, "Nobody has judged the labels. Give ev=out_of_fold(learn.plan), of networks that have not seen them."
         known = np.flatnonzero((self.rows >= 0) & (self.union.labels >= 0))
-        probs, labels = self.ev.probs[self.rows[known]], self.union.labels[known]
+        probs, labels = _Part(self.ev.probs, self.rows[known], self.columns), self.union.labels[known]
         found, fits = find_label_errors(probs, labels, self.method), confident_classes(probs, labels) if len(known) else []
         quality = label_quality(probs, labels, self.method)
         rest = np.setdiff1d(np.argsort(quality, kind='stable'), found, assume_unique=True) # keeps the order
