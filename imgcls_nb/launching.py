@@ -8,6 +8,7 @@ __all__ = ['LEFTOVERS', 'LOGS', 'STUCK_S', 'LOST', 'TERMINATED', 'read_gpus', 'c
            'take_part', 'log_traceback', 'unexpected']
 
 # %% ../nbs/48_launching.ipynb #defbe892
+import atexit
 import ctypes
 import logging
 import os
@@ -16,12 +17,12 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from threading import Thread
 
 from .core import InputError
 
@@ -48,7 +49,7 @@ def count_processes(
     n = len(gpus) if gpus is not None else there
     if nproc is None and n: return n
     if nproc is None: raise InputError("This machine has no GPU that torch can use, so say how many processes are to share the "
-                                       "CPU: imgcls launch --nproc 2 train ….")
+                                       "CPU: imgcls launch --nproc 2 train …, in Python nproc=2.")
     if nproc < 1: raise InputError(f"--nproc {nproc} is no number of processes. Give 1 or more.")
     if n and nproc > n: raise InputError(f"--nproc {nproc} is more than there are GPUs for, {n}. Each process needs one.")
     return nproc
@@ -145,7 +146,7 @@ def launch_processes(
     if nnodes > 1 and max_restarts: env['TORCH_DISABLE_SHARE_RDZV_TCP_STORE'] = '1' # a store of its own for each attempt
     os.environ.clear()
     os.environ.update(env)
-    if nnodes > 1: Thread(target=_end_if_stuck, args=(logs,), daemon=True).start()
+    if nnodes > 1: threading.Thread(target=_end_if_stuck, args=(logs,), daemon=True).start()
     status = _run_agent([*arguments, '--module', '--', 'imgcls_nb.cli', *command])
     keep_logs(logs, failed=status not in (0, 2)) # the latter was said
     return status
@@ -206,8 +207,9 @@ def is_one_of_many() -> bool:
 
 def take_part(
     answer, # A function without arguments that does the work and gives `(exit status, message)`
-) -> int: # Exit status
+): # It does not come back
     "Do the work of one of several processes"
+    signal.signal(signal.SIGINT, signal.SIG_IGN) # of a terminal, which sends it to all; the launcher passes it on as SIGTERM
     from imgcls_nb.ranks import join, leave, says_first
     terminated, screen = [], os.dup(2)
     _note_loss(False)
@@ -220,13 +222,16 @@ def take_part(
     except InputError as e: status, message = 2, str(e) # nobody was there to join
     except KeyboardInterrupt: status, message = TERMINATED, '' # while an error was looked into
     if message and not terminated and says_first(): os.write(screen, f'imgcls: {message}\n'.encode())
-    sys.stdout.flush()
-    if not status:
-        leave()
-        return 0
-    sys.stderr.flush()
     _note_loss(status == LOST)
-    os._exit(TERMINATED if terminated else status) # the group is broken, and nobody waits for its end
+    if not status: leave() # else the group is broken, and nobody waits for its end
+    _end(TERMINATED if terminated else status, done=not status)
+
+def _end(status, done): # without taking the interpreter apart
+    if done:
+        threading._shutdown() # waits for threads
+        atexit._run_exitfuncs()
+    for o in (sys.stdout, sys.stderr): o.flush()
+    os._exit(status)
 
 def _note_loss(lost): # for the launcher
     if LOGS not in os.environ: return

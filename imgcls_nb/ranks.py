@@ -51,7 +51,11 @@ def forget_leftovers():
     found = [o for o in LAUNCHED if o in os.environ]
     if os.environ.get('WORLD_SIZE', '1') != '1' or os.environ.get('RANK', '0') != '0':
         print(f"{', '.join(found)} in the environment: left over from another program, and ignored.")
+    elif found and os.environ.get('ACCELERATE_USE_CPU') == 'True': print(_ALONE)
     for o in found: del os.environ[o]
+
+_ALONE = ("accelerate launch --cpu makes no group of processes, so this one trains alone. For several on the CPU: imgcls launch "
+          "--nproc 2 …, or accelerate launch --multi_gpu --num_processes 2 …, which needs no GPU.")
 
 # %% ../nbs/07_ranks.ipynb #e5c4754d
 def timeout_s() -> float: # Seconds
