@@ -2008,6 +2008,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'imgcls_nb/launching.py'),
                                      'imgcls_nb.launching._interrupt': ('launching.html#_interrupt', 'imgcls_nb/launching.py'),
                                      'imgcls_nb.launching._note_loss': ('launching.html#_note_loss', 'imgcls_nb/launching.py'),
+                                     'imgcls_nb.launching._on_signals': ('launching.html#_on_signals', 'imgcls_nb/launching.py'),
                                      'imgcls_nb.launching._run_agent': ('launching.html#_run_agent', 'imgcls_nb/launching.py'),
                                      'imgcls_nb.launching._say_how': ('launching.html#_say_how', 'imgcls_nb/launching.py'),
                                      'imgcls_nb.launching._to_log': ('launching.html#_to_log', 'imgcls_nb/launching.py'),

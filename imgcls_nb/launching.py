@@ -166,10 +166,13 @@ def _run_agent(arguments):
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import parse_args, run
-    for name in ('elastic', 'run', 'launcher'): logging.getLogger(f'torch.distributed.{name}').setLevel(logging.CRITICAL)
+    for name in logging.root.manager.loggerDict: # each has a level of its own
+        if name.startswith('torch.distributed'): logging.getLogger(name).setLevel(logging.CRITICAL)
     try: run(parse_args(arguments))
     except ChildFailedError as e: return _say_how({r: o.exitcode for r, o in e.failures.items()})
-    except SignalException as e: return 128 + e.sigval
+    except SignalException as e:
+        print("imgcls: interrupted; a run folder holds what was reached. Next: imgcls launch … resume RUN", file=sys.stderr)
+        return 128 + e.sigval
     except (RuntimeError, RendezvousError) as e: # of the store where launchers meet
         print(f"imgcls: the other machines cannot be reached, or have ended ({' '.join(str(e).split())[:160]}).", file=sys.stderr)
         return LOST
@@ -209,12 +212,12 @@ def take_part(
     answer, # A function without arguments that does the work and gives `(exit status, message)`
 ): # It does not come back
     "Do the work of one of several processes"
-    signal.signal(signal.SIGINT, signal.SIG_IGN) # of a terminal, which sends it to all; the launcher passes it on as SIGTERM
-    from imgcls_nb.ranks import join, leave, says_first
     terminated, screen = [], os.dup(2)
+    _on_signals(lambda *args: os._exit(TERMINATED)) # nothing has begun
+    from imgcls_nb.ranks import join, leave, says_first
     _note_loss(False)
     _end_with_launcher()
-    signal.signal(signal.SIGTERM, partial(_interrupt, terminated))
+    _on_signals(partial(_interrupt, terminated))
     if os.environ['RANK'] != '0': _to_log(os.environ['RANK'])
     try:
         join()
@@ -237,6 +240,9 @@ def _note_loss(lost): # for the launcher
     if LOGS not in os.environ: return
     file = Path(os.environ[LOGS])/f"{os.environ['RANK']}.lost"
     file.write_text('') if lost else file.unlink(missing_ok=True)
+
+def _on_signals(do): # a terminal sends one to all processes, and then the launcher does so again
+    for o in (signal.SIGINT, signal.SIGTERM): signal.signal(o, do)
 
 def _interrupt(terminated, *args):
     if terminated: return # once is enough
