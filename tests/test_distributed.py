@@ -25,7 +25,7 @@ from imgcls_nb.core import InputError
 from imgcls_nb.data import BatchMaker
 from imgcls_nb.datasets import make_shapes
 from imgcls_nb.distributed import launch as launch_learner
-from imgcls_nb.distributed import load_ipython_extension, plan_to_launch, take_back
+from imgcls_nb.distributed import launch_cell, load_ipython_extension, plan_to_launch, take_back
 from imgcls_nb.learner import resume_run
 from imgcls_nb.plan import FitPlan
 from imgcls_nb.ranks import forget_leftovers, is_launched, rank, world
@@ -300,6 +300,24 @@ def test_a_cell_of_ones_own(pictures, out, capsys):
     assert (out/'cell/cell.py').read_text().splitlines()[1] == cell.strip(), "a line has the number that it has in the notebook"
     with pytest.raises(InputError, match='--nprocs is unknown'): shell.magic('--nprocs 2', cell)
     with pytest.raises(InputError, match='invalid int'): shell.magic('--nproc two', cell)
+
+@linux
+def test_interrupted(out):
+    cell = "import os, time\nprint('process', os.getpid(), flush=True)\ntime.sleep(100)\n"
+    job, deadline = launch_cell(f'--nproc 2 --run {out/"asleep"}', cell, wait=False), time.monotonic() + 90
+    while 'process' not in job.text and job.running and time.monotonic() < deadline: time.sleep(.1)
+    began, pid = time.monotonic(), int(job.text.split()[1])
+    job.stop() # no training listens
+    with pytest.raises(InputError, match='interrupted'): job.wait(60)
+    assert time.monotonic() - began < 20 and not alive(pid) and repr(job).endswith('ended with status 130)')
+
+def test_what_is_wrong_with_a_launch_is_said_at_once(pictures, out):
+    learn = together.make(pictures, out/'never', 'test_resnet')
+    for how, text in ((dict(nproc='two'), "nproc='two' is no number"), (dict(nproc=0), '--nproc 0 is no number'),
+                      (dict(fit='fine_tun'), "Did you mean 'fine_tune'"), (dict(fit=('fit', 3)), 'does not say what to do'),
+                      (dict(fit=None), 'needs to know what to do')):
+        with pytest.raises(InputError, match=text): launch_learner(learn, **dict(nproc=2, fit='fit') | how)
+    with pytest.raises(InputError, match='Line 3 of the cell is no Python'): launch_cell('--nproc 2', 'x = 1\ny = (\n')
 
 def test_leftovers(monkeypatch, capsys):
     for k, v in dict(WORLD_SIZE='2', RANK='1').items(): monkeypatch.setenv(k, v)
