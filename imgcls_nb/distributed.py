@@ -12,6 +12,7 @@ from .learner import FIT_METHODS, ImageLearner, learner_from_plan # first, becau
 # %% ../nbs/73_distributed.ipynb #22cfdc84
 import argparse
 import asyncio
+import inspect
 import json
 import os
 import shlex
@@ -122,9 +123,9 @@ def interrupt(self:Launched):
 def error(self:Launched): # An `InputError`; None: they are at work, or have done it
     "What the processes have failed with"
     if self.running or not self.process.returncode: return None
-    said = [o for o in self.text.splitlines() if o.startswith('imgcls: ')]
-    return InputError(said[-1].removeprefix('imgcls: ') if said else
-                      f"The processes have ended with status {self.process.returncode}. They said:\n{self.text[-2000:]}")
+    before, begun, said = f'\n{self.text}'.rpartition('\nimgcls: ')
+    if not begun: said = f"The processes have ended with status {self.process.returncode}. They said:\n{self.text[-2000:]}"
+    return InputError(said.strip() if self.shown or not begun else said.partition('\n')[0]) # else the rest was printed
 
 # %% ../nbs/73_distributed.ipynb #702c3aed
 @patch
@@ -204,9 +205,14 @@ def _fits(fit):
     if fit is None: return ()
     if isinstance(fit, list): return tuple(o for one in fit for o in _fits(one))
     method, args = (fit.method, fit.args) if isinstance(fit, FitPlan) else (fit, {}) if isinstance(fit, str) else _pair(fit)
-    if method in FIT_METHODS: return (FitPlan(method, dict(args)),)
+    if method in FIT_METHODS: return (FitPlan(method, _checked(method, dict(args))),)
     raise InputError(f"fit={fit!r}: there is no training method {method!r}.{did_you_mean(method, FIT_METHODS)} "
                      f"Give one of {', '.join(FIT_METHODS)}.")
+
+def _checked(method, args):
+    try: inspect.signature(getattr(ImageLearner, method)).bind(None, **args)
+    except TypeError as e: raise InputError(f"fit=({method!r}, {args}): {e}.") from e
+    return args
 
 def _pair(fit):
     if isinstance(fit, tuple) and len(fit) == 2 and isinstance(fit[0], str) and isinstance(fit[1], dict): return fit

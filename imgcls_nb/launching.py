@@ -198,7 +198,7 @@ def keep_logs(
     if run and (run/'config.yaml').is_file():
         (run/'ranks').mkdir(exist_ok=True)
         for o in written: shutil.copyfile(o, run/'ranks'/o.name)
-    elif failed and written: return print(f"imgcls: what the processes had to say is in {logs}", file=sys.stderr)
+    elif failed and written: return print(f"What else the processes had to say is in {logs}", file=sys.stderr)
     shutil.rmtree(logs, ignore_errors=True)
 
 # %% ../nbs/48_launching.ipynb #dbf6a6ba

@@ -11,6 +11,7 @@ __all__ = ['LAUNCHED', 'TIMEOUT', 'USUAL_TIMEOUT_S', 'A_DAY_S', 'LOST_SIGNS', 'L
 import hashlib
 import json
 import os
+import time
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -169,10 +170,14 @@ def absent(
 ) -> list: # Their numbers
     "Which processes leave no mark for a while"
     keys = [f'{mark}/{r}' for r in range(world())]
-    with suppress(RuntimeError): _store().wait(keys, timedelta(seconds=wait_s))
+    with suppress(RuntimeError): _wait(keys, wait_s)
     return [r for r, o in enumerate(keys) if not _store().check([o])]
 
 def _store(): return dist.distributed_c10d._get_default_store()
+
+def _wait(keys, wait_s): # and hear signals, which the store's own way to wait does not
+    end = time.monotonic() + wait_s
+    while not _store().check(keys) and time.monotonic() < end: time.sleep(.02)
 
 def _mark(what): # a new one each time that all come to the same place
     turn = _store().add(f'imgcls/{what}/turns/{rank()}', 1)
@@ -199,7 +204,7 @@ def first_alone(
             _store().set(mark, 'failed')
             raise
         return _store().set(mark, 'done')
-    _store().wait([mark], timedelta(seconds=A_DAY_S))
+    _wait([mark], A_DAY_S)
     if _store().get(mark) == b'failed': _let_the_first_speak(what)
     yield
 
