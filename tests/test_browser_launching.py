@@ -53,7 +53,7 @@ def stop_when_it_trains(page, which, run): # by the dashboard of a cell
     wait_for(lambda: 'train_loss' in printed.inner_text(), 20, 'what the processes print')
     assert Run(run).status == 'running' and Run(run).env['processes'] == 2
     board.locator('button:has-text("Stop")').click()
-    wait_for(lambda: board.locator('[role=status]').inner_text().startswith('Stopped'), 20, 'the end')
+    wait_for(lambda: board.locator('[role=status]').first.inner_text().startswith('Stopped'), 20, 'the end')
     assert Run(run).last_status == 'stopped'
 
 def test_launched_from_a_plan(page, folder):

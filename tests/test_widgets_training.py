@@ -338,3 +338,16 @@ def test_a_page_that_opens_later_gets_all_points(runs):
     state = chart.get_state()
     assert len(state['_widget_data']) == len(chart.data) and state['_widget_layout']['height'] == chart.layout.height
     assert set(chart.get_state(key='_view_count')) == {'_view_count'}
+
+def test_launched_processes(tmp_path):
+    asked = []
+    job = SimpleNamespace(process=1, run=tmp_path/'run', running=True, text='one\ntwo', error=None, ask=asked.append)
+    board = TrainingDashboard(job)
+    shown(board)
+    assert board.state.status() == 'Starting …' and not board.buttons['stop'].disabled and 'start' not in board.buttons
+    assert '<details open>' in board.printed.value and '2 lines' in board.printed.value
+    board.stop()
+    assert asked == ['stop']
+    job.running, job.error = False, InputError('process 1 was killed')
+    board.refresh()
+    assert board.buttons['stop'].disabled and 'process 1 was killed' in board.note.text
