@@ -233,7 +233,8 @@ def _end(status, done): # without taking the interpreter apart
     if done:
         threading._shutdown() # waits for threads
         atexit._run_exitfuncs()
-    for o in (sys.stdout, sys.stderr): o.flush()
+    for o in (sys.stdout, sys.stderr):
+        with suppress(OSError): o.flush() # nobody may be reading
     os._exit(status)
 
 def _note_loss(lost): # for the launcher
