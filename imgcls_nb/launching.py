@@ -217,9 +217,9 @@ def take_part(
     from imgcls_nb.ranks import join, leave, says_first
     _note_loss(False)
     _end_with_launcher()
-    _on_signals(partial(_interrupt, terminated))
     if os.environ['RANK'] != '0': _to_log(os.environ['RANK'])
     try:
+        _on_signals(partial(_interrupt, terminated))
         join()
         status, message = answer()
     except InputError as e: status, message = 2, str(e) # nobody was there to join
