@@ -8,6 +8,7 @@ __all__ = ['LEFTOVERS', 'LOGS', 'STUCK_S', 'LOST', 'PARTLY', 'TERMINATED', 'read
            'is_one_of_many', 'take_part', 'log_traceback', 'unexpected']
 
 # %% ../nbs/48_launching.ipynb #defbe892
+import atexit
 import ctypes
 import logging
 import os
@@ -16,12 +17,12 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from threading import Thread
 
 from .core import InputError
 
@@ -48,7 +49,7 @@ def count_processes(
     n = len(gpus) if gpus is not None else there
     if nproc is None and n: return n
     if nproc is None: raise InputError("This machine has no GPU that torch can use, so say how many processes are to share the "
-                                       "CPU: imgcls launch --nproc 2 train ….")
+                                       "CPU: imgcls launch --nproc 2 train …, in Python nproc=2.")
     if nproc < 1: raise InputError(f"--nproc {nproc} is no number of processes. Give 1 or more.")
     if n and nproc > n: raise InputError(f"--nproc {nproc} is more than there are GPUs for, {n}. Each process needs one.")
     return nproc
@@ -146,7 +147,7 @@ def launch_processes(
     if nnodes > 1 and max_restarts: env['TORCH_DISABLE_SHARE_RDZV_TCP_STORE'] = '1' # a store of its own for each attempt
     os.environ.clear()
     os.environ.update(env)
-    if nnodes > 1: Thread(target=_end_if_stuck, args=(logs,), daemon=True).start()
+    if nnodes > 1: threading.Thread(target=_end_if_stuck, args=(logs,), daemon=True).start()
     status = _run_agent([*arguments, '--module', '--', 'imgcls_nb.cli', *command], then)
     if not status and (logs/'partly').is_file(): status = PARTLY
     keep_logs(logs, failed=status not in (0, PARTLY, 2)) # the latter was said
@@ -167,10 +168,13 @@ def _run_agent(arguments, then):
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import parse_args, run
-    for name in ('elastic', 'run', 'launcher'): logging.getLogger(f'torch.distributed.{name}').setLevel(logging.CRITICAL)
+    for name in logging.root.manager.loggerDict: # each has a level of its own
+        if name.startswith('torch.distributed'): logging.getLogger(name).setLevel(logging.CRITICAL)
     try: run(parse_args(arguments))
     except ChildFailedError as e: return _say_how({r: o.exitcode for r, o in e.failures.items()}, then)
-    except SignalException as e: return 128 + e.sigval
+    except SignalException as e:
+        print("imgcls: interrupted; a run folder holds what was reached. Next: imgcls launch … resume RUN", file=sys.stderr)
+        return 128 + e.sigval
     except (RuntimeError, RendezvousError) as e: # of the store where launchers meet
         print(f"imgcls: the other machines cannot be reached, or have ended ({' '.join(str(e).split())[:160]}).", file=sys.stderr)
         return LOST
@@ -197,7 +201,7 @@ def keep_logs(
     if run and (run/'config.yaml').is_file():
         (run/'ranks').mkdir(exist_ok=True)
         for o in written: shutil.copyfile(o, run/'ranks'/o.name)
-    elif failed and written: return print(f"imgcls: what the processes had to say is in {logs}", file=sys.stderr)
+    elif failed and written: return print(f"What else the processes had to say is in {logs}", file=sys.stderr)
     shutil.rmtree(logs, ignore_errors=True)
 
 # %% ../nbs/48_launching.ipynb #dbf6a6ba
@@ -209,27 +213,32 @@ def is_one_of_many() -> bool:
 
 def take_part(
     answer, # A function without arguments that does the work and gives `(exit status, message)`
-) -> int: # Exit status
+): # It does not come back
     "Do the work of one of several processes"
-    from imgcls_nb.ranks import join, leave, says_first
     terminated, screen = [], os.dup(2)
+    _on_signals(lambda *args: os._exit(TERMINATED)) # nothing has begun
+    from imgcls_nb.ranks import join, leave, says_first
     _note_loss(False)
     _end_with_launcher()
-    signal.signal(signal.SIGTERM, partial(_interrupt, terminated))
     if os.environ['RANK'] != '0': _to_log(os.environ['RANK'])
     try:
+        _on_signals(partial(_interrupt, terminated))
         join()
         status, message = answer()
     except InputError as e: status, message = 2, str(e) # nobody was there to join
     except KeyboardInterrupt: status, message = TERMINATED, '' # while an error was looked into
     if message and not terminated and says_first(): os.write(screen, f'imgcls: {message}\n'.encode())
-    sys.stdout.flush()
-    if status in (0, PARTLY):
-        leave()
-        return _told(status)
-    sys.stderr.flush()
     _note_loss(status == LOST)
-    os._exit(TERMINATED if terminated else status) # the group is broken, and nobody waits for its end
+    if done := status in (0, PARTLY): leave() # else the group is broken, and nobody waits for its end
+    _end(TERMINATED if terminated else _told(status) if done else status, done)
+
+def _end(status, done): # without taking the interpreter apart
+    if done:
+        threading._shutdown() # waits for threads
+        atexit._run_exitfuncs()
+    for o in (sys.stdout, sys.stderr):
+        with suppress(OSError): o.flush() # nobody may be reading
+    os._exit(status)
 
 def _told(status): # to our launcher, which takes any but 0 for a failure; another one has to live with it
     if not status or LOGS not in os.environ: return status
@@ -240,6 +249,9 @@ def _note_loss(lost): # for the launcher
     if LOGS not in os.environ: return
     file = Path(os.environ[LOGS])/f"{os.environ['RANK']}.lost"
     file.write_text('') if lost else file.unlink(missing_ok=True)
+
+def _on_signals(do): # a terminal sends one to all processes, and then the launcher does so again
+    for o in (signal.SIGINT, signal.SIGTERM): signal.signal(o, do)
 
 def _interrupt(terminated, *args):
     if terminated: return # once is enough

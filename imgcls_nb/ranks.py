@@ -14,6 +14,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Iterator
+import time
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -55,7 +56,11 @@ def forget_leftovers():
     found = [o for o in LAUNCHED if o in os.environ]
     if os.environ.get('WORLD_SIZE', '1') != '1' or os.environ.get('RANK', '0') != '0':
         print(f"{', '.join(found)} in the environment: left over from another program, and ignored.")
+    elif found and os.environ.get('ACCELERATE_USE_CPU') == 'True': print(_ALONE)
     for o in found: del os.environ[o]
+
+_ALONE = ("accelerate launch --cpu makes no group of processes, so this one trains alone. For several on the CPU: imgcls launch "
+          "--nproc 2 …, or accelerate launch --multi_gpu --num_processes 2 …, which needs no GPU.")
 
 # %% ../nbs/07_ranks.ipynb #e5c4754d
 def timeout_s() -> float: # Seconds
@@ -206,10 +211,14 @@ def absent(
 ) -> list: # Their numbers
     "Which processes leave no mark for a while"
     keys = [f'{mark}/{r}' for r in range(world())]
-    with suppress(RuntimeError): _store().wait(keys, timedelta(seconds=wait_s))
+    with suppress(RuntimeError): _wait(keys, wait_s)
     return [r for r, o in enumerate(keys) if not _store().check([o])]
 
 def _store(): return dist.distributed_c10d._get_default_store()
+
+def _wait(keys, wait_s): # and hear signals, which the store's own way to wait does not
+    end = time.monotonic() + wait_s
+    while not _store().check(keys) and time.monotonic() < end: time.sleep(.02)
 
 def _mark(what): # a new one each time that all come to the same place
     turn = _store().add(f'imgcls/{what}/turns/{rank()}', 1)
@@ -236,7 +245,7 @@ def first_alone(
             _store().set(mark, 'failed')
             raise
         return _store().set(mark, 'done')
-    _store().wait([mark], timedelta(seconds=A_DAY_S))
+    _wait([mark], A_DAY_S)
     if _store().get(mark) == b'failed': _let_the_first_speak(what)
     yield
 

@@ -1,10 +1,13 @@
 "Several processes do what one does, and say so when they cannot"
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,19 +15,26 @@ import numpy as np
 import pytest
 import together
 import torch
+import yaml
+from safetensors.torch import load_file
 
+from imgcls_nb.callbacks.control import ask_run
 from imgcls_nb.checkpoints import read_checkpoint
+from imgcls_nb.cli import main
 from imgcls_nb.core import InputError
+from imgcls_nb.data import BatchMaker
 from imgcls_nb.datasets import make_shapes
-from imgcls_nb.distributed import follow, load_ipython_extension, plan_to_launch, take_back
 from imgcls_nb.distributed import launch as launch_learner
+from imgcls_nb.distributed import launch_cell, load_ipython_extension, plan_to_launch, take_back
 from imgcls_nb.learner import resume_run
 from imgcls_nb.plan import FitPlan
 from imgcls_nb.ranks import forget_leftovers, is_launched, rank, world
 from imgcls_nb.runs import Run
+from imgcls_nb.shipped import shipped_path
 
 SCRIPT = Path(together.__file__)
-linux = pytest.mark.skipif(sys.platform != 'linux', reason="processes end with their launcher on Linux only")
+linux_here = sys.platform == 'linux'
+linux = pytest.mark.skipif(not linux_here, reason="processes end with their launcher on Linux only")
 
 @pytest.fixture(scope='module')
 def pictures(tmp_path_factory): # 20 to train on, 5 to validate
@@ -51,7 +61,7 @@ def load(out, name): return torch.load(out/f'{name}.pt', weights_only=False) # o
 
 @pytest.fixture(scope='module')
 def two(pictures, out):
-    status, _, errors = launch(2, pictures, out, *(f'case:{o}' for o in together.CASES), 'run:whole', 'late:')
+    status, _, errors = launch(2, pictures, out, *(f'case:{o}' for o in together.CASES), 'run:whole', 'curves:', 'late:')
     assert status == 0, errors
     return out
 
@@ -65,6 +75,18 @@ def test_two_processes_make_the_steps_of_one(two, pictures, name):
     for k, v in one['values'].items(): assert v == pytest.approx(both['values'][k], abs=2e-4), k
     for state in ('weights', 'average'):
         for k, v in one[state].items(): assert torch.allclose(v, both[state][k], atol=1e-5), k
+
+def test_batchnorm_of_each_process_learns_as_fast(two, pictures):
+    one, both = (np.array(o['losses']) for o in (together.curves(pictures), load(two, 'curves-')))
+    assert one.shape == both.shape and not np.allclose(one, both, atol=1e-3), "they are not the same steps"
+    apart, spread = (both - one).mean(0), np.sqrt((one.var(0, ddof=1) + both.var(0, ddof=1))/len(one))
+    assert np.all(abs(apart) < 3*spread), "no more apart than seeds are"
+    for o in (one, both): assert o[:, -1].mean() < o[:, 0].mean() - .02, "it learns"
+
+def test_one_process_writes(two):
+    run = Run(two/'run-whole')
+    assert [o['epoch'] for o in run.events('epoch')] == [1, 2] and len(run.events('end')) == 1
+    assert run.env['processes'] == 2 and sorted(o.name for o in (run.path/'ranks').iterdir()) == ['1.log']
 
 def test_who_is_late_is_named(two):
     got = load(two, 'late-')
@@ -128,12 +150,20 @@ def test_killed_whole_and_resumed(two, pictures, out):
     assert Run(out/'run-all').events('resume')[-1]['exact']
 
 @linux
-def test_resumed_with_another_number_of_processes(two, pictures, out, capsys):
+def test_resumed_with_another_number_of_processes(two, pictures, out, capsys, monkeypatch):
+    made, make = [], BatchMaker.item
+    monkeypatch.setattr(BatchMaker, 'item', lambda self, i, *how: made.append(self.pics.name(i)) or make(self, i, *how))
     learn = resume_run(out/'run-another')
     assert 'processes was 2 and is 1' in capsys.readouterr().out and not Run(out/'run-another').events('resume')[-1]['exact']
     whole, now = load(two, 'run-whole'), [float(o) for o in learn.recorder.losses]
     assert len(now) == len(whole['losses']) and learn.dls.train.bs == together.BATCH, "the steps are those that were planned"
     assert np.allclose(now[:4], whole['losses'][:4]) and Run(out/'run-another').status == 'finished'
+    dl = learn.dls.train
+    dl.epoch = 1
+    first, *rest = [[dl.dataset.name(i) for i in o[2]] for o in dl.epoch_batches()]
+    trained = {dl.dataset.name(i) for i in range(len(dl.dataset))}
+    assert [o for o in made if o in trained] == sum(rest, []), "what the two had not seen yet of the second epoch"
+    assert {*first}.isdisjoint(sum(rest, [])) and Run(out/'run-another').events('resume')[-1]['checkpoint'] == 'latest'
 
 def test_one_is_killed(two, pictures, out):
     status, said, errors = launch(2, pictures, out, 'run:one')
@@ -146,29 +176,92 @@ def test_one_is_killed(two, pictures, out):
 
 # From the shell
 
-def test_shell(pictures, out):
-    train = ['train', pictures, '--arch', 'test_resnet', '--size', 32, '--epochs', 1, '--bs', 4]
-    stale = dict(WORLD_SIZE='7', RANK='3')
-    status, said, errors = finish(imgcls('launch', '--nproc', 2, *train, '--run', out/'shell'), env=stale)
-    assert status == 0 and said.count('train_loss') == 1, errors
-    run = Run(out/'shell')
-    assert run.status == 'finished' and run.env['processes'] == 2 and run.plan.data.processes == 2 and (run.path/'ranks').is_dir()
-    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '-m', '--', 'imgcls_nb.cli']
-    status, said, errors = finish([*torchrun, *map(str, train), '--run', str(out/'torchrun')])
-    assert status == 0 and said.count('train_loss') == 1, errors
-    assert Run(out/'torchrun').best.facts['train_loss'] == run.best.facts['train_loss']
-    status, said, errors = finish(imgcls('launch', '--nproc', 2, 'eval', out/'shell'))
-    assert status == 0 and said.count('precision') == 1 and 'top1' in said, errors
+@pytest.fixture(scope='module')
+def config(two, pictures, out):
+    "A YAML file that goes on from the weights of another run"
+    names = sorted(o.name for o in pictures.iterdir())
+    listed = [f'{o.relative_to(pictures)} {i}\n' for i, name in enumerate(names) for o in sorted((pictures/name).iterdir())]
+    (out/'train.txt').write_text(''.join(listed[::2] + listed[1::4]))
+    (out/'val.txt').write_text(''.join(listed[3::4]))
+    cfg = yaml.safe_load(shipped_path('configs/quick_start/digits.yaml').read_text('utf-8'))
+    cfg['Global'] |= dict(device='cpu', epochs=5, print_batch_step=100)
+    cfg['AMP']['use_amp'] = False # all digits are compared
+    cfg['Arch'] |= dict(class_num=3, pretrained=str(two/'run-whole/best_model.safetensors'))
+    for o, name in (('Train', 'train'), ('Eval', 'val')):
+        part = cfg['DataLoader'][o]
+        part['dataset'] |= dict(name='ImageNetDataset', image_root=str(pictures), cls_label_path=str(out/f'{name}.txt'))
+        part['sampler']['batch_size'] = 4
+    (out/'X.yaml').write_text(yaml.safe_dump(cfg, sort_keys=False))
+    return out/'X.yaml'
 
-def test_one_message(pictures, out):
+def setting(out, name): return '-o', f'Global.output_dir={out/name}'
+
+def same_weights(*runs):
+    first, *others = (load_file(o/'test_resnet/latest.safetensors') for o in runs)
+    return all(first.keys() == o.keys() and all(torch.equal(v, o[k]) for k, v in first.items()) for o in others)
+
+def process_of(launcher, number): # by its environment; None: it is not there
+    for o in Path('/proc').glob('[0-9]*'):
+        with suppress(OSError):
+            mine = f'PPid:\t{launcher.pid}\n' in (o/'status').read_text()
+            if mine and f'\0RANK={number}\0'.encode() in b'\0' + (o/'environ').read_bytes(): return int(o.name)
+
+@pytest.fixture(scope='module')
+def shell(config, out):
+    "`imgcls launch --max-restarts 1 train -c`, one of whose processes is killed; a copy of the run as it was then"
+    run, stale = out/'shell/test_resnet', dict(WORLD_SIZE='7', RANK='3')
+    command = imgcls('launch', '--nproc', 2, '--max-restarts', 1, 'train', '-c', config, *setting(out, 'shell'))
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | stale)
+    deadline, paused = time.monotonic() + 150, lambda: (run/'config.yaml').is_file() and Run(run).events('paused')
+    while not paused() and process.poll() is None and time.monotonic() < deadline:
+        with suppress(InputError): ask_run(run, 'pause') # in vain until somebody listens
+        time.sleep(.1)
+    shutil.copytree(run, out/'cut/test_resnet')
+    if linux_here: os.kill(process_of(process, 1), signal.SIGKILL)
+    else: ask_run(run, 'resume')
+    said, errors = process.communicate(timeout=150)
+    assert process.returncode == 0, errors
+    return said
+
+def test_killed_and_restarted(shell, out):
+    run = Run(out/'shell/test_resnet')
+    assert run.last_status == 'finished' and run.env['processes'] == 2 and (run.path/'ranks').is_dir()
+    assert shell.count('The run is in') == 1 and ('goes on from' in shell or not linux_here)
+
+TRAIN = '-m', 'imgcls_nb.cli', 'train', '-c'
+LAUNCHERS = dict(torchrun=['torch.distributed.run', '--standalone', '--nproc-per-node', '2'],
+                 accelerate=['accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--main_process_port', '0'])
+
+@pytest.mark.parametrize('name', LAUNCHERS)
+def test_other_launchers_give_the_same(name, shell, config, out):
+    command = [sys.executable, '-m', *LAUNCHERS[name], *TRAIN, str(config), *setting(out, name)]
+    status, said, errors = finish(command, env=dict(HF_HOME=str(out/'hf')))
+    assert status == 0 and said.count('The run is in') == 1, errors
+    assert Run(out/name/'test_resnet').env['processes'] == 2 and same_weights(out/'shell', out/name)
+
+def test_resumed_and_evaluated_as_paddleclas_does(shell, config, out, capsys):
+    options = ['-c', config, *setting(out, 'cut')]
+    checkpoint = f'Global.checkpoints={out/"cut/test_resnet/latest"}'
+    status, said, errors = finish(imgcls('launch', '--nproc', 2, 'train', *options, '-o', checkpoint))
+    assert status == 0 and 'goes on from' in said and same_weights(out/'shell', out/'cut'), errors
+    options += ['-o', f'Global.pretrained_model={out/"cut/test_resnet/best_model"}']
+    status, said, errors = finish(imgcls('launch', '--nproc', 2, 'eval', *options))
+    capsys.readouterr()
+    assert status == 0 and main(['eval', *map(str, options)]) == 0, errors
+    alone = capsys.readouterr().out
+    assert said.count('precision') == 1 and stamped_lines(said) == stamped_lines(alone), "as one process does"
+
+def stamped_lines(text): return [re.sub(r'^\[.*?\] ', '', o) for o in text.splitlines() if 'loader processes' not in o]
+
+def test_one_message(pictures, out, capsys):
     status, said, errors = finish(imgcls('launch', '--nproc', 2, 'train', out/'nowhere', '--run', out/'none'))
     assert status == 2 and errors.count('imgcls:') == 1 and 'nowhere' in errors and 'Traceback' not in errors + said
     for args, text in ((['launch', 'train', 'x'], 'say how many'), (['launch', '--gpus', '0,1', 'train', 'x'], '--nproc 2'),
+                       (['launch', '--nproc', '0', 'train', 'x'], '--nproc 0 is no number'),
                        (['launch', '--nproc', '2', 'export', 'x'], 'train, resume'),
                        (['launch', '--nproc', '2'], 'takes a command')):
         if torch.cuda.is_available() and args[1] in ('train', '--gpus'): continue
-        status, said, errors = finish(imgcls(*args))
-        assert status == 2 and text in errors and 'Traceback' not in errors, args
+        assert main(args) == 2 and text in capsys.readouterr().err, args
 
 # From a notebook
 
@@ -177,9 +270,9 @@ def test_stopped_from_a_notebook(pictures, out):
     job = launch_learner(learn, nproc=2, fit=('fit', dict(n_epoch=2000)), wait=False)
     deadline = time.monotonic() + 90
     while job.running and not Run(job.run).events('epoch') and time.monotonic() < deadline: time.sleep(.1)
-    assert job.running, job.read()
+    assert job.running, job.text
     job.stop()
-    assert follow(job, show=lambda *args, **kwargs: None) == 0, job.text
+    assert job.follow(show=lambda *args, **kwargs: None) == 0, job.text
     assert Run(job.run).last_status == 'stopped' and job.text.count('train_loss') == 1
     before = learn.model.state_dict()['fc.weight'].clone()
     assert take_back(learn, job.run) is learn and learn.clock.steps == read_checkpoint(job.run, 'latest').facts['step'] > 0
@@ -203,15 +296,37 @@ def test_a_cell_of_ones_own(pictures, out, capsys):
     cell = "raise ValueError('on purpose')\n"
     with pytest.raises(InputError, match='has failed'): shell.magic(f'--nproc 2 --run {out/"cell"}', cell)
     said = capsys.readouterr().out
-    assert said.count('ValueError: on purpose') == 1 and "cell.py" in said and (out/'cell/cell.py').read_text().startswith(cell)
+    assert said.count('ValueError: on purpose') == 1 and 'cell.py", line 2' in said
+    assert (out/'cell/cell.py').read_text().splitlines()[1] == cell.strip(), "a line has the number that it has in the notebook"
     with pytest.raises(InputError, match='--nprocs is unknown'): shell.magic('--nprocs 2', cell)
     with pytest.raises(InputError, match='invalid int'): shell.magic('--nproc two', cell)
+
+@linux
+def test_interrupted(out):
+    cell = "import os, time\nprint('process', os.getpid(), flush=True)\ntime.sleep(100)\n"
+    job, deadline = launch_cell(f'--nproc 2 --run {out/"asleep"}', cell, wait=False), time.monotonic() + 90
+    while 'process' not in job.text and job.running and time.monotonic() < deadline: time.sleep(.1)
+    began, pid = time.monotonic(), int(job.text.split()[1])
+    job.stop() # no training listens
+    with pytest.raises(InputError, match='interrupted'): job.wait(60)
+    assert time.monotonic() - began < 20 and not alive(pid) and repr(job).endswith('ended with status 130)')
+
+def test_what_is_wrong_with_a_launch_is_said_at_once(pictures, out):
+    learn = together.make(pictures, out/'never', 'test_resnet')
+    for how, text in ((dict(nproc='two'), "nproc='two' is no number"), (dict(nproc=0), '--nproc 0 is no number'),
+                      (dict(fit='fine_tun'), "Did you mean 'fine_tune'"), (dict(fit=('fit', 3)), 'does not say what to do'),
+                      (dict(fit=None), 'needs to know what to do')):
+        with pytest.raises(InputError, match=text): launch_learner(learn, **dict(nproc=2, fit='fit') | how)
+    with pytest.raises(InputError, match='Line 3 of the cell is no Python'): launch_cell('--nproc 2', 'x = 1\ny = (\n')
 
 def test_leftovers(monkeypatch, capsys):
     for k, v in dict(WORLD_SIZE='2', RANK='1').items(): monkeypatch.setenv(k, v)
     assert (rank(), world(), is_launched()) == (0, 1, False)
     forget_leftovers()
     assert 'left over' in capsys.readouterr().out and 'WORLD_SIZE' not in os.environ
+    for k, v in dict(MASTER_ADDR='127.0.0.1', MASTER_PORT='29500', ACCELERATE_USE_CPU='True').items(): monkeypatch.setenv(k, v)
+    forget_leftovers() # as `accelerate launch --cpu --num_processes 2` starts a program
+    assert 'trains alone' in capsys.readouterr().out and 'MASTER_ADDR' not in os.environ
 
 def test_sync_bn_is_for_cuda(pictures):
     with pytest.raises(InputError, match='for CUDA only'): together.make(pictures, sync_bn=True)

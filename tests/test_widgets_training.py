@@ -354,3 +354,16 @@ def test_of_several_runs_the_table_names_the_colours(runs):
     assert board.widget and not board.chart.layout.showlegend and TrainingDashboard(runs/'a').widget
     colours = {o.line.color for o in board.chart.data}
     assert len(colours) == 2 and all(f'background:{o}' in board.facts.value for o in colours)
+
+def test_launched_processes(tmp_path):
+    asked = []
+    job = SimpleNamespace(process=1, run=tmp_path/'run', running=True, text='one\ntwo', error=None, ask=asked.append)
+    board = TrainingDashboard(job)
+    shown(board)
+    assert board.state.status() == 'Starting …' and not board.buttons['stop'].disabled and 'start' not in board.buttons
+    assert '<details open>' in board.printed.value and '2 lines' in board.printed.value
+    board.stop()
+    assert asked == ['stop']
+    job.running, job.error = False, InputError('process 1 was killed')
+    board.refresh()
+    assert board.buttons['stop'].disabled and 'process 1 was killed' in board.note.text

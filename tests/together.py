@@ -71,6 +71,15 @@ def count(folder, out):
                 names=ev.paths, preds=preds, targs=targs, few=learn.get_preds(dl=few)[0], pictures=all_values(pictures),
                 worst=learn.worst_pictures.found, statistics=[b.clone() for b in learn.model.buffers()])
 
+def curves(folder):
+    "The mean loss of each epoch, for a few seeds, of a network that normalizes by the pictures of its process"
+    losses = []
+    for seed in range(3):
+        learn = make(folder, arch='test_resnet', data=dict(seed=seed))
+        with learn.no_bar(): learn.fit(5, .05)
+        losses.append([sum(map(float, o))/len(o) for o in zip(*[iter(learn.recorder.losses)]*len(learn.dls.train))])
+    return dict(losses=losses)
+
 class Die(Callback):
     "Kill this process after a step, once"
     order = 99
@@ -127,6 +136,7 @@ def main(folder, out, *jobs):
         if what == 'case': got = case(folder, arg)
         if what == 'count': got = count(folder, out)
         if what == 'run': got = run(folder, out, arg)
+        if what == 'curves': got = curves(folder)
         if what == 'late': got = late(out)
         if rank() == 0: torch.save(got, out/f'{what}-{arg}.pt')
     wait_for_all('the end')

@@ -39,15 +39,16 @@ def _share(v): return f'{v:.0%}' if isinstance(v, (int, float)) else '–'
 class DashboardState:
     "What a dashboard knows of its runs, and what it can ask of them"
     def __init__(self,
-        source, # A learner, a run folder, or a list of run folders
+        source, # A learner, a run folder, a list of run folders, or what `launch(…, wait=False)` gives
         fit=None, # What Start does: a training method's name, or a function without arguments; None: there is no Start
         *args, # Of the method
         **kwargs # Of the method
     ):
-        is_learner = hasattr(source, 'dls')
+        is_learner, launched = hasattr(source, 'dls'), hasattr(source, 'process')
         self.learn, self.fit, self.args, self.kwargs = source if is_learner else None, fit, args, kwargs
         if fit is not None and not is_learner: raise InputError("A run folder cannot be started from here. Give the learner.")
-        self.training = getattr(source, 'background', None) or BackgroundFit(source) if is_learner else None
+        self.training = source if launched else None
+        if is_learner: self.training = getattr(source, 'background', None) or BackgroundFit(source)
         self.followers, self.lock, self.pictures = _followers(source), Lock(), None
         self.update()
 
@@ -83,7 +84,7 @@ class DashboardState:
     ):
         "Ask the training for something, here or in another process"
         if len(self.runs) > 1: raise InputError("Several runs are shown, and a request is for one. Make a dashboard of that run.")
-        if self.training and request == 'save' and not getattr(self.learn, 'run_folder', None):
+        if self.learn is not None and request == 'save' and not getattr(self.learn, 'run_folder', None):
             raise InputError("This learner has no folder to save in. Give it one: image_learner(…, run='runs/name').")
         if self.training: self.training.ask(request)
         else: ask_run(self.followers[0].run.path, request)
@@ -101,6 +102,7 @@ def _followers(source):
     if hasattr(source, 'dls'):
         run = getattr(source, 'run_folder', None)
         return [RunFollower(run.path) if run else LearnerFollower(source)]
+    if hasattr(source, 'process'): return [RunFollower(source.run)] # which it will write
     paths = [source] if isinstance(source, (str, Path, Run)) else list(source)
     if not paths: raise InputError("There is no run to show. Give a learner, a run folder, or several.")
     paths = [o.path if isinstance(o, Run) else Path(o) for o in paths]
@@ -254,7 +256,7 @@ class TrainingDashboard(Viewer):
     "Watch a training and steer it, from the notebook that runs it or from any other"
     title = 'Training'
     def __init__(self,
-        source, # A learner, a run folder, or a list of run folders
+        source, # A learner, a run folder, a list of run folders, or what `launch(…, wait=False)` gives
         fit=None, # What Start does: a training method's name, or a function without arguments
         *args, # Of the method
         **kwargs # Of the method
@@ -383,7 +385,7 @@ def _show_facts(self:TrainingDashboard):
 
 @patch
 def _show_worst(self:TrainingDashboard):
-    if self.state.training: self.printed.value = _printed_html(self.state.training.text)
+    if self.state.training: self.printed.value = _printed_html(self.state.training.text, self.state.learn is None)
     event = self.state.run.worst
     if self.gallery.value and event is self.shown: return
     self.shown = event
@@ -406,10 +408,11 @@ def _table_html(rows):
     body = ''.join(line('td', [swatch.format(series_color(i)) + o[0], *o[1:]]) for i, o in enumerate(body))
     return f'<table class="ic-table"><thead>{line("th", head)}</thead><tbody>{body}</tbody></table>'
 
-def _printed_html(text):
+def _printed_html(text, is_open): # of other processes all is shown at once
     if not text: return ''
     n = len(text.splitlines())
-    return f'<details><summary>What the training printed: {n} lines</summary><pre tabindex="0">{escape(text)}</pre></details>'
+    head = f'<details{" open" if is_open else ""}><summary>What the training printed: {n} lines</summary>'
+    return f'{head}<pre tabindex="0">{escape(text)}</pre></details>'
 
 # %% ../../nbs/72_widgets.training.ipynb #15f2d938
 @patch
