@@ -11,6 +11,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from uuid import uuid4
 
 from fastcore.basics import patch
@@ -32,7 +33,7 @@ class Edits:
         who:str|None=None, # Noted with each edit
     ):
         self.file, found = _place(Path(where))
-        self.root, self.who, self.session = Path(root or found), who, uuid4().hex[:8]
+        self.root, self.who, self.session, self.known = Path(root or found), who, uuid4().hex[:8], _Known()
 
     def names_of(self,
         pictures, # Paths, or names below `root`
@@ -63,13 +64,43 @@ def _place(path): # of the log, and of the data
 @patch
 def events(self:Edits) -> list: # dicts, in order
     "All that was ever noted, what was taken back included"
-    if not self.file.is_file(): return []
-    return _read_events(self.file.read_bytes())[0]
+    return self._look()[0]
 
 @patch(as_prop=True)
 def damaged(self:Edits) -> int: # Lines that cannot be read
     "How many lines of the log are lost"
-    return _read_events(self.file.read_bytes())[1] if self.file.is_file() else 0
+    return self._look()[1]
+
+@patch
+def _look(self:Edits):
+    try:
+        with open(self.file, 'rb') as f: return self.known.look(f)
+    except FileNotFoundError: return [], 0
+
+class _Known: # what was read of a log
+    def __init__(self):
+        self.lock = Lock() # threads share it
+        self.begin()
+
+    def begin(self): self.events, self.lost, self.place, self.end = [], 0, 0, b'' # the last: what is just before the place
+
+    def look(self, f): # all events, and how many lines are none
+        with self.lock: return self._look(f)
+
+    def _look(self, f):
+        f.seek(self.place - len(self.end))
+        data = f.read()
+        if not data.startswith(self.end): # it was replaced
+            self.begin()
+            f.seek(0)
+            data = f.read()
+        whole, _, cut = data.rpartition(b'\n')
+        new, lost = _read_events(whole[len(self.end):])
+        self.events, self.lost = self.events + new, self.lost + lost
+        self.place += len(data) - len(cut) - len(self.end)
+        self.end = data[:len(data) - len(cut)][-256:]
+        last, odd = _read_events(cut) # somebody may be writing it
+        return self.events + last, self.lost + odd
 
 def _read_events(data):
     found = [_event(o) for o in data.split(b'\n') if o.strip()]
@@ -126,22 +157,44 @@ def _carried_out(events): # by moving files
 
 # %% ../nbs/57_edits.ipynb #9e704bb5
 @patch
+def add_all(self:Edits,
+    changes, # `(picture, field, old, new)`, as for `add`
+    why:str='', # The reason, in a few words
+    action:str|None=None, # The same for all that is done at once, and taken back at once; None: each stands by itself
+) -> list: # The edits, as they were written
+    "Note changes, unless another edit of one of these pictures came between; all of them, or none"
+    changes = list(changes)
+    if not changes: return []
+    made = [(name, *o[1:]) for name, o in zip(self.names_of([o[0] for o in changes]), changes)]
+    for o in made: _check_values(*o)
+    with appending(self.file) as f:
+        _check_seen(made, _standing(self.known.look(f)[0]))
+        also = (dict(action=action) if action else {}) | self._signature()
+        events = [dict(zip(_PARTS, (uuid4().hex[:12], *o, why))) | also for o in made]
+        append_line(f, b'\n'.join(json.dumps(o).encode() for o in events))
+    return events
+
+_PARTS = 'edit', 'picture', 'field', 'old', 'new', 'why'
+
+def _check_seen(made, standing): # each knows what it replaces
+    last = {(o['picture'], o['field']): o for o in standing}
+    for name, field, old, new in made:
+        before = last.get((name, field))
+        if before and before['new'] != old:
+            raise EditConflict(_CONFLICT.format(name=name, field=field, old=old, **_told(before)))
+        last[name, field] = dict(new=new, edit='')
+
+@patch
 def add(self:Edits,
     picture, # A path, or a name below `root`
     field:str, # One of `FIELDS`
     old, # What it is now
     new, # What it shall be
     why:str='', # The reason, in a few words
-    action:str|None=None, # The same for all that is done at once, and taken back at once; None: the edit stands by itself
+    action:str|None=None, # As for `add_all`
 ) -> dict: # The edit, as it was written
     "Note a change, unless another edit came between"
-    name = self.names_of([picture])[0]
-    _check_values(name, field, old, new)
-    with appending(self.file) as f:
-        last = next((o for o in reversed(_standing(_all_events(f))) if (o['picture'], o['field']) == (name, field)), None)
-        if last and last['new'] != old: raise EditConflict(_CONFLICT.format(name=name, field=field, old=old, **_told(last)))
-        event = dict(edit=uuid4().hex[:12], picture=name, field=field, old=old, new=new, why=why)
-        return _append(f, event | (dict(action=action) if action else {}) | self._signature())
+    return self.add_all([(picture, field, old, new)], why, action)[0]
 
 # %% ../nbs/57_edits.ipynb #e2d1afe5
 _CONFLICT = ("The {field} of '{name}' is {new!r} by now, and not {old!r}: it was changed at {when}{by}. "
@@ -164,10 +217,6 @@ def _check_values(name, field, old, new):
 # %% ../nbs/57_edits.ipynb #b8fe1fcc
 @patch
 def _signature(self:Edits): return dict(time=round(time.time(), 3), who=self.who, session=self.session)
-
-def _all_events(f):
-    f.seek(0)
-    return _read_events(f.read())[0]
 
 def _append(f, event):
     append_line(f, json.dumps(event).encode())
@@ -210,7 +259,7 @@ def undo(self:Edits,
 ) -> dict: # What was taken back
     "Take an edit back"
     with appending(self.file) as f:
-        events = _all_events(f)
+        events = self.known.look(f)[0]
         standing = _standing(events)
         last = _last_of(standing, edit, self.file)
         _check_in_place([last], events)
@@ -253,7 +302,7 @@ def undo_action(self:Edits,
 ) -> list: # The edits that were taken back; empty if none of the action stands any more
     "Take back all that was done at once, or nothing of it"
     with appending(self.file) as f:
-        events = _all_events(f)
+        events = self.known.look(f)[0]
         standing = _standing(events)
         found = _actions(standing).get(action, []) if action else self._newest_action(standing)
         _check_newest(found, standing)

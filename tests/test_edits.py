@@ -104,6 +104,35 @@ def test_foreign_lines_are_passed_over(tmp_path, junk):
     edits.relabel('1', 'a', 'b')
     assert len(net(edits)) == 2 and edits.damaged == 1
 
+def test_all_that_is_done_at_once_or_nothing(tmp_path, monkeypatch):
+    edits, synced = Edits(tmp_path, who='ann'), []
+    monkeypatch.setattr(os, 'fsync', synced.append)
+    made = edits.add_all([(f'{i}', 'label', 'a', 'b') for i in range(50)] + [('0', 'ignore', False, True)], 'why', 'key')
+    assert len(synced) == 1 and edits.standing() == made and {o['action'] for o in made} == {'key'}
+    for odd in (('7', 'label', 'a', 'c'), ('new', 'lable', 'a', 'b'), ('new', 'label', 'b', 'b')):
+        with pytest.raises(InputError): edits.add_all([('fine', 'label', 'a', 'b'), odd])
+    with pytest.raises(EditConflict): edits.add_all([('x', 'label', 'a', 'b'), ('x', 'label', 'a', 'c')])
+    assert edits.standing() == made == Edits(tmp_path).standing() and edits.add_all([]) == []
+
+def test_lines_that_were_read_are_not_read_again(tmp_path, monkeypatch):
+    from imgcls_nb import edits as module
+    edits, real, seen = Edits(tmp_path), module._event, []
+    edits.add_all([(f'{i}', 'label', 'a', 'b') for i in range(500)])
+    assert len(edits.standing()) == 500
+    monkeypatch.setattr(module, '_event', lambda line: [seen.append(line), real(line)][1])
+    edits.relabel('x', 'a', 'b')
+    edits.undo()
+    assert len(edits.standing()) == 500 and len(seen) == 2, "its own edit, and the line that takes it back"
+
+@pytest.mark.parametrize('n', [0, 1, 20, 70])
+def test_a_log_that_was_replaced_is_read_anew(tmp_path, n):
+    edits, other = Edits(tmp_path), Edits(tmp_path/'other.jsonl')
+    for i in range(20): edits.relabel(f'{i}', 'a', 'b')
+    for i in range(n): other.relabel(f'other {i}', 'a', 'b')
+    assert len(edits.standing()) == 20
+    edits.file.write_bytes(other.file.read_bytes() if n else b'') # the same file on the disk, shorter, as long, or longer
+    assert edits.standing() == other.standing()
+
 WRITER = """
 import sys
 from imgcls_nb.edits import EditConflict, Edits

@@ -149,6 +149,14 @@ def test_a_selection_is_one_undo(gallery):
     gallery.press('u')
     assert not any(gallery.standing(i).kind for i in range(5)) and gallery.at == 0
 
+def test_a_page_is_decided_and_taken_back_in_one_write_each(gallery, monkeypatch):
+    synced, edits = [], gallery.decisions.edits
+    monkeypatch.setattr('os.fsync', synced.append)
+    for key in 'ax': gallery.press(key)
+    assert len(synced) == 1 and len(edits.standing()) == 8
+    gallery.press('u')
+    assert len(synced) == 2 and not edits.standing()
+
 def test_undo_goes_back_through_everything(gallery):
     keys = [*'123', 'x', 'm', *'321', 'x', 'm', *'231']
     before = [gallery.standing(i) for i in range(50)]

@@ -203,13 +203,9 @@ class Decisions:
         why:str, # Noted with each
     ):
         "Note one action, whatever number of pictures it concerns"
-        action, first = uuid4().hex[:12], None
-        try:
-            for i, *change in changes:
-                self.edits.add(self.key(i), *change, why, action)
-                first = i if first is None else first
-        finally:
-            if first is not None: self.actions.append((action, first))
+        action = uuid4().hex[:12]
+        self.edits.add_all([(self.key(i), *change) for i, *change in changes], why, action)
+        if changes: self.actions.append((action, changes[0][0]))
 
     def undo(self) -> tuple: # Names of the pictures, and the position of the first, where it is known
         "Take back the last action that stands; when none of this viewer is left, that of earlier ones"
@@ -309,7 +305,7 @@ class Gallery(Pages):
         made = [(i, *o) for i in todo for o in changes(i, self._as_seen(i)) if self.standing(i).value(o[0]) != o[2]]
         try: self.decisions.decide(made, self.why)
         except Exception:
-            self._tell(self.marked) # some may have been noted before one failed
+            self._tell(self.marked) # somebody else may have decided
             raise
         names = [self.pics.names[i] for i in dict.fromkeys(o[0] for o in made)]
         self.says = f'{_some(names)}: {says}' if made else f'Nothing to change: {says}.'
