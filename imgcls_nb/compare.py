@@ -13,6 +13,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from .core import InputError, did_you_mean
+from .evaluate import evaluate
 from .evaluation import Evaluation
 from .intervals import Interval, bootstrap
 
@@ -89,12 +90,13 @@ class Comparison:
 
 # %% ../nbs/56_compare.ipynb #9abfcc94
 def compare(
-    a:Evaluation, # One, usually the older
-    b:Evaluation, # The other
+    a, # One, usually the older: an `Evaluation`, or what `evaluate` makes one of, such as a run folder
+    b, # The other
     names:tuple=('a', 'b'), # What to call them
 ) -> Comparison:
     "Compare two networks picture by picture"
     if len(set(names)) != 2: raise InputError(f"names={names!r} does not tell two networks apart. Give two names.")
+    a, b = (o if isinstance(o, Evaluation) else evaluate(o) for o in (a, b))
     places, (of_a, of_b) = _places(a, b), common_pictures(a, b)
     odd = np.flatnonzero(a.targs[of_a] != places[b.targs[of_b]])
     if len(odd):

@@ -9,6 +9,7 @@ __all__ = ['FIELDS', 'EditConflict', 'Edits', 'Change']
 import json
 import os
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -17,7 +18,7 @@ from uuid import uuid4
 from fastcore.basics import patch
 
 from .core import InputError, did_you_mean
-from .files import append_line, appending
+from .files import append_line, appending, in_words
 
 # %% ../nbs/57_edits.ipynb #8d9e1a80
 FIELDS = dict(label='its class', ignore='whether it is left out', split="'train' or 'valid'")
@@ -115,7 +116,7 @@ def _event(line):
 
 # %% ../nbs/57_edits.ipynb #ee946294
 @patch
-def standing(self:Edits) -> list: # dicts: edit, picture, field, old, new, why, time, who, session, perhaps action
+def standing(self:Edits) -> list: # dicts: edit, picture, field, old, new, why, time, who, session, and in newer logs action
     "The edits that were not taken back, in order"
     return _standing(self.events())
 
@@ -157,44 +158,37 @@ def _carried_out(events): # by moving files
 
 # %% ../nbs/57_edits.ipynb #9e704bb5
 @patch
-def add_all(self:Edits,
-    changes, # `(picture, field, old, new)`, as for `add`
-    why:str='', # The reason, in a few words
-    action:str|None=None, # The same for all that is done at once, and taken back at once; None: each stands by itself
-) -> list: # The edits, as they were written
-    "Note changes, unless another edit of one of these pictures came between; all of them, or none"
-    changes = list(changes)
-    if not changes: return []
-    made = [(name, *o[1:]) for name, o in zip(self.names_of([o[0] for o in changes]), changes)]
-    for o in made: _check_values(*o)
-    with appending(self.file) as f:
-        _check_seen(made, _standing(self.known.look(f)[0]))
-        also = (dict(action=action) if action else {}) | self._signature()
-        events = [dict(zip(_PARTS, (uuid4().hex[:12], *o, why))) | also for o in made]
-        append_line(f, b'\n'.join(json.dumps(o).encode() for o in events))
-    return events
-
-_PARTS = 'edit', 'picture', 'field', 'old', 'new', 'why'
-
-def _check_seen(made, standing): # each knows what it replaces
-    last = {(o['picture'], o['field']): o for o in standing}
-    for name, field, old, new in made:
-        before = last.get((name, field))
-        if before and before['new'] != old:
-            raise EditConflict(_CONFLICT.format(name=name, field=field, old=old, **_told(before)))
-        last[name, field] = dict(new=new, edit='')
-
-@patch
 def add(self:Edits,
     picture, # A path, or a name below `root`
     field:str, # One of `FIELDS`
     old, # What it is now
     new, # What it shall be
     why:str='', # The reason, in a few words
-    action:str|None=None, # As for `add_all`
 ) -> dict: # The edit, as it was written
     "Note a change, unless another edit came between"
-    return self.add_all([(picture, field, old, new)], why, action)[0]
+    return self.add_all([(picture, field, old, new)], why)[0]
+
+@patch
+def add_all(self:Edits,
+    changes, # `(picture, field, old, new)` of each
+    why:str='', # The reason, in a few words
+) -> list: # The edits, as they were written
+    "Note several changes as one action: all of them, or none if another edit came between"
+    changes = list(changes)
+    todo = [(name, *o[1:]) for name, o in zip(self.names_of([o[0] for o in changes]), changes)]
+    if not todo: return []
+    for o in todo: _check_values(*o)
+    shared = dict(why=why, action=uuid4().hex[:12]) | self._signature()
+    with _writing(self.file) as f:
+        now = {(o['picture'], o['field']): o for o in _standing(self.known.look(f)[0])}
+        made = []
+        for name, field, old, new in todo:
+            last = now.get((name, field))
+            if last and last['new'] != old: raise EditConflict(_CONFLICT.format(name=name, field=field, old=old, **_told(last)))
+            now[name, field] = dict(edit=uuid4().hex[:12], picture=name, field=field, old=old, new=new) | shared
+            made.append(now[name, field])
+        _append(f, made)
+    return made
 
 # %% ../nbs/57_edits.ipynb #e2d1afe5
 _CONFLICT = ("The {field} of '{name}' is {new!r} by now, and not {old!r}: it was changed at {when}{by}. "
@@ -218,9 +212,16 @@ def _check_values(name, field, old, new):
 @patch
 def _signature(self:Edits): return dict(time=round(time.time(), 3), who=self.who, session=self.session)
 
-def _append(f, event):
-    append_line(f, json.dumps(event).encode())
-    return event
+@contextmanager
+def _writing(file):
+    try:
+        with appending(file) as f: yield f
+    except OSError as e:
+        raise InputError(f"Nothing can be noted in '{file}': {in_words(e)}, or note edits elsewhere: "
+                         "Edits('my-edits.jsonl', root='the folder of the pictures').") from e
+
+def _append(f, events):
+    if events: append_line(f, '\n'.join(map(json.dumps, events)).encode())
 
 # %% ../nbs/57_edits.ipynb #f99a0d89
 @patch
@@ -258,34 +259,35 @@ def undo(self:Edits,
     edit:str|None=None, # Which one; None: the newest that stands
 ) -> dict: # What was taken back
     "Take an edit back"
-    with appending(self.file) as f:
-        events = self.known.look(f)[0]
-        standing = _standing(events)
-        last = _last_of(standing, edit, self.file)
-        _check_in_place([last], events)
-        _append(f, dict(undo=last['edit']) | self._signature())
-    return last
+    return self.undo_all([edit])[0]
 
-def _check_in_place(edits, events):
-    done = _carried_out(events)
-    for o in edits:
-        if o['edit'] in done:
-            raise InputError(f"'{o['picture']}' has been moved for this edit. Take the move back first, with revert_moves.")
+@patch
+def undo_all(self:Edits,
+    edits, # Which ones, the newest first; None among them: the newest that stands
+) -> list: # What was taken back
+    "Take several edits back: all of them, or none"
+    with _writing(self.file) as f: return self._take_back(f, self.known.look(f)[0], edits)
+
+@patch
+def _take_back(self:Edits, f, events, edits):
+    standing, carried, taken = _standing(events), _carried_out(events), []
+    for edit in edits:
+        last = _last_of(standing, edit, self.file)
+        if last['edit'] in carried:
+            raise InputError(f"'{last['picture']}' has been moved for this edit. Take the move back first, with revert_moves.")
+        standing.remove(last)
+        taken.append(last)
+    _append(f, [dict(undo=o['edit']) | self._signature() for o in taken])
+    return taken
 
 def _last_of(standing, edit, file): # the edit to take back
     found = standing[-1:] if edit is None else [o for o in standing if o['edit'] == edit]
     if not found: raise InputError(f"'{file}' has no edit {'to take back' if edit is None else repr(edit) + ' that stands'}.")
-    _check_newest(found, standing)
-    return found[0]
+    last = next(o for o in reversed(standing) if (o['picture'], o['field']) == (found[0]['picture'], found[0]['field']))
+    if last is found[0]: return last
+    raise EditConflict(f"'{last['picture']}' was edited again after that. Take that back first: undo('{last['edit']}').")
 
-def _check_newest(edits, standing): # nothing was built on them, but what is among them
-    place = lambda o: (o['picture'], o['field'])
-    newest, ids = {place(o): o for o in standing}, {o['edit'] for o in edits}
-    for o in (newest[place(o)] for o in edits):
-        if o['edit'] not in ids:
-            raise EditConflict(f"'{o['picture']}' was edited again after that. Take that back first: undo('{o['edit']}').")
-
-# %% ../nbs/57_edits.ipynb #3665bc47
+# %% ../nbs/57_edits.ipynb #02d7ac0d
 @patch
 def actions(self:Edits) -> list: # Of lists of edits, the oldest first
     "What stands, the edits of one action together"
@@ -301,15 +303,11 @@ def undo_action(self:Edits,
     action:str|None=None, # Which one; None: the newest that `who` made and that stands
 ) -> list: # The edits that were taken back; empty if none of the action stands any more
     "Take back all that was done at once, or nothing of it"
-    with appending(self.file) as f:
+    with _writing(self.file) as f:
         events = self.known.look(f)[0]
         standing = _standing(events)
         found = _actions(standing).get(action, []) if action else self._newest_action(standing)
-        _check_newest(found, standing)
-        _check_in_place(found, events)
-        undone = [json.dumps(dict(undo=o['edit']) | self._signature()).encode() for o in found]
-        if undone: append_line(f, b'\n'.join(undone))
-    return found
+        return self._take_back(f, events, [o['edit'] for o in reversed(found)])[::-1]
 
 @patch
 def _newest_action(self:Edits, standing):

@@ -1,5 +1,6 @@
 "The viewers of pictures in JupyterLab, as a person uses them: clicks, keys, and what is in the files afterwards"
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from browsing import (
     needs_browser,
     open_notebook,
     run_all_cells,
+    save,
     set_theme,
     violations,
     wait_for,
@@ -63,9 +65,14 @@ def work(tmp_path_factory):
     return folder
 
 @pytest.fixture(scope='module')
-def page(work):
+def url(work):
     write_notebook(work/'viewers.ipynb', *CELLS)
-    with jupyter(work) as url, chromium() as page:
+    write_notebook(work/'other.ipynb', IMPORTS, CELLS[1].replace('confusion.jsonl', 'other.jsonl'))
+    with jupyter(work, 'notebook' if find_spec('notebook') else 'lab') as url: yield url # which serves Lab as well
+
+@pytest.fixture(scope='module')
+def page(url):
+    with chromium() as page:
         open_notebook(page, url, 'viewers.ipynb')
         run_all_cells(page)
         failed = errors(page)
@@ -83,10 +90,11 @@ class Viewer:
     def note(self): return self.text('.ic-note')
     def at(self): return self.box.locator('.icd-at').get_attribute('title')
 
+    def height(self): return self.box.bounding_box()['height']
+
     def press(self, key): # and wait for the answer, as a person does
-        before = self.box.locator('.icd').inner_html()
         self.page.keyboard.press(key)
-        wait_for(lambda: self.box.locator('.icd').inner_html() != before, 10, f'an answer to {key}')
+        self.box.locator('.icd-grid[aria-busy=false]').wait_for(timeout=10_000)
 
 def read_list(file):
     rows = [line.rsplit(' ', 1) for line in Path(file).read_text().splitlines()]
@@ -103,7 +111,8 @@ def test_a_cell_shows_its_pictures_and_a_digit_repairs_one(page, work):
     from imgcls_nb.evaluation import Evaluation
     from imgcls_nb.widgets.confusion import Navigator
     ev, viewer = Evaluation.load(work/'ev'), Viewer(page, 0)
-    cm = ev.confusion_matrix()
+    assert set(viewer.names()) <= {ev.paths[i] for i in np.flatnonzero(~ev.correct)}, 'mistakes, to begin with'
+    cm, height = ev.confusion_matrix(), viewer.height()
     np.fill_diagonal(cm, 0)
     truth, guess = np.unravel_index(cm.argmax(), cm.shape)
     order = Navigator(ev).order.tolist()
@@ -115,8 +124,8 @@ def test_a_cell_shows_its_pictures_and_a_digit_repairs_one(page, work):
     page.wait_for_timeout(300) # plotly looks where the mouse rests
     page.mouse.click(x, y)
     want = {ev.paths[i] for i in np.flatnonzero((ev.targs == truth) & (ev.preds == guess))}
-    wait_for(lambda: viewer.names(), 10, 'pictures')
-    assert len(viewer.names()) == len(want) and set(viewer.names()) == want
+    wait_for(lambda: 'taken for' in viewer.text('.icd-status'), 10, 'the cell')
+    assert len(viewer.names()) == len(want) and set(viewer.names()) == want and viewer.height() == height
     viewer.box.locator('.icd-grid').focus()
     name, before = viewer.at(), read_list(work/'shapes/train_list.txt')
     viewer.press(str(guess + 1))
@@ -139,6 +148,10 @@ def test_twenty_wrong_labels_are_repaired_by_keyboard(page, work):
         left -= {name}
         if not left: break
     assert not left
+    height = viewer.height()
+    page.keyboard.press('9')
+    wait_for(lambda: viewer.note().startswith('No class has the digit 9'), 10, 'the error')
+    assert viewer.height() == height, 'an error moves nothing'
     assert apply(work, 'cleaner.jsonl', 'clean.txt') == right
     cells = page.locator('.jp-Notebook:visible .jp-Cell').count()
     assert cells == len(CELLS), 'no key reached the notebook'
@@ -161,6 +174,49 @@ def test_the_first_guess_is_the_predictors(page, work):
     plain = viewer.box.locator('.ict img').get_attribute('src')
     viewer.box.locator('input[type=checkbox]').check()
     wait_for(lambda: viewer.box.locator('.ict img').get_attribute('src') != plain, 10, 'what it looked at')
+
+def test_the_cursor_stays_in_sight_in_a_small_window(page):
+    viewer = Viewer(page, 1)
+    page.set_viewport_size(dict(width=1100, height=760))
+    try:
+        viewer.box.locator('.icd-grid').focus()
+        for key in ('Home', 'ArrowDown', 'ArrowDown', 'ArrowDown', 'ArrowLeft'):
+            viewer.press(key)
+            for css in ('.icd-at', '.icd-big', '.icd-chip[aria-pressed=true]'): # where, what, and which class
+                place = viewer.box.locator(css).bounding_box()
+                assert place['y'] > 0 and place['y'] + place['height'] < 760, key
+    finally: page.set_viewport_size(dict(width=1300, height=6000))
+
+def test_a_reload_finds_the_viewers_again(page, url):
+    save(page)
+    page.wait_for_timeout(500)
+    page.goto('about:blank')
+    open_notebook(page, url, 'viewers.ipynb', reset=False)
+    wait_for(lambda: page.locator('.icd').count() == 4, 60, 'four viewers')
+    viewer = Viewer(page, 0)
+    wait_for(lambda: viewer.box.locator('.heatmaplayer text').count() >= 3, 30, 'the counts in the matrix')
+    viewer.box.get_by_label('Most confused pairs').select_option(index=1)
+    wait_for(lambda: 'taken for' in viewer.text('.icd-status') and viewer.names(), 10, 'the pictures of a pair')
+
+@pytest.mark.skipif(not find_spec('notebook'), reason='needs Notebook 7')
+def test_notebook_7_repairs_and_takes_back(page, url, work):
+    other = page.context.new_page()
+    open_notebook(other, url, 'other.ipynb', app='notebook')
+    run_all_cells(other)
+    wait_for(lambda: other.locator('.icd-card').count() and other.locator('.js-plotly-plot .nsewdrag').count(), 60, 'the viewer')
+    viewer, log = Viewer(other, 0), work/'other.jsonl'
+    viewer.box.get_by_label('Most confused pairs').select_option(index=0)
+    wait_for(lambda: 'taken for' in viewer.text('.icd-status'), 10, 'a pair')
+    viewer.box.locator('.icd-grid').focus()
+    name, before = viewer.at(), read_list(work/'shapes/train_list.txt')
+    new = next(i for i, o in enumerate(KINDS) if o != before[name])
+    viewer.press(str(new + 1))
+    assert json.loads(log.read_text())['new'] == KINDS[new] and apply(work, log, 'other.txt') == before | {name: KINDS[new]}
+    viewer.press('u')
+    assert viewer.at() == name and apply(work, log, 'again.txt') == before
+    assert other.locator('.jp-Cell').count() == 2 and violations(other) == []
+    other.screenshot(path=work/'notebook.png')
+    other.close()
 
 def test_deleted_pictures_have_a_place(page, work):
     from imgcls_nb.evaluation import Evaluation

@@ -84,6 +84,14 @@ def test_what_is_no_edit(tmp_path, args, says):
     with pytest.raises(InputError, match=says): Edits(tmp_path).add(*args)
     assert not (tmp_path/'edits.jsonl').exists()
 
+@pytest.mark.parametrize('do', [lambda o: o.relabel('a.png', 'x', 'y'), lambda o: o.undo()])
+def test_where_nothing_may_be_written_it_is_said(tmp_path, monkeypatch, do):
+    import errno
+    def refuse(path): raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+    edits = Edits(tmp_path)
+    monkeypatch.setattr('imgcls_nb.edits.appending', refuse)
+    with pytest.raises(InputError, match='nothing may be written there.*elsewhere'): do(edits)
+
 def test_a_cut_last_line_costs_only_itself(tmp_path):
     edits = Edits(tmp_path)
     for i in range(3): edits.relabel(f'{i}', 'a', 'b')
@@ -107,8 +115,8 @@ def test_foreign_lines_are_passed_over(tmp_path, junk):
 def test_all_that_is_done_at_once_or_nothing(tmp_path, monkeypatch):
     edits, synced = Edits(tmp_path, who='ann'), []
     monkeypatch.setattr(os, 'fsync', synced.append)
-    made = edits.add_all([(f'{i}', 'label', 'a', 'b') for i in range(50)] + [('0', 'ignore', False, True)], 'why', 'key')
-    assert len(synced) == 1 and edits.standing() == made and {o['action'] for o in made} == {'key'}
+    made = edits.add_all([(f'{i}', 'label', 'a', 'b') for i in range(50)] + [('0', 'ignore', False, True)], 'why')
+    assert len(synced) == 1 and edits.standing() == made and len({o['action'] for o in made}) == 1
     for odd in (('7', 'label', 'a', 'c'), ('new', 'lable', 'a', 'b'), ('new', 'label', 'b', 'b')):
         with pytest.raises(InputError): edits.add_all([('fine', 'label', 'a', 'b'), odd])
     with pytest.raises(EditConflict): edits.add_all([('x', 'label', 'a', 'b'), ('x', 'label', 'a', 'c')])
@@ -209,6 +217,46 @@ def test_folders_become_a_list(pictures, tmp_path):
     shown = {pics.name(i): pics.vocab[pics.labels[i]] for i in range(len(pics))}
     want = {o: o.split('/')[0] for o in before if o != 'square/001.png'} | {'circle/000.png': 'square'}
     assert shown == want and contents(pictures) == before
+
+def write_table(pictures, file, split=False, extra=''): # of folders
+    names = [o.relative_to(pictures).as_posix() for o in sorted(pictures.rglob('*.png'))]
+    sides = ['val' if i % 3 == 0 else 'train' for i in range(len(names))]
+    rows = [[o, o.split('/')[0], *([side] if split else []), f'note {i}'] for i, (o, side) in enumerate(zip(names, sides))]
+    head = ['file', 'class', *(['split'] if split else []), 'remark']
+    file.write_text('\n'.join(','.join(o) for o in [head, *rows]) + '\n' + extra)
+    return names
+
+@pytest.mark.parametrize('split', [False, True])
+def test_a_table_stays_a_table(pictures, tmp_path, split):
+    import pandas as pd
+    names = write_table(pictures, pictures/'labels.csv', split, 'gone.png,circle,test,kept\n' if split else '')
+    edits = Edits(pictures)
+    edits.relabel(names[1], 'circle', 'square')
+    edits.ignore(names[2])
+    if split: edits.move(names[3], 'valid', 'train')
+    before = (pictures/'labels.csv').read_bytes()
+    revision = apply_edits(pictures/'labels.csv', edits, tmp_path/'new/labels.csv')
+    assert len(revision.diff) == (5 if split else 3) and (pictures/'labels.csv').read_bytes() == before
+    old, new = (pd.read_csv(o, dtype=str).set_index('remark') for o in (pictures/'labels.csv', tmp_path/'new/labels.csv'))
+    assert list(old.columns) == list(new.columns) and set(old.index) - set(new.index) == {'note 2'}
+    changed = new.drop(columns='file').compare(old.drop(index='note 2', columns='file')).index
+    assert list(changed) == ['note 1', 'note 3'][:1 + split] and new['class']['note 1'] == 'square'
+    if split: assert new['split']['note 3'] == 'train' and new['split']['kept'] == 'test'
+    again = lists_of(tmp_path/'new/labels.csv')
+    assert sum(map(len, again.values())) == len(names) - 1 and list(again) == (['train', 'valid'] if split else ['all'])
+    assert revision.plan == dict(path=str(tmp_path/'new/labels.csv')) and find_pictures(DataPlan(**revision.plan))
+
+def test_folders_and_splits_become_a_table(pictures, tmp_path):
+    names = sorted(o.relative_to(pictures).as_posix() for o in pictures.rglob('*.png'))
+    edits = Edits(pictures)
+    edits.relabel(names[0], 'circle', 'square')
+    apply_edits(pictures, edits, pictures/'mended.csv')
+    assert (pictures/'mended.csv').read_text().splitlines()[:2] == ['image,label', f'{names[0]},square'], 'names below it'
+    sides = find_pictures(DataPlan(str(pictures), valid=.25))
+    told = str(apply_edits(sides, edits, tmp_path/'split.tsv'))
+    assert 'split.tsv, train:' in told and 'split.tsv, valid:' in told
+    assert [len(o) for o in lists_of(tmp_path/'split.tsv').values()] == [len(o) for o in sides]
+    with pytest.raises(InputError, match='exists'): apply_edits(sides, edits, tmp_path/'split.tsv')
 
 def test_twenty_planted_errors_are_repaired(pictures, tmp_path): # the new list equals the true one
     true = read_class_folders(pictures)

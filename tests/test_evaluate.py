@@ -358,6 +358,11 @@ def test_a_name_that_comes_twice_is_matched_in_order(capsys):
 def test_what_cannot_be_compared(b, says):
     with pytest.raises(InputError, match=says): compare(told('aab', 'aaa'), b)
 
+def test_paths_are_compared_as_well(tmp_path):
+    for o in 'ab': made().save(tmp_path/o)
+    assert len(compare(tmp_path/'a', str(tmp_path/'b'))) == len(made())
+    with pytest.raises(InputError, match='There is no'): compare(made(), tmp_path/'gone')
+
 def test_two_names_tell_apart():
     with pytest.raises(InputError, match='does not tell two networks apart'): compare(made(), made(), ('x', 'x'))
 

@@ -13,7 +13,7 @@ from imgcls_nb.edits import EditConflict, Edits
 from imgcls_nb.evaluation import Evaluation
 from imgcls_nb.widgets.confusion import CELLS, COLOURS, NAMED, ConfusionMap, ConfusionViewer, Grid, Navigator
 from imgcls_nb.widgets.desk import Desk
-from imgcls_nb.widgets.gallery import DIGITS, Gallery, Judged, Pages, edits_of, judged_of
+from imgcls_nb.widgets.gallery import DIGITS, Gallery, Judged, Pages, edits_of, judged_of, page_starts
 from imgcls_nb.widgets.looks import Note
 from imgcls_nb.widgets.losses import TopLosses
 
@@ -56,6 +56,25 @@ def test_every_picture_is_on_one_page(n, per_page, pages):
         o.turn(1)
         seen += [*o.on_page]
     assert seen == list(range(n))[::-1]
+
+@pytest.mark.parametrize('groups, starts', [
+    (None, [0, 8, 16]), ([], [0]), ([3, 5, 2], [0, 8]), ([3, 6, 2], [0, 3]), ([8, 8], [0, 8]), ([2, 20, 3], [0, 2, 10, 18]),
+    ([20], [0, 8, 16]), ([2]*10, [0, 8, 16])])
+def test_what_belongs_together_is_on_one_page(groups, starts):
+    n = sum(groups) if groups is not None else 20
+    assert page_starts(n, 8, groups).tolist() == starts
+    pages = Pages(judged(), per_page=8)
+    pages.show(np.arange(n), groups=groups)
+    seen = []
+    for k, start in enumerate(starts):
+        assert (pages.page, pages.first) == (k, start) and len(pages.on_page) <= 8
+        seen += pages.on_page.tolist()
+        pages.point(len(pages.on_page) - 1)
+        assert pages.page == k and pages.at == start + max(0, len(pages.on_page) - 1)
+        pages.turn(1)
+    assert seen == list(range(n)) and pages.n_pages == len(starts)
+    pages.turn(-len(starts))
+    assert pages.at == 0
 
 @pytest.mark.parametrize('keys, at', [
     (['ArrowRight'], 1), (['ArrowLeft'], 0), (['ArrowDown'], 4), (['ArrowDown', 'ArrowUp'], 0), (['End'], 49),
@@ -217,8 +236,40 @@ def test_decisions_survive_the_kernel(gallery):
     again = Gallery(gallery.pics, Edits(gallery.decisions.edits.file), per_page=8)
     again.show(np.arange(50))
     assert again.standing(0).ignored
-    again.press('u') # without a memory of its own: the last edit of the log
-    assert not again.standing(0).ignored and not gallery.standing(0).ignored
+    again.press('End')
+    again.press('u') # without a memory of its own: the last action of the log
+    assert again.at == 0 and not again.standing(0).ignored and not gallery.standing(0).ignored
+
+def test_an_action_is_one_undo_also_after_a_restart(gallery):
+    for label in ('circle', 'square'):
+        gallery.select_page()
+        gallery.relabel(label)
+    assert len({o['action'] for o in log(gallery)}) == 2
+    again = Gallery(gallery.pics, Edits(gallery.decisions.edits.file), per_page=8)
+    again.show(np.arange(50))
+    again.undo()
+    assert all(again.standing(i).label == 'circle' for i in range(8)) and 'Taken back' in again.says
+    again.undo()
+    assert not any(again.standing(i).kind for i in range(8))
+    with pytest.raises(InputError, match='to take back'): again.undo()
+
+def test_all_of_an_action_is_noted_or_nothing(gallery):
+    other = Edits(gallery.decisions.edits.file)
+    wrong = next(o for o in KINDS if o != gallery.pics.label(3))
+    other.relabel(gallery.pics.names[3], gallery.pics.label(3), wrong)
+    changes = [(i, 'label', gallery.pics.label(i), next(o for o in KINDS if o not in (gallery.pics.label(i), wrong)))
+               for i in range(5)] # as it was before the other came
+    with pytest.raises(EditConflict): gallery.decisions.decide([o for o in changes if o[2] != o[3]], 'test')
+    assert len(log(gallery)) == 1 and not gallery.decisions.actions
+
+def test_what_another_viewer_took_back_is_passed_over(gallery):
+    for _ in range(2): gallery.ignore()
+    other = Gallery(gallery.pics, Edits(gallery.decisions.edits.file))
+    other.show(np.arange(50))
+    other.undo()
+    assert not gallery.standing(1).ignored and gallery.standing(0).ignored
+    gallery.undo()
+    assert not gallery.standing(0).ignored
 
 def test_two_viewers_of_one_log(gallery):
     other = Gallery(gallery.pics, Edits(gallery.decisions.edits.file))
@@ -284,7 +335,7 @@ def test_moving_the_cursor_sends_no_pictures(desk):
     desk.receive(key('ArrowRight'))
     assert desk.page is page and desk.marks['at'] == 1 and desk.marks['facts'][0] == ('file', '00001.png')
     desk.receive(dict(what='turn', by=1))
-    assert desk.page is not page and len(desk.page['cards']) == 4 and desk.marks['status'] == 'all · 9–12 of 12'
+    assert desk.page is not page and len(desk.page['cards']) == 4 and desk.marks['status'] == ('all', '9–12 of 12')
     assert not desk.marks['first'] and desk.marks['last']
 
 @pytest.mark.parametrize('message', [dict(what='ignore'), dict(what='move'), dict(what='choose', label='square'), key('x')])
@@ -302,6 +353,12 @@ def test_what_goes_wrong_is_said_and_raised(desk):
     with pytest.raises(InputError): desk.receive(dict(what='choose', label='hexagon'))
     desk.receive(key('ArrowRight'))
     assert desk.note.kind != 'error'
+
+def test_room_is_kept_for_names(desk):
+    assert not desk.page['long']
+    gallery = Gallery(Judged(['a.png'], lambda i: png(0), np.array([0]), ('short', 'a name of more than eighteen letters')))
+    gallery.show([0])
+    assert Desk(gallery, Note()).page['long']
 
 def test_a_picture_that_is_gone_has_a_place(desk, tmp_path):
     (tmp_path/'00009.png').unlink()
@@ -401,14 +458,16 @@ def test_the_most_confused_pairs_lead_to_their_pictures():
 
 def test_the_viewer_draws_what_its_state_says(tmp_path):
     viewer = ConfusionViewer(made_up(400, 12, wrong=.5), edits=tmp_path/'e.jsonl')
-    assert viewer.widget is viewer.widget and not viewer.gallery.order.size
+    assert viewer.widget is viewer.widget
+    sure = viewer.ev.confidence[viewer.gallery.order]
+    assert set(viewer.gallery.order) == set(np.flatnonzero(~viewer.ev.correct)) and (np.diff(sure) <= 0).all(), 'all mistakes'
     heat = viewer.figure.data[0]
     assert np.array_equal(heat.z, Grid(viewer.map).values) and tuple(heat.x) == tuple(Grid(viewer.map).names(1))
     pair = viewer.pairs.options[0][1]
     viewer.pairs.value = pair
     assert set(viewer.gallery.order) == set(viewer.map.pictures(*pair)) and len(viewer.figure.layout.shapes) == 1
     viewer.colour('errors')
-    assert heat.z.max() == pytest.approx(Grid(viewer.map).values.max())
+    assert np.max(heat.z) == pytest.approx(Grid(viewer.map).values.max())
     viewer.find('class 3')
     assert 'mistakes with class 3' in viewer.desk.marks['status']
     with pytest.raises(InputError): viewer.find('klass')
@@ -417,6 +476,18 @@ def test_an_empty_evaluation_is_explained(tmp_path):
     none = Evaluation(np.zeros((0, 3), np.float32), np.zeros(0, np.int64), KINDS)
     for viewer in (ConfusionViewer(none), TopLosses(none)):
         assert viewer.widget and viewer.plot() is None and 'no pictures' in viewer.desk.page['empty']
+
+def test_without_a_mistake(tmp_path):
+    viewer = ConfusionViewer(made_up(50, 3, wrong=0))
+    assert viewer.widget and not len(viewer.gallery.order) and 'No mistakes' in viewer.desk.page['empty']
+    assert viewer.pairs.options == (('none', None),)
+    viewer.show_cell('circle', 'circle')
+    assert len(viewer.gallery.order)
+
+@pytest.mark.parametrize('classes, buttons', [(2, 0), (NAMED, 0), (NAMED + 1, 1)])
+def test_a_matrix_that_is_always_whole_has_no_button_for_it(classes, buttons):
+    tools = ConfusionViewer(made_up(100, classes)).widget.children[2].children
+    assert sum(getattr(o, 'description', '') == 'Whole matrix' for o in tools) == buttons
 
 # Top losses
 

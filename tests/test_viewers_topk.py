@@ -126,6 +126,13 @@ def test_the_models_disagree_once(model_file, shapes):
     viewer.topk.agree = lambda i: False
     assert viewer.widget and viewer.answer.value.count('disagree') == 1 and viewer.answer.value.count('<section') == 2
 
+def test_two_models_of_one_name_are_told_apart(model_file, tmp_path):
+    import shutil
+    for o in 'ab':
+        (tmp_path/o).mkdir()
+        shutil.copy(model_file, tmp_path/o/'model.onnx')
+    assert TopKViewer(tmp_path/'a/model.onnx', tmp_path/'b/model.onnx').subtitle() == 'a/model.onnx and b/model.onnx'
+
 def test_unreadable_and_new_pictures(model_file, shapes):
     viewer = TopKViewer(model_file, model_file, pictures=shapes/'square')
     assert viewer.widget and viewer.topk.agree(0)
@@ -271,12 +278,40 @@ def test_the_cleaner_works_through_all_queues(dirty, tmp_path):
     viewer.gallery.press('2')
     for queue in QUEUES:
         viewer.choice.value = queue
-        assert viewer.desk.marks['status'].startswith(QUEUES[queue])
+        assert viewer.desk.marks['status'][0] == QUEUES[queue]
     assert viewer.gallery.standing(union.names.index('circle/copy.png')).label == 'square'
     viewer.show('unreadable')
     viewer.gallery.press('x')
     assert viewer.gallery.standing(61).ignored and 'cannot be shown' in viewer.desk.marks['cards'][0]['lines']
     assert viewer.plot() is not None
+
+def test_copies_of_a_picture_are_on_one_page(tmp_path):
+    path, rng = tmp_path/'copies', np.random.default_rng(0)
+    for kind, sizes in dict(a=(2, 4, 1), b=(4, 2, 1), c=(2, 4, 1)).items():
+        (path/kind).mkdir(parents=True)
+        for i, n in enumerate(sizes):
+            im = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8)).resize((32, 32), 0)
+            for k in range(n): im.save(path/kind/f'{i}-{k}.png')
+    viewer = DatasetCleaner(path, edits=False, per_page=5)
+    assert viewer.widget and viewer.queue == 'copies' and sorted(viewer.cleaner.groups['copies']) == [2]*3 + [4]*3
+    note, on = viewer.gallery.note, {}
+    for k in range(viewer.gallery.n_pages):
+        for i in viewer.gallery.on_page: on.setdefault(note(int(i)), set()).add(k)
+        bands = [o['band'] for o in viewer.desk.marks['cards']]
+        assert set(bands) <= {'0', '1'}
+        viewer.gallery.turn(1)
+    assert len(on) == 6 and all(len(o) == 1 for o in on.values())
+
+def test_a_network_without_loaders_is_refused(dirty, model_file):
+    with pytest.raises(InputError, match='is no learner'): DatasetCleaner(dirty, learn=model_file)
+
+def test_a_queue_that_fails_leaves_the_choice_as_it_was(dirty, monkeypatch):
+    viewer = DatasetCleaner(dirty, edits=False)
+    assert viewer.widget
+    def fail(self): raise InputError('the network is gone')
+    monkeypatch.setattr(Cleaner, '_strangers', fail)
+    with pytest.raises(InputError): viewer.choice.value = 'strangers'
+    assert viewer.choice.value == viewer.queue == 'copies' and viewer.note.kind == 'error'
 
 def test_strangers(dirty, trained_run):
     from imgcls_nb.learner import image_learner

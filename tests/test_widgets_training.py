@@ -218,7 +218,7 @@ def test_pictures_that_are_gone_have_a_place(runs, shapes):
     state.run.worst = dict(root='nowhere', pictures=[['x.png', 'circle', 'square', None, None]])
     board = TrainingDashboard(runs/'a')
     card = board._card(state.worst()[0])
-    assert 'no such file' in card[0].why and board._card(('x', 'x', 'a', 'a', None, None))[1] == ['a', 'right, –']
+    assert 'no such file' in card[0].why and board._card(('x', 'x', 'a', 'a', None, None))[1] == ['a', 'right', '–']
 
 # The view
 
@@ -338,3 +338,19 @@ def test_a_page_that_opens_later_gets_all_points(runs):
     state = chart.get_state()
     assert len(state['_widget_data']) == len(chart.data) and state['_widget_layout']['height'] == chart.layout.height
     assert set(chart.get_state(key='_view_count')) == {'_view_count'}
+
+def test_a_chart_is_told_of_with_its_lines(runs, monkeypatch):
+    from ipywidgets.widgets import widget as module
+    told, create = [], module.comm.create_comm
+    monkeypatch.setattr(module.comm, 'create_comm', lambda **kwargs: told.append(kwargs) or create(**kwargs))
+    board = TrainingDashboard(runs/'a')
+    assert board.widget
+    charts = [o['data']['state'] for o in told if '_widget_data' in o['data']['state']]
+    assert len(charts) == 1 and len(charts[0]['_widget_data']) == len(board.chart.data) > 2
+    assert charts[0]['_widget_layout']['height'] == board.chart.layout.height
+
+def test_of_several_runs_the_table_names_the_colours(runs):
+    board = TrainingDashboard([runs/'a', runs/'b'])
+    assert board.widget and not board.chart.layout.showlegend and TrainingDashboard(runs/'a').widget
+    colours = {o.line.color for o in board.chart.data}
+    assert len(colours) == 2 and all(f'background:{o}' in board.facts.value for o in colours)

@@ -18,6 +18,14 @@ class Chart(go.FigureWidget):
         super().__init__(*args, **kwargs)
         self._config = self._config | dict(responsive=True) # it listens to the window, which `Dress` tells of each frame
 
+    def open(self):
+        "Not before it is put somewhere"
+
+    @property
+    def model_id(self) -> str: # By which pages know it
+        if self.comm is None: super().open()
+        return self.comm.comm_id
+
     def get_state(self, key=None, drop_defaults=False): # ipywidgets asks for it; without a key it wants everything
         if key is None and '_data' in vars(self): # which is late in its making
             self._trait_values |= dict(_widget_data=_plain(self._data), _widget_layout=_plain(self._layout))

@@ -109,7 +109,9 @@ class Cleaner:
         method:str='margin', # What labels are ranked by, one of `label_errors.QUALITY`
     ):
         self.union, self.ev, self.learn, self.method = Union(data), ev, learn, method
-        self.judged = {}
+        self.judged, self.groups = {}, {} # by queue: what is to be looked at, and how many stand together
+        if learn is not None and not hasattr(learn, 'dls'):
+            raise InputError(f"learn={learn!r:.80} is no learner. Give the one that image_learner made.")
         if ev is not None: self.rows, self.columns = _rows_of(self.union, ev), _columns_of(self.union, ev)
 
     def __getitem__(self, i): # `(C,)`, or None: what was said about a picture
@@ -145,6 +147,7 @@ class Cleaner:
         for k, g in enumerate(groups):
             words = ', '.join(w for w, yes in zip(('labels disagree', 'on both sides'), trouble(g)) if yes)
             notes |= {int(i): f'group {k + 1}' + (f': {words}' if words else '') for i in g}
+        self.groups['copies'] = [len(g) for g in groups]
         return np.concatenate([*groups, np.zeros(0, int)]), notes, "No picture is a copy of another."
 
     def _strangers(self, most=200):
@@ -188,15 +191,23 @@ class DatasetCleaner(Viewer):
         order, notes, empty = self.cleaner.queue(queue)
         self.queue = queue
         self.gallery.why = f'cleaner: {QUEUES[queue]}'
-        self.gallery.show(order, QUEUES[queue], lambda i: notes.get(i, ''), empty=empty)
+        self.gallery.show(order, QUEUES[queue], lambda i: notes.get(i, ''), empty, self.cleaner.groups.get(queue))
 
     def build(self) -> list:
         import ipywidgets as ipw
         self.choice = ipw.Dropdown(options=[(v, k) for k, v in QUEUES.items()], value=self.queue, description='Look at',
                                    style=dict(description_width='auto'))
-        watch(self.choice, self.show, self.note)
+        watch(self.choice, self._choose, self.note)
         self.desk = Desk(self.gallery, self.note)
         return [row(self.choice), self.desk]
+
+    def _choose(self, queue):
+        self.note.say(f'Looking for {QUEUES[queue]} …') # which may take a minute
+        try: self.show(queue)
+        except Exception:
+            self.choice.value = self.queue # what is seen still
+            raise
+        self.note.say('')
 
     def plot(self): return plot_pictures(self.gallery, 8) # A figure; None without pictures
 

@@ -48,8 +48,12 @@ class ConfusionMap:
         label:int, # Class number
     ) -> np.ndarray: # Positions
         "Pictures of a class that were taken for another, and those of others that were taken for it"
-        wrong = (self.ev.targs != self.ev.preds) & ((self.ev.targs == label) | (self.ev.preds == label))
-        idxs = np.flatnonzero(wrong)
+        idxs = self.mistakes()
+        return idxs[(self.ev.targs[idxs] == label) | (self.ev.preds[idxs] == label)]
+
+    def mistakes(self) -> np.ndarray: # Positions
+        "All pictures that were taken for another class, the most confident guess first"
+        idxs = np.flatnonzero(self.ev.targs != self.ev.preds)
         return idxs[np.argsort(-self.ev.confidence[idxs], kind='stable')]
 
 # %% ../../nbs/74_widgets.confusion.ipynb #b594c2b6
@@ -134,7 +138,7 @@ class Navigator(ConfusionMap):
     ) -> list: # `(text, (class number, class number))`
         "The most confused pairs, the worst first"
         number, table = {o: i for i, o in enumerate(self.vocab)}, self.confusion.most_confused(n)
-        short = dict(zip(self.vocab, short_names(self.vocab, 24)))
+        short = dict(zip(self.vocab, short_names(self.vocab)))
         return [(f'{k} ({share:.0%}) {short[t]} → {short[p]}', (number[t], number[p]))
                 for t, p, k, share in zip(table['truth'], table['predicted'], table['pictures'], table['share'])]
 
@@ -147,14 +151,17 @@ def confusion_figure(
 ): # A `Chart` with a heatmap
     "An empty heatmap"
     import plotly.graph_objects as go
-    room = 40 + 6.3*max(map(len, short_names(vocab)), default=0)
+    longest = 6.3*max(map(len, short_names(vocab)), default=0)
+    flat = longest < side/min(max(1, len(vocab)), WINDOW) - 4 # names of columns fit side by side
+    room, below = 40 + longest, 40 if flat else 40 + longest
     trace = go.Heatmap(z=[[0]], colorscale=SHADES, zmin=0, showscale=False,
                        hovertemplate='%{y}, taken for %{x}: %{customdata:,}<extra></extra>')
-    axis = dict(type='category', showgrid=False, fixedrange=True, ticks='', automargin=False, zeroline=False)
+    axis = dict(type='category', showgrid=False, fixedrange=True, ticks='', automargin=False, zeroline=False, showline=True,
+                mirror=True, linecolor='#7d8087')
     fig = Chart([trace])
-    fig.update_layout(width=side + room + 8, height=side + room + 8, margin=dict(l=room, r=8, t=8, b=room), dragmode=False,
+    fig.update_layout(width=side + room + 8, height=side + below + 8, margin=dict(l=room, r=8, t=8, b=below), dragmode=False,
                       paper_bgcolor='rgba(0,0,0,0)', plot_bgcolor='rgba(0,0,0,0)', font=dict(size=11),
-                      xaxis=axis | dict(title=dict(text='predicted', standoff=4), tickangle=-90 if room > 60 else 0),
+                      xaxis=axis | dict(title=dict(text='predicted', standoff=4), tickangle=0 if flat else -90),
                       yaxis=axis | dict(title=dict(text='truth', standoff=4), autorange='reversed'))
     return fig.add_class('ic-matrix')
 
@@ -170,11 +177,12 @@ class ConfusionViewer(Viewer):
         super().__init__()
         self.ev = ev = evaluation_of(ev)
         self.map = Navigator(ev)
-        self.gallery = Gallery(judged_of(ev), edits_of(edits, ev), 'confusion', per_page=per_page, empty=self._why_empty())
+        self.gallery = Gallery(judged_of(ev), edits_of(edits, ev), 'confusion', per_page=per_page)
+        self.gallery.show(self.map.mistakes(), 'all mistakes, the most confident first', empty=self._why_empty())
 
     def _why_empty(self):
         if not len(self.ev): return "This evaluation holds no pictures. Evaluate a loader that has some: evaluate(learn, dl)."
-        return "Click a cell, or a pair in the list, to see its pictures."
+        return "No mistakes. Click a cell to see its pictures."
 
     def subtitle(self):
         right = f", top-1 {self.ev.top1:.1%}" if len(self.ev) else ""
@@ -231,7 +239,8 @@ def build(self:ConfusionViewer) -> list:
     "The matrix, the list of pairs beside it, and the pictures below"
     import ipywidgets as ipw
     self.figure, self.desk, pairs = confusion_figure(self.ev.vocab), Desk(self.gallery, self.note), self.map.pairs()
-    self.pairs = ipw.Select(options=pairs, value=None, rows=20, description='Most confused pairs', layout=dict(width='100%'))
+    self.pairs = ipw.Select(options=pairs or [('none', None)], value=None, rows=20, description='Most confused pairs',
+                            layout=dict(width='100%'))
     self.pairs.add_class('ic-above')
     self.tips = {text: ' → '.join(self.ev.vocab[o] for o in pair) for text, pair in pairs}
     by = ipw.Dropdown(options=[(v, k) for k, v in COLOURS.items()], value=self.map.colour, description='Colour',
@@ -243,8 +252,10 @@ def build(self:ConfusionViewer) -> list:
     watch(search, lambda text: text.strip() and self.find(text), self.note)
     self.figure.data[0].on_click(self._clicked)
     self._draw()
-    tools = row(by, search, Act('Whole matrix', self.whole, self.note))
-    return [tools, row(self.figure, column(self.pairs, flex='1 1 240px', min_width='220px'), align_items='flex-start'), self.desk]
+    whole = [Act('Whole matrix', self.whole, self.note)]*(len(self.ev.vocab) > NAMED) # else it is never left
+    tools = row(by, search, *whole)
+    matrix = ipw.Box([self.figure], layout=dict(overflow='auto hidden', max_width='100%')) # which may be wider than the page
+    return [tools, row(matrix, column(self.pairs, flex='1 1 240px', min_width='220px'), align_items='flex-start'), self.desk]
 
 @patch
 def _clicked(self:ConfusionViewer, trace, points, state):
@@ -256,10 +267,10 @@ def _draw(self:ConfusionViewer):
     if not hasattr(self, 'figure'): return # nobody has looked yet
     grid = Grid(self.map)
     rows, cols = grid.names(0), grid.names(1)
-    text = np.array([[f'{k:,}' if k else '' for k in o] for o in grid.counts.tolist()]) if len(grid.rows) <= 20 else None
-    trace = dict(z=grid.values, x=cols, y=rows, zmax=max(float(grid.values.max(initial=0)), 1e-6), text=text,
+    text = [[f'{k:,}' if k else '' for k in o] for o in grid.counts.tolist()] if len(grid.rows) <= 20 else None
+    trace = dict(z=grid.values.tolist(), x=cols, y=rows, zmax=max(float(grid.values.max(initial=0)), 1e-6), text=text,
                  texttemplate=None if text is None else '%{text}', xgap=int(grid.named), ygap=int(grid.named),
-                 customdata=grid.counts)
+                 customdata=grid.counts.tolist())
     with self.figure.batch_update():
         self.figure.data[0].update(trace)
         for axis, names in (('xaxis', cols), ('yaxis', rows)):

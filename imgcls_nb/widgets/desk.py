@@ -8,6 +8,7 @@ __all__ = ['DESK_JS', 'DESK_CSS', 'Desk', 'plot_pictures']
 # %% ../../nbs/73_widgets.desk.ipynb #5d10503a
 import io
 from concurrent.futures import ThreadPoolExecutor
+from textwrap import wrap
 
 import anywidget
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 
 from ..core import BadPictureError, InputError
 from .gallery import DIGITS, HELP, Gallery
-from .looks import Note, Thumbs, paper
+from .looks import Note, Thumbs, paper, short_names
 
 # %% ../../nbs/73_widgets.desk.ipynb #55442fb1
 DESK_JS = r"""
@@ -31,8 +32,12 @@ const OWN = new Set([...DECIDING, "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDo
   "Escape", "/", "a"])
 
 function render({ model, el: root }) {
+  root.classList.add("icd-frame")
   const uid = "d" + Math.random().toString(36).slice(2)
-  const send = (what, more = {}) => model.send({ what, n: [uid, ++sent], ...more })
+  const send = (what, more = {}) => {
+    list.setAttribute("aria-busy", "true")
+    model.send({ what, n: [uid, ++sent], ...more })
+  }
   const decide = (what, more = {}) => {
     const m = model.get("marks"), card = (sure && m.cards[at]) || {}
     send(what, { ...more, seen: { turn: m.turn, name: card.name ?? "", tag: card.tag ?? "" } })
@@ -48,7 +53,8 @@ function render({ model, el: root }) {
   const files = el("input", { type: "file", multiple: true, accept: "image/*", hidden: true,
     onchange: () => take(files) })
   const open = press("Choose files", { onclick: () => files.click() })
-  const status = el("div", { className: "icd-status", attrs: { role: "status" } })
+  const what = el("span", { className: "icd-what" }), where = el("span")
+  const status = el("div", { className: "icd-status", attrs: { role: "status" } }, what, " ", where)
   const list = el("div", { className: "icd-grid", tabIndex: 0,
     attrs: { role: "listbox", "aria-multiselectable": "true", "aria-label": "Pictures" } })
   const empty = el("div", { className: "ic-empty icd-empty" })
@@ -65,8 +71,8 @@ function render({ model, el: root }) {
   const side = el("div", { className: "icd-side" }, big, facts, chips, find, names, editing)
   const help = el("p", { className: "icd-help" })
   const desk = el("div", { className: "icd", attrs: { "data-lm-suppress-shortcuts": "true" } },
-    el("div", { className: "icd-main" },
-      el("div", { className: "icd-top" }, status, open, files, back, next), help, list, empty), side)
+    help, el("div", { className: "icd-main" },
+      el("div", { className: "icd-top" }, status, open, files, back, next), list, empty), side)
   let cards = [], floor = 0
   let at = -1, sure = true, sent = 0 // the card with the frame, whether it is known, and how many messages were sent
 
@@ -79,10 +85,17 @@ function render({ model, el: root }) {
     const tops = cards.map(o => o.offsetTop)
     return Math.max(1, tops.filter(o => o === tops[0]).length)
   }
+  const reveal = card => { // the pictures are scrolled, and the notebook only for who has the keyboard on them
+    const [top, bottom] = [card.offsetTop - 4, card.offsetTop + card.offsetHeight + 4]
+    list.scrollTop = Math.min(Math.max(list.scrollTop, bottom - list.clientHeight), top)
+    if (list.matches(":focus")) card.scrollIntoView({ block: "nearest" })
+  }
   const frame = () => {
     cards.forEach((o, i) => o.classList.toggle("icd-at", i === at))
-    if (at >= 0 && cards.length) list.setAttribute("aria-activedescendant", uid + at)
-    else list.removeAttribute("aria-activedescendant")
+    if (at >= 0 && cards.length) {
+      list.setAttribute("aria-activedescendant", uid + at)
+      reveal(cards[at])
+    } else list.removeAttribute("aria-activedescendant")
   }
   const step = to => { // where Python will go as well
     sure = sure && to in cards
@@ -101,6 +114,7 @@ function render({ model, el: root }) {
       el("img", { src: o.src, alt: "", className: o.tiny ? "ic-tiny" : "", draggable: false }),
       el("span", { className: "icd-tag" }), el("span", { className: "icd-lines" })))
     list.replaceChildren(...cards)
+    list.classList.toggle("icd-long", page.long)
     list.hidden = !cards.length
     empty.hidden = cards.length > 0
     empty.textContent = page.empty
@@ -112,18 +126,23 @@ function render({ model, el: root }) {
   }
   const drawMarks = () => {
     const m = model.get("marks")
-    if (m.heard?.[0] !== uid || m.heard[1] >= sent) [at, sure] = [m.at, true] // else another answer is on its way
+    if (m.heard?.[0] !== uid || m.heard[1] >= sent) { // else another answer is on its way
+      [at, sure] = [m.at, true]
+      list.setAttribute("aria-busy", "false")
+    }
     cards.forEach((o, i) => {
       const c = m.cards[i] ?? {}
       o.setAttribute("aria-selected", String(!!c.selected))
       o.querySelector(".icd-tag").textContent = c.tag ?? ""
       o.dataset.edit = c.edit ?? ""
+      o.dataset.band = c.band ?? ""
       o.querySelector(".icd-lines").replaceChildren(...(c.lines ?? []).map(t => el("span", { title: t }, t)))
       o.setAttribute("aria-label", [c.name, ...(c.lines ?? []), c.tag].filter(Boolean).join(", "))
       o.title = c.name ?? ""
     })
     frame()
-    status.textContent = m.status
+    ;[what.textContent, where.textContent] = m.status
+    what.title = m.status[0]
     back.disabled = m.first
     next.disabled = m.last
     open.hidden = !m.drops
@@ -132,7 +151,7 @@ function render({ model, el: root }) {
     big.src = m.big ?? ""
     big.alt = m.alt ?? ""
     big.className = "icd-big" + (m.tiny ? " ic-tiny" : "")
-    facts.replaceChildren(...(m.facts ?? []).map(([k, v]) => el("p", {}, el("b", {}, k), v)))
+    facts.replaceChildren(...(m.facts ?? []).map(([k, v]) => el("p", {}, el("b", {}, k), el("span", { title: v }, v))))
     chips.replaceChildren(...(m.choices ?? []).map(o => {
       const chip = el("button", { type: "button", className: "icd-chip", onclick: () => decide("choose", { label: o.label }),
         attrs: { "aria-pressed": String(!!o.now) } },
@@ -197,22 +216,28 @@ DESK_CSS = """
 .icd-over .icd-grid, .icd-over .icd-empty { outline: 2px dashed var(--ic-accent); }
 .icd [hidden] { display: none !important; }
 .icd-top { display: flex; gap: 6px; align-items: center; margin-bottom: 8px; }
-.icd-status { flex: 1; color: var(--ic-dim); min-height: 20px; }
+.icd-status { flex: 1; min-width: 0; display: flex; gap: 8px; color: var(--ic-dim); white-space: nowrap; }
+.icd-what { overflow: hidden; text-overflow: ellipsis; color: var(--ic-text); }
+.icd-what:empty { display: none; }
 .icd-grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(var(--icd-size), 1fr)); gap: 8px; padding: 4px;
-  border-radius: 8px; align-content: start; }
-.icd-grid:focus-visible { outline: 2px solid var(--ic-accent); outline-offset: 0; }
-.icd-grid:focus { outline-offset: 0; }
+  border-radius: 8px; align-content: start; position: relative; overflow-y: auto; scrollbar-gutter: stable;
+  max-height: max(440px, 70vh); }
+.icd-grid:focus-visible { outline: 2px solid var(--ic-accent); outline-offset: -2px; }
+.icd-grid:focus { outline-offset: -2px; }
 .icd-card { position: relative; border: 2px solid transparent; border-radius: 8px; padding: 3px; cursor: default;
   display: flex; flex-direction: column; min-width: 0; user-select: none; }
 .icd-card img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--ic-soft);
   border-radius: 6px; }
 .icd .ic-tiny { image-rendering: pixelated; }
+.icd-card[data-band="1"] { background: var(--ic-soft); }
 .icd-card.icd-at { border-color: var(--ic-accent); }
 .icd-card[aria-selected=true] { background: color-mix(in srgb, var(--ic-accent) 22%, var(--ic-back)); }
 .icd-lines { font-size: 11px; line-height: 1.35; color: var(--ic-text); margin-top: 3px; min-height: 2.7em; }
 .icd-lines span { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden;
   overflow-wrap: anywhere; }
 .icd-lines span + span { color: var(--ic-dim); }
+.icd-lines span:first-child { -webkit-line-clamp: 1; line-break: anywhere; }
+.icd-long .icd-lines span:first-child { -webkit-line-clamp: 2; line-break: auto; min-height: 2.7em; }
 .icd-card[aria-selected=true] .icd-lines span { color: var(--ic-text); }
 .icd-tag { position: absolute; left: 7px; top: 7px; font-size: 11px; line-height: 1.5; padding: 0 6px; border-radius: 4px;
   color: #fff; background: #1d6b4e; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; width: fit-content;
@@ -223,10 +248,13 @@ DESK_CSS = """
 .icd-card[data-edit=ignore] img { opacity: .4; }
 .icd-side { display: flex; flex-direction: column; gap: 7px; min-width: 0; }
 .icd-big { width: 236px; height: 190px; object-fit: contain; background: var(--ic-soft); border-radius: 6px; }
-.icd-facts p { margin: 0; font-size: 12px; color: var(--ic-text); display: flex; gap: 8px; overflow-wrap: anywhere; }
-.icd-facts { min-height: 54px; }
+.icd-facts p { margin: 0; font-size: 12px; line-height: 18px; color: var(--ic-text); display: flex; gap: 8px;
+  overflow-wrap: anywhere; }
+.icd-facts span { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2; overflow: hidden; }
+.icd-facts p:nth-child(2) span { -webkit-line-clamp: 1; line-break: anywhere; }
+.icd-facts { height: 72px; overflow: hidden; }
 .icd-facts b { font-weight: 400; color: var(--ic-dim); flex: 0 0 58px; }
-.icd-chips { display: grid; gap: 4px; }
+.icd-chips { display: grid; grid-template-columns: minmax(0, 1fr); gap: 4px; }
 .icd .icd-button, .icd .icd-chip { font: inherit; color: var(--ic-text); background: var(--ic-soft);
   border: 1px solid var(--ic-line); border-radius: 6px; padding: 3px 9px; cursor: pointer; display: flex; align-items: center;
   gap: 7px; }
@@ -238,25 +266,27 @@ DESK_CSS = """
 .icd-button:focus-visible, .icd-chip:focus-visible, .icd-find:focus-visible { outline: 2px solid var(--ic-accent);
   outline-offset: 1px; }
 .icd-button:disabled { color: var(--ic-dim); opacity: .55; cursor: default; }
-.icd-name { flex: 1; text-align: left; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+.icd-name { flex: 1; min-width: 0; text-align: left; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .icd-share { font-variant-numeric: tabular-nums; color: var(--ic-text); }
 .icd kbd { font: 11px/1.5 var(--jp-code-font-family, monospace); border: 1px solid var(--ic-line); border-radius: 3px;
   padding: 0 4px; color: var(--ic-text); background: var(--ic-back); box-shadow: none; }
 .icd-find { font: inherit; padding: 4px 8px; border: 1px solid var(--ic-line); border-radius: 6px; min-width: 0; }
 .icd-acts { display: flex; gap: 5px; flex-wrap: wrap; }
-.icd-help { margin: 0 0 4px; min-height: 18px; font-size: 12px; color: var(--ic-dim); }
+.icd-help { grid-column: 1 / -1; margin: 0; min-height: 18px; font-size: 12px; color: var(--ic-dim); }
 .icd-main { min-width: 0; }
-@media (max-width: 640px) { .icd { grid-template-columns: minmax(0, 1fr); } }
+.icd-frame { container-type: inline-size; }
+@container (max-width: 540px) { .icd { grid-template-columns: minmax(0, 1fr); } }
 .imgcls .ic-above { flex-direction: column; align-items: stretch; height: auto; }
 .imgcls .ic-above select { flex: none; height: 400px; max-height: none; }
 .imgcls .ic-above .widget-label { text-align: left; width: auto; font-size: 12px; font-weight: 600; color: var(--ic-dim); }
 .ic-matrix .modebar { display: none; }
 .ict { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, var(--ict-least, 100%)), 1fr)); gap: 16px 24px;
   min-height: 216px; }
-.ict section { display: grid; grid-template-columns: auto minmax(116px, 300px); gap: 2px 16px; align-content: start;
+.ict section { display: grid; grid-template-columns: fit-content(288px) minmax(116px, 1fr); gap: 2px 16px; align-content: start;
   min-width: 0; }
 .ict-two { --ict-least: 270px; min-height: 240px; }
 .ict-two section { grid-template-columns: minmax(96px, 192px) minmax(116px, 1fr); }
+.ict .ict-error { display: block; }
 .ict h3 { grid-column: 1 / -1; margin: 0; font-size: 13px; font-weight: 600; overflow-wrap: anywhere; }
 .ict img { height: 192px; max-width: min(288px, 100%); object-fit: contain; border-radius: 6px; grid-row: span 2; }
 .ict .ict-verdict { grid-column: 1 / -1; margin: 0; }
@@ -327,9 +357,10 @@ class Desk(anywidget.AnyWidget):
         with ThreadPoolExecutor(4) as pool: thumbs = list(pool.map(self._thumb, self.gallery.on_page.tolist()))
         self.whys = [o.why for o in thumbs]
         cards, choices = [dict(src=o.url, tiny=o.tiny) for o in thumbs], min(10, len(self.vocab))
-        height = max(2*(self.size + 48), (290 + 33*choices)*self.side) # what the largest of pictures and choices will take
+        height = max(2*(self.size + 48), (308 + 33*choices)*self.side) # what the largest of pictures and choices will take
+        long = max(map(len, self.gallery.pics.vocab), default=0) > 18 # names that take two lines
         with self.hold_sync():
-            self.page = dict(cards=cards, size=self.size, height=height, empty=self.gallery.empty)
+            self.page = dict(cards=cards, size=self.size, height=height, empty=self.gallery.empty, long=long)
             self.draw_marks()
 
     def _thumb(self, i, large=False):
@@ -341,7 +372,8 @@ class Desk(anywidget.AnyWidget):
         "Send everything but the pictures"
         g = self.gallery
         self.turn += 1
-        marks = dict(cards=[self._card(k, i) for k, i in enumerate(g.on_page.tolist())], at=-1, status=self._status(), help='',
+        help = HELP if g.decisions else "Arrows, page up and page down: move"
+        marks = dict(cards=[self._card(k, i) for k, i in enumerate(g.on_page.tolist())], at=-1, status=self._status(), help=help,
                      first=g.page == 0, last=g.page == g.n_pages - 1, editable=g.decisions is not None, side=self.side,
                      drops=self.on_drop is not None, chosen=len(g.selected), turn=self.turn, heard=self.heard)
         self.marks = marks if g.current is None else marks | self._side(g.current)
@@ -350,7 +382,8 @@ class Desk(anywidget.AnyWidget):
     def _card(self, k, i):
         g, now = self.gallery, self.gallery.standing(i)
         more = filter(None, [g.note and g.note(i), self._said(i), self.whys[k] and 'cannot be shown'])
-        return dict(name=g.pics.names[i], selected=i in g.selected, edit=now.kind, tag=now.tag,
+        band = '' if g.bands is None else str(g.bands[g.first + k])
+        return dict(name=g.pics.names[i], selected=i in g.selected, edit=now.kind, tag=now.tag, band=band,
                     lines=[now.label or g.pics.names[i].rpartition('/')[2], *more])
 
     def _said(self, i): # the first guess
@@ -360,20 +393,18 @@ class Desk(anywidget.AnyWidget):
     def _status(self):
         g, n = self.gallery, len(self.gallery.order)
         chosen = f' · {len(g.selected):,} chosen' if g.selected else ''
-        where = f'{g.page*g.per_page + 1:,}–{min(n, (g.page + 1)*g.per_page):,} of {n:,}' if n else '0 pictures'
-        return ' · '.join(o for o in (g.what, where) if o) + chosen
+        where = f'{g.first + 1:,}–{g.first + len(g.on_page):,} of {n:,}' if n else '0 pictures'
+        return g.what, where + chosen
 
     def _side(self, i):
-        g, now, at = self.gallery, self.gallery.standing(i), self.gallery.at % self.gallery.per_page
-        help = HELP if g.decisions else "Arrows, page up and page down: move"
-        if not self.side: return dict(at=at, help=help)
+        g, now, at = self.gallery, self.gallery.standing(i), self.gallery.at - self.gallery.first
+        if not self.side: return dict(at=at)
         big = self._thumb(i, large=True)
         facts = [('file', g.pics.names[i]), ('label', now.label or 'none'),
                  *([('problem', big.why)] if big.why else [])]
         choices = [dict(key=d, label=o, share='' if p is None else f'{p:.0%}', width=f'{100*(p or 0):.0f}%', now=o == now.label)
                    for d, o, p in g.choices()]
-        return dict(at=at, big=big.url, alt=f'{g.pics.names[i]}, large', tiny=big.tiny, facts=facts,
-                    choices=choices, help=help)
+        return dict(at=at, big=big.url, alt=f'{g.pics.names[i]}, large', tiny=big.tiny, facts=facts, choices=choices)
 
 # %% ../../nbs/73_widgets.desk.ipynb #324a3e63
 def plot_pictures(
@@ -387,6 +418,6 @@ def plot_pictures(
     for ax in axes.flat: ax.axis('off')
     for ax, i in zip(axes.flat, idxs):
         ax.imshow(np.asarray(Image.open(io.BytesIO(thumbs(gallery.pics.source(i)).data)).convert('RGB')))
-        lines = [gallery.standing(i).label, *([gallery.note(i)] if gallery.note else [])]
-        ax.set_title('\n'.join(o[:30].replace('$', r'\$') for o in lines), fontsize=9)
+        lines = [*short_names([gallery.standing(i).label], 24), *wrap(gallery.note(i) if gallery.note else '', 24)[:2]]
+        ax.set_title('\n'.join(o.replace('$', r'\$') for o in lines), fontsize=9)
     return fig

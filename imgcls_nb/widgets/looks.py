@@ -59,8 +59,18 @@ STYLE = """
   color: var(--ic-dim); background: var(--ic-soft); border-color: var(--ic-line); opacity: .55; }
 .imgcls input, .imgcls select, .imgcls textarea { color: var(--ic-text) !important; background-color: var(--ic-back) !important;
   border-color: var(--ic-line) !important; border-radius: 6px; }
+.imgcls .widget-dropdown select { background-image: linear-gradient(45deg, transparent 50%, var(--ic-text) 50%),
+  linear-gradient(-45deg, transparent 50%, var(--ic-text) 50%) !important; background-size: 5px 5px !important;
+  background-position: right 13px center, right 8px center !important; background-repeat: no-repeat !important; }
+.imgcls .widget-checkbox input { vertical-align: middle; margin-top: 0; }
 .imgcls input::placeholder { color: var(--ic-dim); opacity: 1; }
-.imgcls .ic-note { min-height: 20px; margin: 0; color: var(--ic-dim); overflow-wrap: anywhere; white-space: pre-wrap; }
+.imgcls .widget-html, .imgcls .widget-html-content { overflow: visible; }
+.imgcls .ic-said { position: relative; height: 38px; margin: -5px 0 -7px; }
+.imgcls .ic-note { position: absolute; inset: 0 0 auto; max-height: 38px; overflow: hidden; margin: 0; color: var(--ic-dim);
+  background: var(--ic-back); overflow-wrap: anywhere; display: -webkit-box; -webkit-box-orient: vertical;
+  -webkit-line-clamp: 2; }
+.imgcls .ic-note:hover, .imgcls .ic-note:focus { display: block; max-height: 240px; overflow: auto; white-space: pre-wrap;
+  z-index: 9; box-shadow: 0 7px 7px -7px var(--ic-dim); }
 .imgcls .ic-note[data-kind=error] { color: var(--ic-text); border-left: 3px solid var(--ic-bad); padding-left: 9px; }
 .imgcls .ic-note[data-kind=done] { color: var(--ic-text); border-left: 3px solid var(--ic-good); padding-left: 9px; }
 .imgcls .ic-empty { display: grid; place-content: center; text-align: center; color: var(--ic-dim); border: 1px dashed
@@ -73,7 +83,8 @@ STYLE = """
   text-overflow: ellipsis; }
 .imgcls .ic-facts dd { font-size: 15px; font-variant-numeric: tabular-nums; white-space: nowrap; overflow: hidden;
   text-overflow: ellipsis; }
-.imgcls .ic-status { flex: 1 1 150px; min-width: 0; }
+.imgcls .ic-status, .imgcls .ic-status .widget-html-content { min-width: 0; overflow: hidden; }
+.imgcls .ic-status { flex: 1 1 150px; }
 .imgcls .ic-status span { display: block; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .imgcls .ic-chart { overflow: hidden; }
 .imgcls .ic-chart .js-plotly-plot { width: 100%; height: 272px; }
@@ -85,7 +96,8 @@ STYLE = """
 .imgcls .ic-gallery img { display: block; object-fit: contain; background: var(--ic-soft); border-radius: 6px; }
 .imgcls .ic-gallery img.ic-tiny { image-rendering: pixelated; }
 .imgcls .ic-gallery figcaption { font-size: 11px; line-height: 1.35; color: var(--ic-dim); margin-top: 3px; overflow: hidden;
-  text-overflow: ellipsis; }
+  text-overflow: ellipsis; white-space: nowrap; }
+.imgcls .ic-swatch { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 6px; }
 .imgcls .ic-scroll { overflow: auto; }
 .imgcls .ic-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 .imgcls .ic-table th { text-align: left; font-size: 12px; font-weight: 600; color: var(--ic-dim); background: var(--ic-back);
@@ -170,7 +182,8 @@ class Note(ipw.HTML):
         "Show a text in place of the last one"
         self.text, self.kind = text, kind
         role = 'alert' if kind == 'error' else 'status'
-        self.value = f'<p class="ic-note" role="{role}" data-kind="{kind}">{escape(text)}</p>'
+        focus = ' tabindex="0"' if text else ''
+        self.value = (f'<div class="ic-said"><p class="ic-note" role="{role}" data-kind="{kind}"{focus}>{escape(text)}</p></div>')
 
     @contextmanager
     def telling(self):

@@ -87,7 +87,9 @@ class TopK:
         m:int, # Which model
     ) -> str:
         "What a model is called"
-        return Path(self.models[m].path or f'model {m + 1}').name
+        paths = [Path(o.path or f'model {i + 1}') for i, o in enumerate(self.models)]
+        alike = len({o.name for o in paths}) < len(paths) # as in a/model.onnx and b/model.onnx
+        return '/'.join(paths[m].parts[-2:]) if alike else paths[m].name
 
 # %% ../../nbs/74_widgets.topk.ipynb #c8e21790
 def _are_pictures(o): # a folder or file of them, where a model should be
@@ -173,7 +175,7 @@ class TopKViewer(Viewer):
 
     def _panel(self, i, m):
         said, name = self.topk.answers(i)[m], f'<h3>{escape(self.topk.name(m))}</h3>' if len(self.topk.models) > 1 else ''
-        if said.error: return f'<section>{name}{empty_html(said.error, 200)}</section>'
+        if said.error: return f'<section class="ict-error">{name}{empty_html(said.error, 200)}</section>'
         image = self.thumbs(self.topk.picture(i, m, self.looked))
         alt = f'{self.topk.pics.names[i]}, as the model sees it' + ', with what it looked at in orange'*self.looked
         bars = ''.join(f'<li><span>{escape(label)}</span>{bar_html(p, label)}<b>{p:.1%}</b></li>' for label, p in said.topk)

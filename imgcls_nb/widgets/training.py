@@ -195,9 +195,9 @@ _PLACES = (0, .4), (.48, .73), (.81, 1) # side by side
 _NAMES = ('', '2', '3') # what plotly adds to the names of their axes
 _HIGH, _TOP, _BELOW = 176, 26, 70 # pixels of a panel, above it, and below
 
-def _make_chart():
+def _make_chart(several):
     fig = Chart(layout=dict(height=_HIGH + _TOP + _BELOW, autosize=True, hovermode='x', font_size=11,
-                            uirevision='as it is', showlegend=True,
+                            uirevision='as it is', showlegend=not several,
                             paper_bgcolor='rgba(0,0,0,0)', plot_bgcolor='rgba(0,0,0,0)',
                             margin=dict(l=46, r=8, t=_TOP, b=_BELOW)))
     for i, panel in zip(_NAMES, PANELS):
@@ -205,7 +205,8 @@ def _make_chart():
                                        title=dict(text='step', standoff=4, font_size=11))
         rate = dict(rangemode='tozero', tickformat='.1e', nticks=5) if panel == PANELS[2] else {}
         fig.layout[f'yaxis{i}'] = dict(anchor=f'x{i}', visible=False, **rate)
-        _write(fig, i, panel, 1, font_size=12, yanchor='bottom')
+        kinds = ' (thin: training, thick: validation)' if several and panel == 'loss' else ''
+        _write(fig, i, panel + kinds, 1, font_size=12, yanchor='bottom')
     for i, panel in zip(_NAMES, PANELS):
         _write(fig, i, _AWAITED[panel], .5)
         fig.add_shape(type='rect', xref=f'x{i} domain', yref=f'y{i} domain', x0=0, x1=1, y0=0, y1=1,
@@ -311,12 +312,12 @@ def build(self:TrainingDashboard) -> list:
     if self.state.fit is None: del self.buttons['start']
     self.line, self.facts, self.gallery = (html('') for _ in range(3))
     self.printed = html('', min_height='20px') # so that it is no higher when something is printed
-    self.chart = _make_chart()
-    self.frame = column(self.chart).add_class('ic-chart')
     several = len(self.state.runs) > 1
+    self.chart = _make_chart(several)
+    self.refresh() # before the page is told of the chart, so that it comes with its lines
+    self.frame = column(self.chart).add_class('ic-chart')
     controls = row(*([] if several else self.buttons.values()), self.line.add_class('ic-status'))
     parts = [controls, self.facts, self.frame] + ([] if several else [self.gallery, self.printed])
-    self.refresh()
     if has_kernel(): Thread(target=self._watch, name='dashboard', daemon=True).start()
     return parts
 
@@ -386,7 +387,7 @@ def _show_worst(self:TrainingDashboard):
     event = self.state.run.worst
     if self.gallery.value and event is self.shown: return
     self.shown = event
-    if not event: body = empty_html('After the first epoch: the validation pictures that it got most wrong.', 226)
+    if not event: body = empty_html('After the first epoch: the validation pictures that it got most wrong.', 250)
     else: body = _SCROLL.format(gallery_html(map(self._card, self.state.worst()), 72))
     self.gallery.value = head_html('Most wrong' + (f' after epoch {event["epoch"]}' if event else '')) + body
 
@@ -394,14 +395,15 @@ def _show_worst(self:TrainingDashboard):
 def _card(self:TrainingDashboard, o):
     source, name, truth, guess, loss, prob = o
     told = f'{name}: {truth}, taken for {guess}, {_share(prob)}, loss {_number(loss, ".3g")}'
-    return self.thumbs(source, name), [truth, f'{"right" if guess == truth else f"→ {guess}"}, {_share(prob)}'], told
+    return self.thumbs(source, name), [truth, 'right' if guess == truth else f'→ {guess}', _share(prob)], told
 
-_SCROLL = '<div class="ic-scroll" style="height:226px" tabindex="0">{}</div>'
+_SCROLL = '<div class="ic-scroll" style="height:250px" tabindex="0">{}</div>'
 
 def _table_html(rows):
     head, *body = ([escape(o) for o in cells] for cells in rows)
     line = lambda tag, cells: '<tr>' + ''.join(f'<{tag}>{o}</{tag}>' for o in cells) + '</tr>'
-    body = ''.join(line('td', o) for o in body)
+    swatch = '<i class="ic-swatch" style="background:{}"></i>' # each run has the colour of its lines
+    body = ''.join(line('td', [swatch.format(series_color(i)) + o[0], *o[1:]]) for i, o in enumerate(body))
     return f'<table class="ic-table"><thead>{line("th", head)}</thead><tbody>{body}</tbody></table>'
 
 def _printed_html(text):
@@ -423,5 +425,6 @@ def plot(self:TrainingDashboard): # A figure; None: nothing was trained yet
             ax.plot(x, y, label=name, color=color, **look)
         ax.set_title(panel, fontsize=10)
         ax.set_xlabel('steps')
-        if panel != 'learning rate' and ax.lines: ax.legend(fontsize=7, frameon=False)
+        named = ('metrics',) if len(self.state.runs) > 1 else ('loss', 'metrics') # of several runs the colours are named once
+        if panel in named and ax.lines: ax.legend(fontsize=7, frameon=False)
     return fig
