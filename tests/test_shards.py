@@ -64,7 +64,8 @@ def own(shards, tmp_path): # a copy to change
 @pytest.mark.parametrize('name, found', [
     ('train-{000..002}.tar', ['train-000', 'train-001', 'train-002']), ('train-00{1,4}.tar', ['train-001', 'train-004']),
     ('train-{000..000}.tar', ['train-000']), ('{train,val}-{000..001}.tar', None),
-    ('{train,val}-000.tar', ['train-000', 'val-000']), ('train-{003..004}.*', ['train-003', 'train-004']), ('train-00{4..5}.tar', ['train-004', 'train-005'])])
+    ('{train,val}-000.tar', ['train-000', 'val-000']), ('train-{003..004}.*', ['train-003', 'train-004']),
+    ('train-00{4..5}.tar', ['train-004', 'train-005'])])
 def test_patterns(shards, name, found):
     if found:
         assert [o.stem for o in find_tars(shards, name)] == found
