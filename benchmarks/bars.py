@@ -106,6 +106,13 @@ JOBS = dict(
     scaling=Job('scaling.py', 10, {
         'scaling, resnet18': ('ResNet-18, two processes of one thread against one process of two', 'at least 0.85'),
         'scaling, mobilenetv3_large_100': ('MobileNetV3-large, the same', 'at least 0.85')}),
+    large=Job('large_data.py', 5, {
+        'large, index': ('10,000,000 pictures in tar shards: their index, for each picture', ''),
+        'large, memory': ('the same, own memory of the training process, for each picture', 'at most 32 bytes'),
+        'large, headers': ('the same, first start: headers of tar files, for a million pictures', ''),
+        'large, start': ('the same, every later start', 'at most 20 s'),
+        'large, first batch': ('the same, from there to the first batch', 'at most 20 s'),
+        'large, worker': ('the same, own memory of a loader process', 'at most 150 MB')}),
     quickstart=Job('quickstart_seeds.py', 3, {'quickstart, top-1': ('the quickstart on digits, top-1 of five seeds', ''),
                                              'quickstart, seconds': ('the same, from kernel start to the end', '')}),
     recipes=Job('recipes.py', 60, {'recipe, digits': ('configs/quick_start/digits.yaml, top-1 of three seeds', ''),
