@@ -24,8 +24,8 @@ from imgcls_nb.cli import main
 from imgcls_nb.core import InputError
 from imgcls_nb.data import BatchMaker
 from imgcls_nb.datasets import make_shapes
+from imgcls_nb.distributed import _take_over, _write_cell, launch_cell, load_ipython_extension, plan_to_launch, take_back
 from imgcls_nb.distributed import launch as launch_learner
-from imgcls_nb.distributed import launch_cell, load_ipython_extension, plan_to_launch, take_back
 from imgcls_nb.learner import resume_run
 from imgcls_nb.plan import FitPlan
 from imgcls_nb.ranks import forget_leftovers, is_launched, rank, world
@@ -310,6 +310,12 @@ def test_interrupted(out):
     job.stop() # no training listens
     with pytest.raises(InputError, match='interrupted'): job.wait(60)
     assert time.monotonic() - began < 20 and not alive(pid) and repr(job).endswith('ended with status 130)')
+
+def test_the_text_of_a_cell_is_kept(tmp_path):
+    for text in ('a = 1', 'a = 1', 'a = 2', 'a = 3'): _write_cell(tmp_path, text)
+    assert [(tmp_path/f'cell{o}.py').read_text() for o in ('', '-1', '-2')] == ['a = 3', 'a = 1', 'a = 2']
+    (tmp_path/'cell.py').unlink() # moved aside
+    assert _take_over(None, tmp_path, 'a = 3') is None and (tmp_path/'cell.py').read_text() == 'a = 3'
 
 def test_what_is_wrong_with_a_launch_is_said_at_once(pictures, out):
     learn = together.make(pictures, out/'never', 'test_resnet')
