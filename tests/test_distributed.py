@@ -321,8 +321,9 @@ def test_what_is_wrong_with_a_launch_is_said_at_once(pictures, out):
     learn = together.make(pictures, out/'never', 'test_resnet')
     for how, text in ((dict(nproc='two'), "nproc='two' is no number"), (dict(nproc=0), '--nproc 0 is no number'),
                       (dict(fit='fine_tun'), "Did you mean 'fine_tune'"), (dict(fit=('fit', 3)), 'does not say what to do'),
+                      (dict(fit='fit'), "missing a required argument: 'n_epoch'"),
                       (dict(fit=None), 'needs to know what to do')):
-        with pytest.raises(InputError, match=text): launch_learner(learn, **dict(nproc=2, fit='fit') | how)
+        with pytest.raises(InputError, match=text): launch_learner(learn, **dict(nproc=2, fit=('fit', dict(n_epoch=1))) | how)
     with pytest.raises(InputError, match='Line 3 of the cell is no Python'): launch_cell('--nproc 2', 'x = 1\ny = (\n')
 
 def test_leftovers(monkeypatch, capsys):
