@@ -79,7 +79,7 @@ def test_two_processes_make_the_steps_of_one(two, pictures, name):
 def test_batchnorm_of_each_process_learns_as_fast(two, pictures):
     one, both = (np.array(o['losses']) for o in (together.curves(pictures), load(two, 'curves-')))
     assert one.shape == both.shape and not np.allclose(one, both, atol=1e-3), "they are not the same steps"
-    apart, spread = (both - one).mean(0), np.sqrt((one.var(0, ddof=1) + both.var(0, ddof=1)).mean()/len(one))
+    apart, spread = (both - one).mean(0), np.sqrt((one.var(0, ddof=1) + both.var(0, ddof=1))/len(one))
     assert np.all(abs(apart) < 3*spread), "no more apart than seeds are"
     for o in (one, both): assert o[:, -1].mean() < o[:, 0].mean() - .02, "it learns"
 
