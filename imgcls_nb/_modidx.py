@@ -1731,6 +1731,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'imgcls_nb.distributed._pair': ('distributed.html#_pair', 'imgcls_nb/distributed.py'),
                                        'imgcls_nb.distributed._plain_env': ('distributed.html#_plain_env', 'imgcls_nb/distributed.py'),
                                        'imgcls_nb.distributed._receive': ('distributed.html#_receive', 'imgcls_nb/distributed.py'),
+                                       'imgcls_nb.distributed._take_over': ('distributed.html#_take_over', 'imgcls_nb/distributed.py'),
+                                       'imgcls_nb.distributed._write_cell': ('distributed.html#_write_cell', 'imgcls_nb/distributed.py'),
                                        'imgcls_nb.distributed.hand_back': ('distributed.html#hand_back', 'imgcls_nb/distributed.py'),
                                        'imgcls_nb.distributed.launch': ('distributed.html#launch', 'imgcls_nb/distributed.py'),
                                        'imgcls_nb.distributed.launch_cell': ('distributed.html#launch_cell', 'imgcls_nb/distributed.py'),

@@ -25,6 +25,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from threading import Lock
 
@@ -324,10 +325,21 @@ def launch_cell(
     folder.mkdir(parents=True, exist_ok=True)
     for o in ('learner.json', 'learner.safetensors'): (folder/o).unlink(missing_ok=True)
     head = f'run = {str(folder)!r} # %%launch {line}' # in the place of that line, so that line numbers are those of the cell
-    write_atomic(folder/'cell.py', f'{head}\n{cell.rstrip()}\n{HAND_BACK.format(folder=str(folder.absolute()))}'.encode())
+    text = f'{head}\n{cell.rstrip()}\n{HAND_BACK.format(folder=str(folder.absolute()))}'
+    _write_cell(folder, text)
     command = _command(args.nproc, args.gpus, args.max_restarts, args.timeout) + ['python', folder/'cell.py']
-    job = Launched(command, folder, partial(receive, learn, folder))
+    job = Launched(command, folder, partial(_take_over, learn, folder, text))
     return job.learner() if wait else job
+
+def _write_cell(folder, text): # an earlier one stays beside it
+    file = folder/'cell.py'
+    if file.is_file() and file.read_text('utf-8') != text:
+        file.rename(next(o for i in count(1) if not (o := folder/f'cell-{i}.py').exists()))
+    write_atomic(file, text.encode())
+
+def _take_over(learn, folder, text):
+    if not (folder/'cell.py').is_file(): _write_cell(folder, text) # it was moved aside, with the run that was there before
+    return receive(learn, folder)
 
 def _check_code(cell):
     try: compile(cell, 'the cell', 'exec')

@@ -184,7 +184,7 @@ LOST = 3 # exit status of a process that cannot go on because others are gone
 PARTLY = 1 # where all was done that could be, as with pictures of which some cannot be read
 
 def _say_how(codes, then): # by number of the process
-    killed = {r: o for r, o in codes.items() if o < 0 and o != -signal.SIGTERM} # that signal is the launcher's own
+    killed = {r: o for r, o in codes.items() if o < 0 and -o not in (signal.SIGINT, signal.SIGTERM)} # by others
     if not killed: return next((o for o in codes.values() if o > 0 and o not in (LOST, TERMINATED)), LOST)
     who, code = next(iter(killed.items()))
     print(f"imgcls: process {who} was killed by {signal.Signals(-code).name}, so the others were ended, too. {then}",
@@ -216,14 +216,14 @@ def take_part(
 ): # It does not come back
     "Do the work of one of several processes"
     terminated, screen = [], os.dup(2)
-    _on_signals(lambda *args: os._exit(TERMINATED)) # nothing has begun
+    _on_signals(signal.SIG_DFL) # nothing has begun, and while they wait for each other nothing else would be heard
     from imgcls_nb.ranks import join, leave, says_first
     _note_loss(False)
     _end_with_launcher()
     if os.environ['RANK'] != '0': _to_log(os.environ['RANK'])
     try:
-        _on_signals(partial(_interrupt, terminated))
         join()
+        _on_signals(partial(_interrupt, terminated))
         status, message = answer()
     except InputError as e: status, message = 2, str(e) # nobody was there to join
     except KeyboardInterrupt: status, message = TERMINATED, '' # while an error was looked into
