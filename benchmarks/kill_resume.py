@@ -78,15 +78,19 @@ def worker(task):
 # Killing
 
 def start(task):
-    env = os.environ | dict(OMP_NUM_THREADS='1')
-    return subprocess.Popen([sys.executable, __file__, '--worker', json.dumps(task)], stdout=subprocess.PIPE, text=True, env=env,
-                            stderr=subprocess.DEVNULL)
+    command, env = [sys.executable, __file__, '--worker', json.dumps(task)], os.environ | dict(OMP_NUM_THREADS='1')
+    with open(said_by(task), 'w') as said:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env, stderr=said)
+
+def said_by(task): return f"{task['run']}.txt" # on its second channel
 
 def finish(task):
     "What a training prints at its end; None: it was killed"
     with start(task) as process: lines = process.communicate()[0].splitlines()
     if process.returncode == -signal.SIGKILL: return None
-    if process.returncode: raise SystemExit(f'A training failed. To see why: {__file__} --worker {json.dumps(task)!r}')
+    if process.returncode:
+        last = ''.join(Path(said_by(task)).read_text().splitlines(True)[-25:])
+        raise SystemExit(f'{last}\nA training failed with status {process.returncode}: {json.dumps(task)}')
     return json.loads(lines[-1])
 
 def kill_after(task, seconds):
