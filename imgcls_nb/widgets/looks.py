@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SERIES', 'STYLE', 'series_color', 'Dress', 'Note', 'Act', 'watch', 'html', 'row', 'column', 'title_html', 'head_html',
-           'empty_html', 'facts_html', 'bar_html', 'short_names', 'Thumbs', 'Thumb', 'gallery_html', 'paper',
-           'figure_png', 'Viewer', 'has_kernel']
+           'empty_html', 'facts_html', 'bar_html', 'short_names', 'distinct_names', 'paper_text', 'chart_text',
+           'Thumbs', 'Thumb', 'gallery_html', 'paper', 'figure_png', 'Viewer', 'has_kernel']
 
 # %% ../../nbs/70_widgets.looks.ipynb #8e419fff
 import base64
@@ -14,6 +14,7 @@ import os
 from collections import OrderedDict
 from contextlib import contextmanager
 from html import escape
+from pathlib import Path
 from threading import Lock
 
 import anywidget
@@ -125,6 +126,7 @@ class Dress(anywidget.AnyWidget):
     _css = STYLE
     tips = traitlets.Dict().tag(sync=True) # text of a line to what is shown when the mouse rests on it
     narrow = traitlets.Bool(False).tag(sync=True) # whether there is room for one column only
+    views = traitlets.Int(0).tag(sync=True) # how many pages show it
     _esm = """
 export default { render({ model, el }) {
   el.style.display = 'none';
@@ -141,6 +143,10 @@ export default { render({ model, el }) {
       if (label?.textContent) handle.setAttribute('aria-label', label.textContent);
     });
   };
+  const count = by => { model.set('views', Math.max(0, model.get('views') + by)); model.save_changes() };
+  const leave = () => count(-1);
+  count(1);
+  window.addEventListener('pagehide', leave);
   const begin = () => {
     const root = el.closest('.imgcls');
     if (!root) return setTimeout(begin, 100); // not on the page yet
@@ -162,7 +168,9 @@ export default { render({ model, el }) {
     name(root);
   };
   begin();
-  return () => { watcher?.disconnect(); ruler?.disconnect() };
+  return () => { // the cell is run again, say
+    watcher?.disconnect(); ruler?.disconnect(); window.removeEventListener('pagehide', leave); leave();
+  };
 } };
 """
 
@@ -295,6 +303,30 @@ def short_names(
 
 def _middle(name, n): return name if len(name) <= n else f'{name[:n//2]}…{name[len(name) + 1 + n//2 - n:]}'
 
+# %% ../../nbs/70_widgets.looks.ipynb #bb9f22d6
+def distinct_names(
+    paths, # Files or folders
+) -> list: # Texts
+    "The last part of each path, and of those before it as many as tell them apart"
+    parts = [Path(os.path.abspath(o)).parts for o in paths]
+    for n in range(1, max(map(len, parts), default=0) + 1):
+        names = ['/'.join(o[-n:]) for o in parts]
+        if len(set(names)) == len(set(parts)): return names
+    return []
+
+# %% ../../nbs/70_widgets.looks.ipynb #1b1fbab1
+def paper_text(
+    text:str, # Anything
+) -> str: # For a title or a label
+    "A text as matplotlib shows it literally"
+    return text.replace('$', r'\$')
+
+def chart_text(
+    text:str, # Anything
+) -> str: # For a name or a label
+    "A text as plotly shows it literally"
+    return escape(text, quote=False).replace('$', '&#36;')
+
 # %% ../../nbs/70_widgets.looks.ipynb #9bbcc00f
 class Thumbs:
     "Small pictures for viewers, made once"
@@ -426,6 +458,11 @@ class Viewer:
     ):
         "Called when the page is made narrow, or wide again"
 
+    def viewed(self,
+        pages:int, # On how many it is by now
+    ):
+        "Called when a page begins to show it, or ceases to"
+
     def plot(self): # A figure from `paper`; None: there is nothing to draw yet
         "The same as a still figure"
         raise NotImplementedError
@@ -439,15 +476,23 @@ class Viewer:
         if self._widget is None:
             head, parts = html(title_html(self.title, self.subtitle())), self.build()
             dress = Dress(tips=self.tips)
-            dress.observe(lambda change: self.arrange(change['new']), 'narrow')
+            for trait, do in dict(narrow=self.arrange, views=self.viewed).items():
+                dress.observe(lambda change, do=do: do(change['new']), trait)
             self._widget = ipw.VBox([dress, head, *parts[:1], self.note, *parts[1:]]).add_class('imgcls')
         return self._widget
 
     def _repr_mimebundle_(self, **kwargs):
         live = self.widget._repr_mimebundle_(**kwargs) if has_kernel() else {}
-        fig = self.plot()
-        still = {'image/png': base64.b64encode(figure_png(fig)).decode()} if fig else {}
+        try: still = self._still()
+        except Exception as e:
+            if not live: raise # there is nothing else to show
+            still = {}
+            self.note.say(f'The still figure cannot be drawn ({type(e).__name__}: {e}).', 'error')
         return {'text/plain': repr(self)} | (live or {}) | still
+
+    def _still(self):
+        fig = self.plot()
+        return {'image/png': base64.b64encode(figure_png(fig)).decode()} if fig else {}
 
     def __repr__(self): return f"{type(self).__name__}({self.subtitle()})"
 
