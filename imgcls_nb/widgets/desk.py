@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..core import BadPictureError, InputError
 from .gallery import DIGITS, HELP, Gallery
-from .looks import Note, Thumbs, paper, short_names
+from .looks import Note, Thumbs, paper, paper_text, short_names
 
 # %% ../../nbs/73_widgets.desk.ipynb #55442fb1
 DESK_JS = r"""
@@ -303,6 +303,10 @@ class _Gone: # a picture of which nobody knows where it is
     def __init__(self, why): self.why = why
     def read_bytes(self): raise BadPictureError(self.why)
 
+def _source(pics, i): # something to open, which may fail
+    try: return pics.source(i)
+    except InputError as e: return _Gone(str(e))
+
 _UNSEEN = "Nothing was noted: the key came before the picture could be seen that it would have changed. Press it again."
 
 class Desk(anywidget.AnyWidget):
@@ -320,6 +324,7 @@ class Desk(anywidget.AnyWidget):
         on_drop=None, # Called with `(name, bytes)` pairs of files that somebody drops; None: they cannot
     ):
         self.gallery, self.note, self.thumbs, self.large = gallery, note, Thumbs(size*3//2), Thumbs(480, keep=64)
+        self.pics = gallery.pics # which the thumbnails are of
         self.turn, self.heard = 0, None # how often marks were sent, and the last message: who sent it, and its number
         super().__init__(vocab=[] if gallery.decisions is None else list(gallery.pics.vocab))
         self.size, self.side, self.on_drop = size, side, on_drop
@@ -354,6 +359,9 @@ class Desk(anywidget.AnyWidget):
 
     def draw_page(self):
         "Send the pictures of the page"
+        if self.pics is not self.gallery.pics: # others, which may be called as those before
+            self.pics = self.gallery.pics
+            for o in (self.thumbs, self.large): o.made.clear()
         with ThreadPoolExecutor(4) as pool: thumbs = list(pool.map(self._thumb, self.gallery.on_page.tolist()))
         self.whys = [o.why for o in thumbs]
         cards, choices = [dict(src=o.url, tiny=o.tiny) for o in thumbs], min(10, len(self.vocab))
@@ -364,9 +372,8 @@ class Desk(anywidget.AnyWidget):
             self.draw_marks()
 
     def _thumb(self, i, large=False):
-        try: source = self.gallery.pics.source(i)
-        except InputError as e: source = _Gone(str(e))
-        return (self.large if large else self.thumbs)(source, key=(self.gallery.pics.names[i], i))
+        pics = self.gallery.pics
+        return (self.large if large else self.thumbs)(_source(pics, i), key=(pics.names[i], i))
 
     def draw_marks(self):
         "Send everything but the pictures"
@@ -417,7 +424,7 @@ def plot_pictures(
     fig, axes = paper(8, 2.2*(-(-len(idxs)//4)), -(-len(idxs)//4), 4)
     for ax in axes.flat: ax.axis('off')
     for ax, i in zip(axes.flat, idxs):
-        ax.imshow(np.asarray(Image.open(io.BytesIO(thumbs(gallery.pics.source(i)).data)).convert('RGB')))
+        ax.imshow(np.asarray(Image.open(io.BytesIO(thumbs(_source(gallery.pics, i)).data)).convert('RGB')))
         lines = [*short_names([gallery.standing(i).label], 24), *wrap(gallery.note(i) if gallery.note else '', 24)[:2]]
-        ax.set_title('\n'.join(o.replace('$', r'\$') for o in lines), fontsize=9)
+        ax.set_title('\n'.join(paper_text(o) for o in lines), fontsize=9)
     return fig
