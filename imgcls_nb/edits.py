@@ -12,6 +12,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from uuid import uuid4
 
 from fastcore.basics import patch
@@ -33,7 +34,7 @@ class Edits:
         who:str|None=None, # Noted with each edit
     ):
         self.file, found = _place(Path(where))
-        self.root, self.who, self.session = Path(root or found), who, uuid4().hex[:8]
+        self.root, self.who, self.session, self.known = Path(root or found), who, uuid4().hex[:8], _Known()
 
     def names_of(self,
         pictures, # Paths, or names below `root`
@@ -64,13 +65,43 @@ def _place(path): # of the log, and of the data
 @patch
 def events(self:Edits) -> list: # dicts, in order
     "All that was ever noted, what was taken back included"
-    if not self.file.is_file(): return []
-    return _read_events(self.file.read_bytes())[0]
+    return self._look()[0]
 
 @patch(as_prop=True)
 def damaged(self:Edits) -> int: # Lines that cannot be read
     "How many lines of the log are lost"
-    return _read_events(self.file.read_bytes())[1] if self.file.is_file() else 0
+    return self._look()[1]
+
+@patch
+def _look(self:Edits):
+    try:
+        with open(self.file, 'rb') as f: return self.known.look(f)
+    except FileNotFoundError: return [], 0
+
+class _Known: # what was read of a log
+    def __init__(self):
+        self.lock = Lock() # threads share it
+        self.begin()
+
+    def begin(self): self.events, self.lost, self.place, self.end = [], 0, 0, b'' # the last: what is just before the place
+
+    def look(self, f): # all events, and how many lines are none
+        with self.lock: return self._look(f)
+
+    def _look(self, f):
+        f.seek(self.place - len(self.end))
+        data = f.read()
+        if not data.startswith(self.end): # it was replaced
+            self.begin()
+            f.seek(0)
+            data = f.read()
+        whole, _, cut = data.rpartition(b'\n')
+        new, lost = _read_events(whole[len(self.end):])
+        self.events, self.lost = self.events + new, self.lost + lost
+        self.place += len(data) - len(cut) - len(self.end)
+        self.end = data[:len(data) - len(cut)][-256:]
+        last, odd = _read_events(cut) # somebody may be writing it
+        return self.events + last, self.lost + odd
 
 def _read_events(data):
     found = [_event(o) for o in data.split(b'\n') if o.strip()]
@@ -143,12 +174,13 @@ def add_all(self:Edits,
     why:str='', # The reason, in a few words
 ) -> list: # The edits, as they were written
     "Note several changes as one action: all of them, or none if another edit came between"
+    changes = list(changes)
     todo = [(name, *o[1:]) for name, o in zip(self.names_of([o[0] for o in changes]), changes)]
     if not todo: return []
     for o in todo: _check_values(*o)
     shared = dict(why=why, action=uuid4().hex[:12]) | self._signature()
     with _writing(self.file) as f:
-        now = {(o['picture'], o['field']): o for o in _standing(_all_events(f))}
+        now = {(o['picture'], o['field']): o for o in _standing(self.known.look(f)[0])}
         made = []
         for name, field, old, new in todo:
             last = now.get((name, field))
@@ -187,10 +219,6 @@ def _writing(file):
     except OSError as e:
         raise InputError(f"Nothing can be noted in '{file}': {in_words(e)}, or note edits elsewhere: "
                          "Edits('my-edits.jsonl', root='the folder of the pictures').") from e
-
-def _all_events(f):
-    f.seek(0)
-    return _read_events(f.read())[0]
 
 def _append(f, events):
     if events: append_line(f, '\n'.join(map(json.dumps, events)).encode())
@@ -238,7 +266,7 @@ def undo_all(self:Edits,
     edits, # Which ones, the newest first; None among them: the newest that stands
 ) -> list: # What was taken back
     "Take several edits back: all of them, or none"
-    with _writing(self.file) as f: return self._take_back(f, _all_events(f), edits)
+    with _writing(self.file) as f: return self._take_back(f, self.known.look(f)[0], edits)
 
 @patch
 def _take_back(self:Edits, f, events, edits):
@@ -276,7 +304,7 @@ def undo_action(self:Edits,
 ) -> list: # The edits that were taken back; empty if none of the action stands any more
     "Take back all that was done at once, or nothing of it"
     with _writing(self.file) as f:
-        events = _all_events(f)
+        events = self.known.look(f)[0]
         standing = _standing(events)
         found = _actions(standing).get(action, []) if action else self._newest_action(standing)
         return self._take_back(f, events, [o['edit'] for o in reversed(found)])[::-1]

@@ -24,13 +24,18 @@ def labelled_pictures(
     vocab, # Classes of the network
 ): # A `PictureList`
     "The pictures to evaluate on; of what has a validation part, that part"
+    return _find_labelled(data, vocab)[0]
+
+def _find_labelled(data, vocab): # the pictures, and their side of a split: 'train', 'valid', or None where it is not known
     from imgcls_nb.pictures import PictureList
     from imgcls_nb.plan import DataPlan
     from imgcls_nb.sources import find_pictures
     if isinstance(data, (str, os.PathLike)): return _pictures_at(Path(data), tuple(vocab))
-    if isinstance(data, DataPlan): return find_pictures(data)[1]
-    pics = getattr(data, 'valid_ds', None) or getattr(data, 'dataset', data)
-    if isinstance(pics, PictureList): return pics
+    if isinstance(data, DataPlan): return find_pictures(data)[1], 'valid'
+    pics = getattr(data, 'valid_ds', None)
+    if pics is not None: return pics, 'valid'
+    pics = getattr(data, 'dataset', data)
+    if isinstance(pics, PictureList): return pics, None
     raise InputError(f"data is a {type(data).__name__}, which is nothing to evaluate on. Give a folder, a list file, a table, "
                      "or what image_dls gave.")
 
@@ -42,11 +47,11 @@ def _pictures_at(path, vocab):
     from imgcls_nb.sources import class_folders, name_sides, read_class_folders, read_sides
     if not path.exists(): raise InputError(f"There is no '{path}'. Give a folder of class folders, a list file, or a table.")
     if path.suffix.lower() in ('.csv', '.tsv'): return _pictures_in_table(path, vocab)
-    if path.is_file(): return read_list_file(path, path.parent, vocab=vocab)
+    if path.is_file(): return read_list_file(path, path.parent, vocab=vocab), None
     plan = name_sides(DataPlan(str(path)))
-    if isinstance(plan.valid, str): return read_sides(plan)[1]
+    if isinstance(plan.valid, str): return read_sides(plan)[1], 'valid'
     check_known([o.name for o in class_folders(path)], vocab, path)
-    return read_class_folders(path, vocab)
+    return read_class_folders(path, vocab), None
 
 def _pictures_in_table(path, vocab):
     from imgcls_nb.lists import read_rows
@@ -54,7 +59,7 @@ def _pictures_in_table(path, vocab):
     rows = read_rows(path, path.parent)
     idxs = np.flatnonzero(rows.parts == 'valid') if rows.has_parts else np.arange(len(rows.paths))
     check_known({rows.labels[i] for i in idxs}, vocab, path)
-    return rows.pictures(idxs, vocab, {o: i for i, o in enumerate(vocab)})
+    return rows.pictures(idxs, vocab, {o: i for i, o in enumerate(vocab)}), 'valid' if rows.has_parts else None
 
 # %% ../nbs/55_evaluate.ipynb #62dd29da
 def match_classes(
@@ -75,7 +80,8 @@ def match_classes(
 # %% ../nbs/55_evaluate.ipynb #9e6ea382
 def _by_learner(learn, data, tta):
     vocab = tuple(map(str, learn.dls.vocab))
-    pics = labelled_pictures(learn.dls.valid if data is None else data, vocab)
+    pics, side = _find_labelled(learn.dls.valid if data is None else data, vocab)
+    side = _own_side(learn, pics) or side
     places = match_classes(pics, vocab)
     dl = learn.dls.valid.new(pics, shuffle=False, drop_last=False, ops=None, sizes=())
     probs, targs = _looks(learn, dl, tta)
@@ -85,11 +91,16 @@ def _by_learner(learn, data, tta):
                          "Evaluate without tta, which names them, or load the data again.")
     names = [pics.name(i) for i in range(len(pics))]
     _say_lost(lost, len(pics))
-    facts = dict(arch=learn.plan.model.arch if learn.plan else None, epoch=learn.clock.epochs, step=learn.clock.steps)
+    facts = dict(arch=learn.plan.model.arch if learn.plan else None, epoch=learn.clock.epochs, step=learn.clock.steps,
+                 side=side)
     return Evaluation(probs.float().numpy(), places[targs.numpy()], vocab, [o for o in names if o not in lost], pics.root,
                       facts=facts).attach(pics)
 
 # %% ../nbs/55_evaluate.ipynb #cfdde1da
+def _own_side(learn, pics): # of its split; None: they are others
+    dls = getattr(learn, 'dls', None)
+    return next((k for k in ('train', 'valid') if dls is not None and getattr(dls, f'{k}_ds') is pics), None)
+
 def _looks(learn, dl, tta):
     with learn.no_bar():
         if not tta: return learn.get_preds(dl=dl, reorder=False) # they come in order
@@ -102,7 +113,7 @@ def _say_lost(lost, n):
 
 # %% ../nbs/55_evaluate.ipynb #0ac2e2aa
 def _by_predictor(predictor, data, bs=32):
-    pics = labelled_pictures(data, predictor.labels)
+    pics, side = _find_labelled(data, predictor.labels)
     places = match_classes(pics, predictor.labels)
     probs, kept, lost = [], [], []
     for start in range(0, len(pics), bs):
@@ -112,7 +123,7 @@ def _by_predictor(predictor, data, bs=32):
         kept += read
     _say_lost(lost, len(pics))
     probs = np.concatenate([np.zeros((0, len(predictor.labels)), np.float32), *probs])
-    facts = dict(model=Path(predictor.path).name if predictor.path else None)
+    facts = dict(model=Path(predictor.path).name if predictor.path else None, side=side)
     return Evaluation(probs, places[pics.labels[kept]], predictor.labels, [pics.name(i) for i in kept], pics.root,
                       predictor.card.temperature, facts).attach(pics)
 
@@ -126,16 +137,15 @@ def evaluate(
     data=None, # Pictures as for `labelled_pictures`; None: those held out for validation
     tta=False, # Varied looks at each picture: how many, True for 4, or arguments of `learn.tta`
     run=None, # Run folder to save into; None: the learner's own; False: nothing is saved
-    name:str|None=None, # Under which name; None: 'valid', 'valid-tta', or that of the data
+    name:str|None=None, # Under which name; None: 'valid' or 'train', or that of the data, with '-tta' where it is
 ) -> Evaluation:
     "Predict once, to answer every question from it"
     tta = _tta_args(tta)
-    name = name or _usual_name(data, tta)
     if isinstance(source, (str, os.PathLike)): return _evaluate_path(Path(source), data, tta, run, name)
     if not hasattr(source, 'get_preds'): ev = _evaluate_predictor(source, data, tta)
     else: ev = _by_learner(source, data, tta)
     ev.facts |= dict(tta=tta, time=round(time.time(), 3))
-    if where := _run_of(source) if run is None else run: _keep(ev, where, name)
+    if where := _run_of(source) if run is None else run: _keep(ev, where, name or _usual_name(ev, source, data, tta))
     return ev
 
 def _keep(ev, run, name):
@@ -152,9 +162,9 @@ def _tta_args(tta):
     if isinstance(tta, int) and tta >= 0: return dict(n=tta) if tta else None
     raise InputError(f"tta={tta!r} is no number of looks. Give one, True for 4, or a dict such as dict(n=8, beta=.5).")
 
-def _usual_name(data, tta):
-    base = 'valid' if data is None else 'data'
+def _usual_name(ev, source, data, tta): # another one for other pictures, so that none takes another's place
     if isinstance(data, (str, os.PathLike)): base = '-'.join(o for o in (Path(data).absolute().parent.name, Path(data).stem) if o)
+    else: base = 'valid' if data is None else _own_side(source, ev._pics) or f'data-{ev.list_hash()[:8]}'
     return base + '-tta'*bool(tta)
 
 def _run_of(source): # only a run that this learner has begun, for the folder may hold an earlier one
@@ -178,6 +188,7 @@ def _evaluate_path(path, data, tta, run, name):
         from imgcls_nb.predict import Predictor
         return evaluate(Predictor(path), data, tta, run, name)
     found = saved_in(path)
+    if data is None: name = name or 'valid' + '-tta'*bool(tta)
     if data is None and ('' in found or name in found):
         ev = Evaluation.load(path, name)
         if '' not in found: _say_if_older(path, name, ev)

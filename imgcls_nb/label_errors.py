@@ -7,7 +7,10 @@ __all__ = ['QUALITY', 'label_quality', 'confident_classes', 'find_label_errors',
            'outlier_scores']
 
 # %% ../nbs/59_label_errors.ipynb #bf87c678
+import hashlib
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +19,10 @@ from sklearn.neighbors import NearestNeighbors
 from .callbacks.control import check_idle
 from .core import InputError, did_you_mean
 from .evaluate import Evaluation, evaluate
+from .evaluation import saved_in
 from .learner import learner_from_plan, run_schedule
+from .places import cache_folder
+from .plan import plan_to_yaml
 
 # %% ../nbs/59_label_errors.ipynb #6aee8c5f
 QUALITY = dict(self_confidence=lambda own, rival: own, margin=lambda own, rival: (own - rival + 1)/2)
@@ -57,8 +63,10 @@ def confident_classes(
     for p, y in _blocks(probs, labels): total += np.bincount(y, p[np.arange(len(y)), y], n)
     counts = np.bincount(labels, minlength=n)
     limits = np.where(counts, total/counts.clip(1), np.inf).astype(np.float32) # of a class without labels nothing is known
-    parts = [np.where(p >= limits - 1e-6, p, -1) for p, _ in _blocks(probs, labels)]
-    return np.concatenate([np.where(o.max(1) >= 0, o.argmax(1), -1) for o in parts]) if parts else np.zeros(0, np.int64)
+    parts = [_likeliest(np.where(p >= limits - 1e-6, p, -1)) for p, _ in _blocks(probs, labels)] # a block at a time
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+def _likeliest(probs): return np.where(probs.max(1) >= 0, probs.argmax(1), -1)
 
 def find_label_errors(
     probs, # As for `label_quality`
@@ -76,24 +84,41 @@ def out_of_fold(
     plan, # A `Plan`, such as `learn.plan`; what it trains on is judged
     k:int=5, # How many folds, and trainings
     epochs:int|None=None, # Of each training; None: the plan's own schedule
+    keep=True, # Folder for what each fold has said, to go on with after an interrupt; True: below the cache folder; False: none
 ) -> Evaluation: # Of all pictures, fold after fold
     "Judge every picture of a data set by a network that has not seen it"
     schedule = plan.schedule if epochs is None else ()
     if epochs is None and not schedule:
         raise InputError("This plan has no training in it yet. Train the learner first, or give epochs=, such as epochs=3.")
-    judged, pics = [], []
+    keep, judged, pics = cache_folder('folds') if keep is True else keep, [], []
     for i in range(k):
         learn = learner_from_plan(replace(plan, data=replace(plan.data, valid=None, fold=(i, k)), run=None, schedule=()))
-        with learn.no_bar():
-            run_schedule(learn, schedule)
-            if epochs: learn.fit_one_cycle(epochs)
-        judged.append(evaluate(learn))
+        folder = keep and Path(keep)/_key(learn, schedule, epochs)
+        judged.append(Evaluation.load(folder) if folder and saved_in(folder) else _judge(learn, schedule, epochs, folder))
         pics.append(learn.dls.valid_ds)
-    return _joined(judged, pics)
+        print(f"Fold {i + 1} of {k}: {len(judged[-1])} pictures judged, top1 {judged[-1].top1:.4f}.")
+    return _joined(judged, pics, plan)
 
-def _joined(evs, pics):
+def _judge(learn, schedule, epochs, folder):
+    with learn.no_bar():
+        run_schedule(learn, schedule)
+        if epochs: learn.fit_one_cycle(epochs)
+    ev = evaluate(learn)
+    if folder: ev.save(folder)
+    return ev
+
+def _key(learn, schedule, epochs): # of all that decides what is said
+    lists = [o.list_hash() for o in (learn.dls.train_ds, learn.dls.valid_ds)]
+    text = plan_to_yaml(replace(learn.plan, schedule=tuple(schedule))) + json.dumps([epochs, *lists])
+    digest = hashlib.sha256(text.encode())
+    for o in learn.model.state_dict().values(): digest.update(o.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+def _joined(evs, pics, plan):
     probs, targs = (np.concatenate([getattr(o, name) for o in evs]) for name in ('probs', 'targs'))
-    ev = Evaluation(probs, targs, evs[0].vocab, [name for o in evs for name in o.paths], evs[0].root)
+    facts = dict(side='train' if isinstance(plan.data.valid, str) else None) # else a part of them is held out
+    run = plan.run if plan.run and (Path(plan.run)/'config.yaml').is_file() else None
+    ev = Evaluation(probs, targs, evs[0].vocab, [name for o in evs for name in o.paths], evs[0].root, facts=facts, run=run)
     labels, idxs = (np.concatenate([getattr(o, name) for o in pics]) for name in ('labels', 'idxs'))
     return ev.attach(pics[0].replace(labels=labels, idxs=idxs, groups=None)) # all folds are parts of one list
 

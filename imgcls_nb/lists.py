@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'PARTS', 'read_text', 'missing_files', 'bad_lines', 'read_list_file', 'read_label_file', 'write_list_file',
-           'write_split', 'find_columns', 'Rows', 'read_rows']
+           'write_label_file', 'write_split', 'find_columns', 'Rows', 'read_rows']
 
 # %% ../nbs/12_lists.ipynb #32a47526
 import io, os
@@ -217,6 +217,19 @@ def _write(file, text):
     part.write_bytes(text.encode())
     return part.replace(file)
 
+# %% ../nbs/12_lists.ipynb #8f0ecdea
+def write_label_file(
+    vocab, # Class names, in the order of their ids
+    file, # Text file to write
+) -> Path: # `file`
+    "Write the names of the classes as `read_label_file` reads them"
+    return _write(file, _label_text(vocab))
+
+def _label_text(vocab):
+    for o in vocab:
+        if not o or o != o.strip(): raise InputError(f"The class name {o!r} is empty, or has a space at its end. Rename it.")
+    return ''.join(f'{i} {_checked(o, "class names")}\n' for i, o in enumerate(vocab))
+
 # %% ../nbs/12_lists.ipynb #b6c73d0d
 def write_split(
     folder, # Gets `train_list.txt`, `val_list.txt` and `label_list.txt`
@@ -226,10 +239,8 @@ def write_split(
     "Write a split as list files"
     if train.vocab != valid.vocab: raise InputError(f"{train} and {valid} have different classes, so they are no split.")
     root = os.path.commonpath([os.path.abspath(o.root) for o in (train, valid)])
-    for o in train.vocab:
-        if not o or o != o.strip(): raise InputError(f"The class name {o!r} is empty, or has a space at its end. Rename it.")
     texts = dict(train=_list_text(train, root, ' '), valid=_list_text(valid, root, ' '))
-    texts['label_file'] = ''.join(f'{i} {_checked(o, "class names")}\n' for i, o in enumerate(train.vocab))
+    texts['label_file'] = _label_text(train.vocab)
     folder = Path(folder).absolute()
     files = dict(train='train_list.txt', valid='val_list.txt', label_file='label_list.txt')
     return dict(path=root) | {k: str(_write(folder/v, texts[k])) for k, v in files.items()}

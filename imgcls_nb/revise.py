@@ -18,22 +18,23 @@ from .core import InputError, did_you_mean
 from .edits import Edits
 from .files import write_atomic
 from .lists import (
-    PARTS, find_columns, read_label_file, read_list_file, read_rows, read_text, write_list_file, write_split)
+    PARTS, find_columns, read_label_file, read_list_file, read_rows, read_text, write_label_file, write_list_file, write_split)
 from .pictures import Files, PictureList
 from .plan import DataPlan
 from .runs import Run
-from .sources import find_pictures, name_sides, read_class_folders
+from .sources import class_names, find_pictures, name_sides, read_class_folders
 
 # %% ../nbs/58_revise.ipynb #9eae5253
 TABLES = ('.csv', '.tsv')
 
 def lists_of(
-    source, # A `PictureList`, two, `DataLoaders`, a `DataPlan`, a run folder, a list file, a table, or a folder of class folders
+    source, # `PictureList`s, `DataLoaders`, a `DataPlan` or `Revision`, a run folder, list file, table, or folder of classes
     vocab:tuple=(), # Class names of a list file; empty: those of label_list.txt beside it
 ) -> dict: # `PictureList`s: 'train' and 'valid', or 'all'
     "The lists that edits can be applied to"
     if isinstance(source, (str, os.PathLike)): return _lists_at(Path(source), vocab)
     if isinstance(source, PictureList): return dict(all=source)
+    if isinstance(source, Revision): return _lists_again(source)
     if isinstance(source, DataPlan): source = find_pictures(source)
     pair = (source.train_ds, source.valid_ds) if hasattr(source, 'train_ds') else source
     if isinstance(pair, (tuple, list)) and len(pair) == 2: return dict(zip(('train', 'valid'), pair))
@@ -55,6 +56,11 @@ def _lists_in_table(path):
     places = {o: i for i, o in enumerate(vocab)}
     sides = dict(train=rows.parts == 'train', valid=rows.parts == 'valid') if rows.has_parts else dict(all=rows.parts != 'test')
     return {side: rows.pictures(np.flatnonzero(yes), vocab, places) for side, yes in sides.items()}
+
+def _lists_again(revision): # that it has written
+    plan = DataPlan(**revision.plan)
+    if plan.train is None: return _lists_at(Path(plan.path), ()) # a table
+    return dict(all=read_list_file(plan.train, plan.path, vocab=class_names(plan))) if 'all' in revision.files else lists_of(plan)
 
 # %% ../nbs/58_revise.ipynb #75b5289a
 @dataclass
@@ -116,7 +122,7 @@ def _told(before, after):
 def apply_edits(
     source, # As for `lists_of`
     edits=None, # `Edits`, or where they are: a run folder, or the log itself
-    out=None, # What to write: a file, or for the two sides of a split a folder; a name in .csv or .tsv: a table of all
+    out=None, # What to write: a folder, or for one list a file (.txt); a name in .csv or .tsv: a table of all
     vocab:tuple=(), # As for `lists_of`
 ) -> Revision:
     "Write new lists as the edits have it; what `source` is made of is not touched"
@@ -125,7 +131,7 @@ def apply_edits(
     _check_changes(lists, changes)
     out = Path(out)
     as_table = out.suffix.lower() in TABLES
-    _check_free(out, 1 if as_table else len(lists))
+    _check_free(out, lists, as_table)
     lines = [o for side, pics in lists.items() for o in _lines(side, pics, edits)]
     conflicts, missing = _apply(lines, changes)
     files, plan = _write_table(source, lists, lines, out) if as_table else \
@@ -171,9 +177,21 @@ def _listed(lists, lines, side): # those that were there, then those that came
     return PictureList(root, Files(root, [o.path for o in lines]), [where[o.now] for o in lines], vocab)
 
 def _write(new, out): # files by side, and what a plan needs to read them
-    if 'all' in new: return dict(all=str(write_list_file(new['all'], out))), {}
+    if 'all' in new: return _write_one(new['all'], _one_file(out))
     plan = write_split(out, new['train'], new['valid'])
     return {k: plan[k] for k in ('train', 'valid')}, plan
+
+def _one_file(out): return out if out.suffix else out/'train_list.txt'
+
+def _write_one(pics, file):
+    names = dict(num_classes=len(pics.vocab))
+    if not _numbered(pics.vocab): names = dict(label_file=str(write_label_file(pics.vocab, file.absolute().with_name(_NAMES))))
+    plan = dict(path=str(pics.root), train=str(write_list_file(pics, file.absolute()))) | names
+    return dict(all=plan['train']), plan
+
+_NAMES = 'label_list.txt' # as it is looked for beside a list
+
+def _numbered(vocab): return tuple(vocab) == tuple(map(str, range(len(vocab))))
 
 # %% ../nbs/58_revise.ipynb #e6079d57
 def _write_table(source, lists, lines, out):
@@ -217,7 +235,11 @@ def _check_changes(lists, changes):
                              "A random split is not in the folders: give the loaders that made it, apply_edits(dls, …), "
                              "or the run folder, apply_edits('runs/x', …).")
 
-def _check_free(out, n):
-    files = [out] if n == 1 else [out/o for o in ('train_list.txt', 'val_list.txt', 'label_list.txt')]
+def _check_free(out, lists, as_table):
+    file, one = _one_file(out), len(lists) == 1
+    files = [file] if one or as_table else [out/o for o in ('train_list.txt', 'val_list.txt', _NAMES)]
     if taken := [o for o in files if o.exists()]:
         raise InputError(f"'{taken[0]}' exists. Edits go into a new list, to be compared with the old: give another name.")
+    names, vocab = file.with_name(_NAMES), next(iter(lists.values())).vocab
+    if one and not as_table and names.exists() and not _numbered(vocab) and read_label_file(names, len(vocab)) != tuple(vocab):
+        raise InputError(f"'{names}' names other classes than those of this list. Write the list to another folder.")

@@ -60,7 +60,7 @@ def screen(page, tmp_path): return make_screen(page, tmp_path, 'abc')
 def make_screen(page, folder, vocab, names=None, **kwargs):
     names = names or [f'{i}.png' for i in range(12)]
     probs = np.random.default_rng(0).random((len(names), len(vocab)))
-    pics = Judged(names, lambda i: np.full((8, 8), i, np.uint8), np.zeros(len(names), int), tuple(vocab), probs)
+    pics = Judged(names, lambda i: np.full((8, 8), i, np.uint8), np.zeros(len(names), int), tuple(vocab), probs, 'valid')
     gallery = Gallery(pics, Edits(folder/'edits.jsonl'), per_page=8)
     gallery.show(np.arange(len(names)), 'all')
     return Screen(page, Desk(gallery, Note(), **kwargs))

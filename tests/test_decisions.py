@@ -14,7 +14,7 @@ VOCAB = tuple('abc')
 
 def make(folder, who=None, vocab=VOCAB, n=10):
     pics = Judged([f'{i}.png' for i in range(n)], lambda i: np.zeros((8, 8), np.uint8), np.zeros(n, int), tuple(vocab),
-                  np.random.default_rng(0).random((n, len(vocab))))
+                  np.random.default_rng(0).random((n, len(vocab))), 'valid')
     gallery = Gallery(pics, Edits(folder/'edits.jsonl', who=who))
     gallery.show(np.arange(n))
     return gallery

@@ -112,6 +112,35 @@ def test_foreign_lines_are_passed_over(tmp_path, junk):
     edits.relabel('1', 'a', 'b')
     assert len(net(edits)) == 2 and edits.damaged == 1
 
+def test_all_that_is_done_at_once_or_nothing(tmp_path, monkeypatch):
+    edits, synced = Edits(tmp_path, who='ann'), []
+    monkeypatch.setattr(os, 'fsync', synced.append)
+    made = edits.add_all([(f'{i}', 'label', 'a', 'b') for i in range(50)] + [('0', 'ignore', False, True)], 'why')
+    assert len(synced) == 1 and edits.standing() == made and len({o['action'] for o in made}) == 1
+    for odd in (('7', 'label', 'a', 'c'), ('new', 'lable', 'a', 'b'), ('new', 'label', 'b', 'b')):
+        with pytest.raises(InputError): edits.add_all([('fine', 'label', 'a', 'b'), odd])
+    with pytest.raises(EditConflict): edits.add_all([('x', 'label', 'a', 'b'), ('x', 'label', 'a', 'c')])
+    assert edits.standing() == made == Edits(tmp_path).standing() and edits.add_all([]) == []
+
+def test_lines_that_were_read_are_not_read_again(tmp_path, monkeypatch):
+    from imgcls_nb import edits as module
+    edits, real, seen = Edits(tmp_path), module._event, []
+    edits.add_all([(f'{i}', 'label', 'a', 'b') for i in range(500)])
+    assert len(edits.standing()) == 500
+    monkeypatch.setattr(module, '_event', lambda line: [seen.append(line), real(line)][1])
+    edits.relabel('x', 'a', 'b')
+    edits.undo()
+    assert len(edits.standing()) == 500 and len(seen) == 2, "its own edit, and the line that takes it back"
+
+@pytest.mark.parametrize('n', [0, 1, 20, 70])
+def test_a_log_that_was_replaced_is_read_anew(tmp_path, n):
+    edits, other = Edits(tmp_path), Edits(tmp_path/'other.jsonl')
+    for i in range(20): edits.relabel(f'{i}', 'a', 'b')
+    for i in range(n): other.relabel(f'other {i}', 'a', 'b')
+    assert len(edits.standing()) == 20
+    edits.file.write_bytes(other.file.read_bytes() if n else b'') # the same file on the disk, shorter, as long, or longer
+    assert edits.standing() == other.standing()
+
 WRITER = """
 import sys
 from imgcls_nb.edits import EditConflict, Edits
@@ -246,6 +275,37 @@ def test_applied_twice_nothing_more_changes(pictures, tmp_path):
     apply_edits(pictures, edits, pictures/'new.txt')
     again = apply_edits(pictures/'new.txt', edits, tmp_path/'again.txt', vocab=('circle', 'square', 'triangle'))
     assert not again.diff and not again.conflicts and (pictures/'new.txt').read_text() == (tmp_path/'again.txt').read_text()
+
+@pytest.mark.parametrize('out, file', [('else/mended.txt', 'else/mended.txt'), ('mended', 'mended/train_list.txt'),
+                                       ('shapes/mended.txt', 'shapes/mended.txt')])
+def test_a_list_can_be_used_further(pictures, tmp_path, out, file):
+    edits = Edits(pictures)
+    edits.relabel('circle/000.png', 'circle', 'square')
+    done = apply_edits(pictures, edits, tmp_path/out)
+    assert done.files == dict(all=str(tmp_path/file)) and lists_of(done)['all'].vocab == ('circle', 'square', 'triangle')
+    train, valid = find_pictures(DataPlan(**done.plan, valid=.2))
+    assert len(train) + len(valid) == 60 and train.vocab == ('circle', 'square', 'triangle')
+    edits.relabel('circle/001.png', 'circle', 'square')
+    again = apply_edits(done, edits, tmp_path/'again.txt')
+    assert again.diff == ['- all circle/001.png circle', '+ all circle/001.png square'] and not again.conflicts
+    assert lists_of(again)['all'].counts() == dict(circle=18, square=22, triangle=20)
+    if out.startswith('shapes'): assert lists_of(tmp_path/file)['all'].list_hash() == lists_of(done)['all'].list_hash()
+
+def test_names_of_other_classes_are_not_written_over(pictures, tmp_path):
+    edits, names = Edits(pictures), tmp_path/'label_list.txt'
+    edits.relabel('circle/000.png', 'circle', 'square')
+    names.write_text('0 cat\n1 dog\n2 owl\n')
+    with pytest.raises(InputError, match='names other classes'): apply_edits(pictures, edits, tmp_path/'new.txt')
+    assert names.read_text().startswith('0 cat') and not (tmp_path/'new.txt').exists()
+    names.write_text('0 circle\n1 square\n2 triangle\n')
+    assert len(apply_edits(pictures, edits, tmp_path/'new.txt').diff) == 2
+
+def test_a_list_of_numbers_stays_one(pictures, tmp_path):
+    (pictures/'l.txt').write_text('circle/000.png 0\nsquare/000.png 1\n')
+    edits = Edits(pictures)
+    edits.relabel('circle/000.png', '0', '1')
+    done = apply_edits(pictures/'l.txt', edits, tmp_path/'new.txt')
+    assert not list(tmp_path.glob('label*')) and lists_of(done)['all'].vocab == ('0', '1') and done.plan['num_classes'] == 2
 
 def test_both_sides_of_a_split(pictures, tmp_path):
     plan, edits = DataPlan(str(pictures), valid=.2), Edits(pictures)

@@ -45,6 +45,20 @@ def test_the_training_pictures_are_seen_plain(learn):
     assert seen[0].paths == [learn.dls.train_ds.name(i) for i in range(len(seen[0]))]
     assert np.allclose(evaluate(learn, learn.dls.train_ds, run=False).probs, seen[0].probs)
 
+def test_each_set_of_pictures_has_a_name_and_a_side(learn, pictures):
+    one, two = (read_class_folders(pictures).take(o) for o in ([0, 1, 20, 40], [2, 3, 21, 41]))
+    evs = [evaluate(learn, o) for o in (learn.dls.train, learn.dls.train_ds, learn.dls.valid, learn.dls, None, one, two)]
+    assert [o.facts['side'] for o in evs] == ['train', 'train', 'valid', 'valid', 'valid', None, None]
+    saved = saved_in(learn.run_folder.path)
+    assert {*saved} >= {'train', 'valid', *(f'data-{o.list_hash()[:8]}' for o in (one, two))}, "none took the place of another"
+    for name, ev in zip(('train', 'valid'), (evs[0], evs[4])): assert Evaluation.load(saved[name]).paths == ev.paths
+    for name in {*saved} - {'valid', 'valid-tta'}: shutil.rmtree(saved[name])
+
+def test_sides_of_folders(model_file, pictures):
+    both = pictures.parent/'both'
+    for side in ('train', 'valid'): shutil.copytree(pictures, both/side)
+    assert [evaluate(model_file, o, run=False).facts['side'] for o in (both, pictures)] == ['valid', None]
+
 def test_looked_at_several_times(learn):
     ev, tta = evaluate(learn), evaluate(learn, tta=3)
     assert not np.array_equal(tta.probs, ev.probs) and tta.paths == ev.paths and tta.facts['tta'] == dict(n=3)

@@ -1,4 +1,8 @@
 "Doubtful labels: scores follow the formula, planted errors are found, pictures are judged by who has not seen them"
+import shutil
+import tracemalloc
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +11,7 @@ from imgcls_nb.core import InputError
 from imgcls_nb.data import image_dls
 from imgcls_nb.label_errors import (
     QUALITY,
+    _key,
     confident_classes,
     find_label_errors,
     label_quality,
@@ -55,6 +60,17 @@ def test_probabilities_mapped_from_a_file_give_the_same(tmp_path):
     mapped = np.load(tmp_path/'p.npy', mmap_mode='r')
     assert np.array_equal(find_label_errors(mapped, labels), find_label_errors(probs, labels))
 
+@pytest.mark.parametrize('ask', [confident_classes, label_quality, find_label_errors])
+def test_the_table_stays_in_its_file(tmp_path, ask):
+    probs, labels = draw(20_000, 100)
+    np.save(tmp_path/'p.npy', probs)
+    mapped = np.load(tmp_path/'p.npy', mmap_mode='r')
+    tracemalloc.start()
+    ask(mapped, labels)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < probs.nbytes, f'{peak/1e6:.1f} MB for a table of {probs.nbytes/1e6:.1f} MB'
+
 def test_nothing_to_judge():
     none, labels = np.zeros((0, 3), np.float32), np.zeros(0, np.int64)
     assert label_quality(none, labels).shape == find_label_errors(none, labels).shape == (0,)
@@ -90,6 +106,45 @@ def test_each_picture_is_judged_once_by_who_has_not_seen_it(learn, monkeypatch):
     assert sorted(ev.paths) == sorted(n for _, valid in seen for n in valid) and len(set(ev.paths)) == len(ev.paths) == 60
     by_name = {f'{learn.dls.vocab[t]}': n for t, n in zip(ev.targs, ev.paths)}
     assert all(n.startswith(kind) for kind, n in by_name.items()) and ev.source(0).endswith(ev.paths[0])
+
+def counted(monkeypatch, stop_at=None):
+    from imgcls_nb import label_errors
+    real, folds = label_errors._judge, []
+    def judge(learn, *args):
+        folds.append(learn.plan.data.fold)
+        if len(folds) == stop_at: raise KeyboardInterrupt
+        return real(learn, *args)
+    monkeypatch.setattr(label_errors, '_judge', judge)
+    return folds
+
+def test_folds_that_are_judged_are_not_judged_again(learn, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as m:
+        folds = counted(m, stop_at=2)
+        with pytest.raises(KeyboardInterrupt): out_of_fold(learn.plan, k=2, epochs=1, keep=tmp_path)
+    folds = counted(monkeypatch)
+    went_on, again = (out_of_fold(learn.plan, k=2, epochs=1, keep=tmp_path) for _ in range(2))
+    assert folds == [(1, 2)] and 'Fold 2 of 2: 30 pictures judged, top1' in capsys.readouterr().out
+    whole = out_of_fold(learn.plan, k=2, epochs=1, keep=False)
+    for o in (went_on, again): assert o.paths == whole.paths and np.array_equal(o.probs, whole.probs)
+    assert len(folds) == 3 and len(list(tmp_path.iterdir())) == 2
+
+def test_another_list_is_another_question(shapes, tmp_path):
+    folder = shutil.copytree(shapes, tmp_path/'shapes')
+    def key(bs=8):
+        dls = image_dls(folder, size=32, bs=bs, fold=(0, 2), num_workers=0, device='cpu')
+        return _key(image_learner(dls, 'test_resnet'), (), 1)
+    before = [key(), key(bs=4)]
+    (folder/'circle/000.png').rename(folder/'square/100.png') # a mended label
+    assert len({*before, key()}) == 3
+    (folder/'square/100.png').rename(folder/'circle/000.png')
+    assert key() == before[0]
+
+def test_decisions_about_folds_belong_to_the_run_of_the_plan(trained_run, tmp_path):
+    from imgcls_nb.runs import Run
+    plan = Run(trained_run).plan
+    ev = out_of_fold(replace(plan, run=str(trained_run)), k=2, epochs=1, keep=tmp_path)
+    assert ev.run == trained_run and ev.facts['side'] is None, "some are training pictures, some are held out"
+    assert out_of_fold(replace(plan, run=str(tmp_path/'none')), k=2, epochs=1, keep=tmp_path).run is None
 
 def test_a_plan_without_training_is_refused(shapes):
     plan = image_learner(image_dls(shapes, size=32, bs=8, num_workers=0, device='cpu'), 'test_resnet').plan

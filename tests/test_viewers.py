@@ -32,7 +32,7 @@ def made_up(n, classes, seed=0, wrong=.2, **kwargs):
     probs = rng.random((n, classes), np.float32)*.1/classes
     probs[np.arange(n), preds] += 1 - probs.sum(1)
     vocab = KINDS if classes == 3 else tuple(f'class {i}' for i in range(classes))
-    return Evaluation(probs, targs, vocab, [f'{i:05}.png' for i in range(n)], **kwargs)
+    return Evaluation(probs, targs, vocab, [f'{i:05}.png' for i in range(n)], **dict(facts=dict(side='valid')) | kwargs)
 
 def judged(n=50, classes=3): return judged_of(made_up(n, classes))
 
@@ -168,6 +168,14 @@ def test_a_selection_is_one_undo(gallery):
     gallery.press('u')
     assert not any(gallery.standing(i).kind for i in range(5)) and gallery.at == 0
 
+def test_a_page_is_decided_and_taken_back_in_one_write_each(gallery, monkeypatch):
+    synced, edits = [], gallery.decisions.edits
+    monkeypatch.setattr('os.fsync', synced.append)
+    for key in 'ax': gallery.press(key)
+    assert len(synced) == 1 and len(edits.standing()) == 8
+    gallery.press('u')
+    assert len(synced) == 2 and not edits.standing()
+
 def test_undo_goes_back_through_everything(gallery):
     keys = [*'123', 'x', 'm', *'321', 'x', 'm', *'231']
     before = [gallery.standing(i) for i in range(50)]
@@ -201,6 +209,21 @@ def test_a_chain_of_decisions_about_one_picture(gallery):
         gallery.undo()
         now = gallery.standing(0)
         assert (now.kind, now.label, now.split) == (kind, label, split)
+
+@pytest.mark.parametrize('side', ['train', 'valid'])
+def test_pictures_leave_the_side_that_was_evaluated(tmp_path, side):
+    o = Gallery(judged_of(made_up(5, 3, facts=dict(side=side))), Edits(tmp_path/'edits.jsonl'))
+    o.show(np.arange(5))
+    o.press('m')
+    other = {'train': 'valid', 'valid': 'train'}[side]
+    assert [(e['old'], e['new']) for e in o.decisions.edits.standing()] == [(side, other)] and other in o.says
+
+def test_where_the_side_is_not_known_none_is_changed(tmp_path):
+    o = Gallery(judged_of(made_up(5, 3, facts={})), Edits(tmp_path/'edits.jsonl'))
+    o.show(np.arange(5))
+    with pytest.raises(InputError, match='is not known.*DatasetCleaner'): o.press('m')
+    o.press('x')
+    assert [e['field'] for e in o.decisions.edits.standing()] == ['ignore']
 
 def test_ignoring_twice_takes_in_again(gallery):
     gallery.ignore()

@@ -11,10 +11,13 @@ from imgcls_nb.data import image_dls
 from imgcls_nb.datasets import draw_shape, make_shapes
 from imgcls_nb.edits import Edits
 from imgcls_nb.evaluation import Evaluation
+from imgcls_nb.plan import DataPlan, ModelPlan, Plan, plan_to_yaml
 from imgcls_nb.predict import Predictor
 from imgcls_nb.revise import apply_edits
 from imgcls_nb.saliency import activation_map, grid_layers, looked_at, occlusion_map, overlay, predictor_of
+from imgcls_nb.widgets import cleaner
 from imgcls_nb.widgets.cleaner import QUEUES, Cleaner, DatasetCleaner, Union
+from imgcls_nb.widgets.gallery import Gallery, edits_of, judged_of
 from imgcls_nb.widgets.topk import TopK, TopKViewer, pictures_of
 
 # Whoever can answer
@@ -246,6 +249,27 @@ def test_edits_of_two_sides_go_to_the_folder_above(two_sides):
     assert [o['picture'] for o in Edits(two_sides).standing()] == names
     done = apply_edits(two_sides, Edits(two_sides), two_sides/'lists')
     assert done.diff == [f"- {o.split('/')[0]} {o} circle" for o in names] and not done.missing
+
+def test_all_viewers_of_an_evaluation_write_to_one_log(dirty, tmp_path):
+    (tmp_path/'run').mkdir()
+    (tmp_path/'run/config.yaml').write_text(plan_to_yaml(Plan(DataPlan(str(dirty)), ModelPlan('resnet18'))))
+    union = Union(dirty)
+    ev = judge(union, union.names[:61])
+    ev.run, ev.root = tmp_path/'run', str(dirty)
+    viewer = DatasetCleaner(dirty, ev)
+    assert viewer.gallery.decisions.edits.file == edits_of(None, ev).file == tmp_path/'run/edits.jsonl'
+    viewer.gallery.press('x')
+    assert Gallery(judged_of(ev), edits_of(None, ev)).standing(ev.paths.index('circle/copy.png')).ignored
+    assert 'decisions go to run/edits.jsonl' in viewer.subtitle()
+
+def test_the_judgements_stay_in_their_file(dirty, tmp_path, monkeypatch):
+    union, given = Union(dirty), []
+    names = ('find_label_errors', 'confident_classes', 'label_quality')
+    def spied(f): return lambda probs, *args: [given.append(probs), f(probs, *args)][1]
+    for name in names: monkeypatch.setattr(cleaner, name, spied(getattr(cleaner, name)))
+    made = Cleaner(dirty, Evaluation.load(judge(union, union.names[:61]).save(tmp_path/'ev')))
+    assert made.queue('labels')[0][0] == union.names.index('circle/copy.png')
+    assert len(given) == 3 and all(o.table is made.ev.probs for o in given), "rows are taken a block at a time"
 
 def test_the_cleaner_works_through_all_queues(dirty, tmp_path):
     union = Union(dirty)

@@ -169,19 +169,20 @@ class DatasetCleaner(Viewer):
         data, # `DataLoaders` of `image_dls`, or a folder, list file or `DataPlan`
         ev=None, # An `Evaluation` by networks that have not seen the pictures, from `out_of_fold`
         learn=None, # An `image_learner`, whose features tell strangers
-        edits=None, # `Edits`, or where they are, such as a run folder; None: the learner's run, else beside the pictures
+        edits=None, # `Edits`, or where they are, such as a run folder; None: the run of `ev` or `learn`, else beside the pictures
         per_page:int=24, # Pictures on a page
     ):
         super().__init__()
         self.cleaner = Cleaner(data, ev, learn)
         union = self.cleaner.union
         pics = Judged(union.names, union.source, union.labels, union.vocab, self.cleaner, union.split)
-        run = getattr(learn, 'run_folder', None)
-        where = run.path if edits is None and run is not None and run.exists else edits
+        where = _run_of(ev, learn) if edits is None else edits
         self.gallery = Gallery(pics, edits_of(where, union), 'cleaner', per_page=per_page)
         self.show('labels' if ev is not None else 'copies')
 
-    def subtitle(self): return f'{len(self.cleaner.union):,} pictures, {len(self.cleaner.union.vocab):,} classes'
+    def subtitle(self):
+        pictures, log = f'{len(self.cleaner.union):,} pictures, {len(self.cleaner.union.vocab):,} classes', self.gallery.decisions
+        return pictures + (f'; decisions go to {os.path.join(log.edits.file.parent.name, log.edits.file.name)}' if log else '')
 
     def show(self,
         queue:str, # One of `QUEUES`
@@ -209,3 +210,7 @@ class DatasetCleaner(Viewer):
         self.note.say('')
 
     def plot(self): return plot_pictures(self.gallery, 8) # A figure; None without pictures
+
+def _run_of(ev, learn): # where other viewers of the same evaluation write
+    runs = [getattr(ev, 'run', None), getattr(getattr(learn, 'run_folder', None), 'path', None)]
+    return next((o for o in runs if o is not None and (Path(o)/'config.yaml').is_file()), None)

@@ -25,13 +25,15 @@ class Judged:
     labels: np.ndarray # Class numbers; -1 where there is none
     vocab: tuple # Class names
     probs: object = None # `(N, C)`, perhaps mapped from a file, or anything with a row by position; None: nobody was asked
-    split: object = 'valid' # The side of the split they are on, or a side for each
+    split: object = None # The side of the split they are on, or a side for each; None: not known
 
     def __len__(self): return len(self.labels)
 
     def label(self, i:int) -> str: return self.vocab[self.labels[i]] if self.labels[i] >= 0 else '' # Name of the class, or ''
 
-    def side(self, i:int) -> str: return self.split if isinstance(self.split, str) else self.split[i] # 'train' or 'valid'
+    def side(self, i:int) -> str|None: # 'train' or 'valid'
+        "The side of the split"
+        return self.split if self.split is None or isinstance(self.split, str) else self.split[i]
 
     def guesses(self,
         i:int, # Which picture
@@ -47,9 +49,10 @@ class Judged:
 # %% ../../nbs/72_widgets.gallery.ipynb #d5986dc7
 def judged_of(
     ev, # An `Evaluation`
-    split:str='valid', # Where its pictures are
+    split:str|None=None, # Where its pictures are: 'train' or 'valid'; None: as `evaluate` has noted
 ) -> Judged:
     "The pictures of an evaluation"
+    split = split or ev.facts.get('side')
     return Judged([ev.name(i) for i in range(len(ev))], ev.source, ev.targs, ev.vocab, ev.probs, split)
 
 # %% ../../nbs/72_widgets.gallery.ipynb #c9c9a32e
@@ -316,6 +319,7 @@ class Gallery(Pages):
         to:str|None=None, # 'train' or 'valid'; None: the other side than the first picture is on
     ):
         "Move the pictures to another side of the split"
+        if any(self._as_seen(i).split is None for i in self.targets()): raise InputError(_NO_SIDE)
         if not to and self.targets(): to = 'train' if self._as_seen(self.targets()[0]).split == 'valid' else 'valid'
         self._decide(lambda i, now: [('split', now.split, to)]*(now.split != to), f'moved to {to}')
 
@@ -326,7 +330,7 @@ class Gallery(Pages):
         made = [(i, *o) for i in todo for o in changes(i, self._as_seen(i)) if self.standing(i).value(o[0]) != o[2]]
         try: self.decisions.decide(made, self.why)
         except Exception:
-            self._tell(self.marked) # some may have been noted before one failed
+            self._tell(self.marked) # somebody else may have decided
             raise
         names = [self.pics.names[i] for i in dict.fromkeys(o[0] for o in made)]
         self.says = f'{_some(names)}: {says}' if made else f'Nothing to change: {says}.'
@@ -361,6 +365,8 @@ class Gallery(Pages):
         if digit in choices: return choices[digit]
         raise InputError(f"No class has the digit {digit} here." + (f" Use one of {', '.join(choices)}." if choices else ''))
 
+_NO_SIDE = ("Which side of the split these pictures are on is not known, so they cannot change it. Evaluate with the learner "
+            "that was trained on the split, or look at all pictures of the loaders: DatasetCleaner(dls).")
 _LOOK_ONLY = "These pictures can only be looked at: the viewer was made without edits. Give it edits='runs/x', a run folder."
 
 def _some(names): return ', '.join(names[:3]) + (f' and {len(names) - 3:,} more' if len(names) > 3 else '')
