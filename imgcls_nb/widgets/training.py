@@ -22,7 +22,7 @@ from .charts import Chart
 from .following import LearnerFollower, RunFollower, Watcher
 from .looks import (
     Act, Thumbs, Viewer, bar_html, chart_text, column, distinct_names, empty_html, facts_html, gallery_html, has_kernel,
-    head_html, html, paper, paper_text, row, series_color)
+    head_html, html, paper, paper_text, row, series_color, table_html)
 
 # %% ../../nbs/72_widgets.training.ipynb #d8083204
 def _duration(seconds):
@@ -235,7 +235,6 @@ def _make_chart(several):
 def _write(fig, i, text, y, **look):
     fig.add_annotation(text=text, xref=f'x{i} domain', yref=f'y{i} domain', x=.5, y=y, showarrow=False, **look)
 
-
 # %% ../../nbs/72_widgets.training.ipynb #3c0e5b23
 def _arrange(fig, narrow):
     rows = len(PANELS) if narrow else 1
@@ -405,7 +404,7 @@ def _thank(self:TrainingDashboard):
 @patch
 def _show_facts(self:TrainingDashboard):
     state = self.state
-    if len(state.runs) > 1: self.facts.value = _table_html(state.table())
+    if len(state.runs) > 1: self.facts.value = table_html(state.table(), [series_color(i) for i in range(len(state.runs))])
     else: self.facts.value = bar_html(state.run.progress() or 0, 'share of the training that is done') + facts_html(state.facts())
 
 @patch
@@ -425,13 +424,6 @@ def _card(self:TrainingDashboard, o):
     return self.thumbs(source, name), [truth, 'right' if guess == truth else f'→ {guess}', _share(prob)], told
 
 _SCROLL = '<div class="ic-scroll" style="height:250px" tabindex="0">{}</div>'
-
-def _table_html(rows):
-    head, *body = ([escape(o) for o in cells] for cells in rows)
-    line = lambda tag, cells: '<tr>' + ''.join(f'<{tag}>{o}</{tag}>' for o in cells) + '</tr>'
-    swatch = '<i class="ic-swatch" style="background:{}"></i>' # each run has the colour of its lines
-    body = ''.join(line('td', [swatch.format(series_color(i)) + o[0], *o[1:]]) for i, o in enumerate(body))
-    return f'<table class="ic-table"><thead>{line("th", head)}</thead><tbody>{body}</tbody></table>'
 
 def _printed_html(text):
     if not text: return ''
