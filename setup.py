@@ -32,6 +32,7 @@ setup(
     classifiers=['Programming Language :: Python :: 3 :: Only', 'Framework :: Jupyter', 'Intended Audience :: Developers',
                  'Topic :: Scientific/Engineering :: Image Recognition'],
     packages=find_packages(include=['imgcls_nb*']), cmdclass={'build_py': BuildShipped},
+    package_data={'imgcls_nb.widgets': ['*.js', '*.css']},
     install_requires=cfg['requirements'].split(),
     extras_require={k.removesuffix('_requirements'): v.split() for k, v in cfg.items() if k.endswith('_requirements')},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': ['imgcls_nb = imgcls_nb._modidx:d']},

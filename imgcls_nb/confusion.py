@@ -196,7 +196,7 @@ def _shrunk(values, size): # the largest of each square of cells
 def _name_axes(ax, names):
     step = -(-len(names)//40)
     shown = range(0, len(names), step)
-    texts = [names[i] if len(names[i]) <= 22 else names[i][:21] + '…' for i in shown]
+    texts = [(names[i] if len(names[i]) <= 22 else names[i][:21] + '…').replace('$', r'\$') for i in shown]
     size = 10 if len(names) <= 20 else 7
     ax.set_xticks(shown, texts, rotation=90 if max(map(len, texts), default=0) > 2 else 0, fontsize=size)
     ax.set_yticks(shown, texts, fontsize=size)

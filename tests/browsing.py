@@ -7,6 +7,7 @@ import sys
 import time
 import urllib.request
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
@@ -18,6 +19,14 @@ CHROMIUM = ('--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-
 absent = not shutil.which('chromium') and not os.environ.get('CI') # where all is to be tested, a missing browser is a failure
 needs_browser = [pytest.mark.browser, pytest.mark.skipif(absent, reason="needs Debian's chromium")]
 
+HAS_NOTEBOOK = bool(find_spec('notebook') or os.environ.get('CI')) # there it is tested, and not left out when it is missing
+needs_notebook = pytest.mark.skipif(not HAS_NOTEBOOK, reason='needs Notebook 7')
+ANY_APP = 'notebook' if HAS_NOTEBOOK else 'lab' # whose server has Lab as well
+
+def snap(page, name, **kwargs): # a page or a part of it, kept where people find it
+    folder = Path(os.environ.get('IMGCLS_SCREENSHOTS') or Path(__file__).parent/'artefacts')
+    folder.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=folder/f'{name}.png', **kwargs)
 
 def free_port():
     with socket.socket() as s:

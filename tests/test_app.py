@@ -10,7 +10,7 @@ import urllib.request
 from importlib.util import find_spec
 
 import pytest
-from browsing import chromium, needs_browser, violations, wait_for
+from browsing import chromium, needs_browser, snap, violations, wait_for
 
 absent = not find_spec('voila') and not os.environ.get('CI')
 pytestmark = [*needs_browser, pytest.mark.skipif(absent, reason="needs the app extra")]
@@ -45,12 +45,12 @@ def test_a_person_without_code(page_url, shapes, tmp_path):
         page.keyboard.press('Enter')
         page.wait_for_selector('.ict li', timeout=60_000)
         assert page.locator('.ict li').first.inner_text().startswith('square')
-        page.screenshot(path=str(tmp_path/'try.png'))
+        snap(page, 'app-try')
         page.click('button:has-text("Where it errs")')
         page.wait_for_selector('.js-plotly-plot .nsewdrag', timeout=60_000)
         page.get_by_label('Model').select_option('first')
         page.wait_for_selector('.js-plotly-plot .nsewdrag', timeout=60_000)
-        page.screenshot(path=str(tmp_path/'errs.png'), full_page=True)
+        snap(page, 'app-errs', full_page=True)
         assert not violations(page)
 
 def test_only_who_knows_the_address(page_url):

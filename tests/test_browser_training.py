@@ -1,18 +1,23 @@
 "The dashboard and the viewers beside it in a browser, as a person uses them: JupyterLab, and Notebook 7 on the same run"
 import json
+import os
+import subprocess
+import sys
 import time
-from importlib.util import find_spec
 
 import pytest
 from browsing import (
+    ANY_APP,
     chromium,
     errors,
     jupyter,
     needs_browser,
+    needs_notebook,
     open_notebook,
     run_all_cells,
     save,
     set_theme,
+    snap,
     violations,
     wait_for,
     write_notebook,
@@ -49,7 +54,8 @@ def folder(tmp_path_factory): return tmp_path_factory.mktemp('jupyter')
 def url(folder):
     write_notebook(folder/'train.ipynb', START, *OTHERS, BOARD)
     write_notebook(folder/'watch.ipynb', "from imgcls_nb.widgets import TrainingDashboard\nTrainingDashboard('runs/x')")
-    with jupyter(folder, 'notebook' if find_spec('notebook') else 'lab') as url: yield url # which serves Lab as well
+    write_notebook(folder/'shell.ipynb', "from imgcls_nb.widgets import TrainingDashboard\nTrainingDashboard('runs/shell')")
+    with jupyter(folder, ANY_APP) as url: yield url
 
 @pytest.fixture(scope='module')
 def page(url):
@@ -77,10 +83,10 @@ def steps(page):
     return int(text.replace(',', ''))
 
 
-def test_both_themes_can_be_read(page, tmp_path):
+def test_both_themes_can_be_read(page):
     for name in ('JupyterLab Light', 'JupyterLab Dark'):
         set_theme(page, name)
-        page.screenshot(path=tmp_path/f'{name}.png')
+        snap(page, f'training-{name.split()[-1].lower()}')
         assert violations(page) == []
     set_theme(page, 'JupyterLab Light')
 
@@ -119,8 +125,8 @@ def test_a_reload_finds_the_training_again(page, url, folder):
     press(page, 'Save now')
     wait_for(lambda: log(folder, 'saved'), 5, 'a checkpoint')
 
-@pytest.mark.skipif(not find_spec('notebook'), reason='needs Notebook 7')
-def test_notebook_7_watches_and_pauses_the_same_run(page, url, folder, tmp_path):
+@needs_notebook
+def test_notebook_7_watches_and_pauses_the_same_run(page, url, folder):
     other = page.context.new_page()
     open_notebook(other, url, 'watch.ipynb', app='notebook')
     run_all_cells(other)
@@ -128,7 +134,7 @@ def test_notebook_7_watches_and_pauses_the_same_run(page, url, folder, tmp_path)
     assert board(other).locator('button:has-text("Start")').count() == 0 and violations(other) == []
     press(other, 'Pause')
     wait_for(lambda: status(other) == 'Paused.' and status(page) == 'Paused.', 10, 'a pause on both pages')
-    other.screenshot(path=tmp_path/'notebook.png')
+    snap(other, 'notebook-training')
     n = len(batches(folder))
     time.sleep(.8)
     assert len(batches(folder)) <= n + 1 and log(folder, 'paused')
@@ -146,3 +152,20 @@ def test_stop_ends_within_two_batches(page, folder):
     time.sleep(.8)
     assert len(log(folder, 'stopped')) == 1 and batches(folder)[-1] < clicked + 1
     assert (folder/'runs/x/latest.safetensors').exists() and errors(page).count() == 0
+
+def test_a_training_of_the_shell_is_watched_and_stopped(page, url, folder):
+    command = 'train shapes --arch test_resnet --epochs 100000 --size 32 --bs 8 --valid .2 --run runs/shell'.split()
+    env, log = os.environ | dict(PYTHONUNBUFFERED='1'), folder/'runs/shell/run.jsonl'
+    shell = subprocess.Popen([sys.executable, '-m', 'imgcls_nb.cli', *command], cwd=folder, env=env, stdout=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: '"epoch"' in log.read_text(), 90, 'an epoch from the shell')
+        open_notebook(page, url, 'shell.ipynb')
+        run_all_cells(page)
+        wait_for(lambda: board(page).count() and steps(page) > 0 and status(page).startswith('Training'), 60, 'the run')
+        press(page, 'Stop')
+        assert shell.wait(30) == 0
+        wait_for(lambda: status(page).startswith('Stopped'), 10, 'its word')
+        assert errors(page).count() == 0 and '"stopped"' in log.read_text()
+    finally:
+        shell.kill()
+        shell.wait()

@@ -1,19 +1,21 @@
 "The viewers of pictures in JupyterLab, as a person uses them: clicks, keys, and what is in the files afterwards"
 import json
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 from browsing import (
+    ANY_APP,
     chromium,
     errors,
     jupyter,
     needs_browser,
+    needs_notebook,
     open_notebook,
     run_all_cells,
     save,
     set_theme,
+    snap,
     violations,
     wait_for,
     write_notebook,
@@ -68,7 +70,7 @@ def work(tmp_path_factory):
 def url(work):
     write_notebook(work/'viewers.ipynb', *CELLS)
     write_notebook(work/'other.ipynb', IMPORTS, CELLS[1].replace('confusion.jsonl', 'other.jsonl'))
-    with jupyter(work, 'notebook' if find_spec('notebook') else 'lab') as url: yield url # which serves Lab as well
+    with jupyter(work, ANY_APP) as url: yield url
 
 @pytest.fixture(scope='module')
 def page(url):
@@ -198,7 +200,7 @@ def test_a_reload_finds_the_viewers_again(page, url):
     viewer.box.get_by_label('Most confused pairs').select_option(index=1)
     wait_for(lambda: 'taken for' in viewer.text('.icd-status') and viewer.names(), 10, 'the pictures of a pair')
 
-@pytest.mark.skipif(not find_spec('notebook'), reason='needs Notebook 7')
+@needs_notebook
 def test_notebook_7_repairs_and_takes_back(page, url, work):
     other = page.context.new_page()
     open_notebook(other, url, 'other.ipynb', app='notebook')
@@ -215,8 +217,32 @@ def test_notebook_7_repairs_and_takes_back(page, url, work):
     viewer.press('u')
     assert viewer.at() == name and apply(work, log, 'again.txt') == before
     assert other.locator('.jp-Cell').count() == 2 and violations(other) == []
-    other.screenshot(path=work/'notebook.png')
+    snap(other, 'notebook-viewer')
     other.close()
+
+def test_chosen_pictures_are_left_out_moved_and_taken_back(page, work):
+    viewer, log = Viewer(page, 1), work/'cleaner.jsonl'
+    standing = lambda: [json.loads(o) for o in log.read_text().splitlines()]
+    viewer.box.locator('.icd-grid').focus()
+    for key in ('Home', 'Shift+ArrowRight', 'Shift+ArrowRight'): viewer.press(key)
+    chosen, before = viewer.names()[:3], len(standing())
+    assert viewer.box.locator('.icd-card[aria-selected=true]').count() == 3 and '3 chosen' in viewer.text('.icd-status')
+    viewer.press('x')
+    assert [(o['picture'], o['field'], o['new']) for o in standing()[before:]] == [(o, 'ignore', True) for o in chosen]
+    assert viewer.box.locator('.icd-card[data-edit=ignore]').count() == 3
+    viewer.press('u')
+    assert viewer.box.locator('.icd-card[data-edit=ignore]').count() == 0
+    assert set(chosen) <= set(apply(work, log.name, 'back.txt'))
+    viewer.box.locator('.icd-card').nth(4).click()
+    viewer.box.locator('.icd-card').nth(6).click(modifiers=['Control'])
+    page.wait_for_timeout(300)
+    viewer.box.locator('.icd-acts button:has-text("Move")').click()
+    wait_for(lambda: 'moved to' in viewer.note(), 10, 'the word')
+    last = standing()[-1]
+    assert last['picture'] == viewer.names()[6] and last['field'] == 'split' and last['old'] != last['new']
+    viewer.box.locator('.icd-grid').focus()
+    viewer.press('u')
+    assert 'Taken back' in viewer.note()
 
 def test_deleted_pictures_have_a_place(page, work):
     from imgcls_nb.evaluation import Evaluation
@@ -232,5 +258,5 @@ def test_deleted_pictures_have_a_place(page, work):
 def test_contrast_and_labels(page, work, theme): # the last, so that all viewers have been used
     set_theme(page, f'JupyterLab {theme}')
     page.wait_for_timeout(500) # colours fade over
-    for nth in range(4): Viewer(page, nth).box.screenshot(path=work/f'viewer-{nth}-{theme.lower()}.png')
+    for nth in range(4): snap(Viewer(page, nth).box, f'viewer-{nth}-{theme.lower()}')
     assert violations(page) == []

@@ -14,7 +14,7 @@ from ..core import InputError
 from .charts import Chart
 from .desk import Desk
 from .gallery import Gallery, classes_like, edits_of, evaluation_of, judged_of
-from .looks import Act, Viewer, column, paper, row, short_names, watch
+from .looks import Act, Viewer, chart_text, column, paper, row, short_names, watch
 
 # %% ../../nbs/74_widgets.confusion.ipynb #5bd6b7d6
 CELLS, NAMED, WINDOW = 200, 40, 30 # cells a side that are sent; classes a side whose names are written; classes to zoom to
@@ -266,16 +266,16 @@ def _clicked(self:ConfusionViewer, trace, points, state):
 def _draw(self:ConfusionViewer):
     if not hasattr(self, 'figure'): return # nobody has looked yet
     grid = Grid(self.map)
-    rows, cols = grid.names(0), grid.names(1)
+    rows, cols = ([chart_text(o) for o in grid.names(axis)] for axis in (0, 1))
     text = [[f'{k:,}' if k else '' for k in o] for o in grid.counts.tolist()] if len(grid.rows) <= 20 else None
     trace = dict(z=grid.values.tolist(), x=cols, y=rows, zmax=max(float(grid.values.max(initial=0)), 1e-6), text=text,
                  texttemplate=None if text is None else '%{text}', xgap=int(grid.named), ygap=int(grid.named),
                  customdata=grid.counts.tolist())
     with self.figure.batch_update():
         self.figure.data[0].update(trace)
-        for axis, names in (('xaxis', cols), ('yaxis', rows)):
-            shown = names if grid.named else []
-            self.figure.layout[axis].update(tickvals=shown, ticktext=short_names(shown))
+        for axis, names, whole in (('xaxis', cols, grid.names(1)), ('yaxis', rows, grid.names(0))):
+            ticks = dict(tickvals=names, ticktext=[chart_text(o) for o in short_names(whole)]) if grid.named else {}
+            self.figure.layout[axis].update(dict(tickvals=[], ticktext=[]) | ticks)
         self.figure.layout.shapes = self._frame(grid)
 
 @patch

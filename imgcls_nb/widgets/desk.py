@@ -17,291 +17,22 @@ from PIL import Image
 
 from ..core import BadPictureError, InputError
 from .gallery import DIGITS, HELP, Gallery
-from .looks import Note, Thumbs, paper, short_names
+from .looks import Note, Thumbs, page_file, paper, paper_text, short_names
 
 # %% ../../nbs/73_widgets.desk.ipynb #55442fb1
-DESK_JS = r"""
-const el = (tag, props = {}, ...kids) => {
-  const o = Object.assign(document.createElement(tag), props)
-  for (const [k, v] of Object.entries(props.attrs ?? {})) o.setAttribute(k, v)
-  o.append(...kids)
-  return o
-}
-const DECIDING = new Set("xmu0123456789")
-const OWN = new Set([...DECIDING, "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "PageUp", "PageDown", "Home", "End", " ",
-  "Escape", "/", "a"])
-
-function render({ model, el: root }) {
-  root.classList.add("icd-frame")
-  const uid = "d" + Math.random().toString(36).slice(2)
-  const send = (what, more = {}) => {
-    list.setAttribute("aria-busy", "true")
-    model.send({ what, n: [uid, ++sent], ...more })
-  }
-  const decide = (what, more = {}) => {
-    const m = model.get("marks"), card = (sure && m.cards[at]) || {}
-    send(what, { ...more, seen: { turn: m.turn, name: card.name ?? "", tag: card.tag ?? "" } })
-    if (what === "undo" || more.key === "u") sure = false
-    else if (!m.chosen) step(at + 1)
-  }
-  const press = (label, more) => el("button", { type: "button", className: "icd-button", ...more }, label)
-  const act = (label, key, what) => {
-    const o = press(label, { onclick: () => decide(what), attrs: { "aria-keyshortcuts": key } })
-    o.append(el("kbd", {}, key))
-    return o
-  }
-  const files = el("input", { type: "file", multiple: true, accept: "image/*", hidden: true,
-    onchange: () => take(files) })
-  const open = press("Choose files", { onclick: () => files.click() })
-  const what = el("span", { className: "icd-what" }), where = el("span")
-  const status = el("div", { className: "icd-status", attrs: { role: "status" } }, what, " ", where)
-  const list = el("div", { className: "icd-grid", tabIndex: 0,
-    attrs: { role: "listbox", "aria-multiselectable": "true", "aria-label": "Pictures" } })
-  const empty = el("div", { className: "ic-empty icd-empty" })
-  const back = press("‹ Page", { onclick: () => send("turn", { by: -1 }) })
-  const next = press("Page ›", { onclick: () => send("turn", { by: 1 }) })
-  const big = el("img", { className: "icd-big", alt: "" })
-  const facts = el("div", { className: "icd-facts" })
-  const chips = el("div", { className: "icd-chips", attrs: { role: "group", "aria-label": "Classes to choose from" } })
-  const find = el("input", { type: "text", className: "icd-find", placeholder: "another class  /",
-    attrs: { "aria-label": "Class to choose by name", list: uid + "c" } })
-  const names = el("datalist", { id: uid + "c" })
-  const editing = el("div", { className: "icd-acts" }, act("Ignore", "x", "ignore"), act("Move", "m", "move"),
-    act("Undo", "u", "undo"))
-  const side = el("div", { className: "icd-side" }, big, facts, chips, find, names, editing)
-  const help = el("p", { className: "icd-help" })
-  const desk = el("div", { className: "icd", attrs: { "data-lm-suppress-shortcuts": "true" } },
-    help, el("div", { className: "icd-main" },
-      el("div", { className: "icd-top" }, status, open, files, back, next), list, empty), side)
-  let cards = [], floor = 0
-  let at = -1, sure = true, sent = 0 // the card with the frame, whether it is known, and how many messages were sent
-
-  const take = async from => { // files that were chosen or dropped, one message each
-    for (const file of [...from.files])
-      model.send({ what: "drop", name: file.name }, undefined, [await file.arrayBuffer()])
-    if (from === files) files.value = ""
-  }
-  const columns = () => {
-    const tops = cards.map(o => o.offsetTop)
-    return Math.max(1, tops.filter(o => o === tops[0]).length)
-  }
-  const reveal = card => { // the pictures are scrolled, and the notebook only for who has the keyboard on them
-    const [top, bottom] = [card.offsetTop - 4, card.offsetTop + card.offsetHeight + 4]
-    list.scrollTop = Math.min(Math.max(list.scrollTop, bottom - list.clientHeight), top)
-    if (list.matches(":focus")) card.scrollIntoView({ block: "nearest" })
-  }
-  const frame = () => {
-    cards.forEach((o, i) => o.classList.toggle("icd-at", i === at))
-    if (at >= 0 && cards.length) {
-      list.setAttribute("aria-activedescendant", uid + at)
-      reveal(cards[at])
-    } else list.removeAttribute("aria-activedescendant")
-  }
-  const step = to => { // where Python will go as well
-    sure = sure && to in cards
-    if (sure) at = to
-    frame()
-  }
-  const drawPage = () => {
-    const page = model.get("page")
-    const point = (e, i) => {
-      list.focus({ preventScroll: true })
-      send("point", { at: i, more: e.ctrlKey || e.metaKey, extend: e.shiftKey })
-      step(i)
-    }
-    cards = page.cards.map((o, i) => el("div",
-      { className: "icd-card", id: uid + i, attrs: { role: "option" }, onclick: e => point(e, i) },
-      el("img", { src: o.src, alt: "", className: o.tiny ? "ic-tiny" : "", draggable: false }),
-      el("span", { className: "icd-tag" }), el("span", { className: "icd-lines" })))
-    list.replaceChildren(...cards)
-    list.classList.toggle("icd-long", page.long)
-    list.hidden = !cards.length
-    empty.hidden = cards.length > 0
-    empty.textContent = page.empty
-    list.style.setProperty("--icd-size", page.size + "px")
-    floor = Math.max(floor, page.height)
-    list.style.minHeight = empty.style.minHeight = floor + "px"
-    drawMarks()
-    floor = Math.max(floor, list.offsetHeight)
-  }
-  const drawMarks = () => {
-    const m = model.get("marks")
-    if (m.heard?.[0] !== uid || m.heard[1] >= sent) { // else another answer is on its way
-      [at, sure] = [m.at, true]
-      list.setAttribute("aria-busy", "false")
-    }
-    cards.forEach((o, i) => {
-      const c = m.cards[i] ?? {}
-      o.setAttribute("aria-selected", String(!!c.selected))
-      o.querySelector(".icd-tag").textContent = c.tag ?? ""
-      o.dataset.edit = c.edit ?? ""
-      o.dataset.band = c.band ?? ""
-      o.querySelector(".icd-lines").replaceChildren(...(c.lines ?? []).map(t => el("span", { title: t }, t)))
-      o.setAttribute("aria-label", [c.name, ...(c.lines ?? []), c.tag].filter(Boolean).join(", "))
-      o.title = c.name ?? ""
-    })
-    frame()
-    ;[what.textContent, where.textContent] = m.status
-    what.title = m.status[0]
-    back.disabled = m.first
-    next.disabled = m.last
-    open.hidden = !m.drops
-    side.hidden = m.at < 0 || !m.side
-    desk.classList.toggle("icd-wide", side.hidden)
-    big.src = m.big ?? ""
-    big.alt = m.alt ?? ""
-    big.className = "icd-big" + (m.tiny ? " ic-tiny" : "")
-    facts.replaceChildren(...(m.facts ?? []).map(([k, v]) => el("p", {}, el("b", {}, k), el("span", { title: v }, v))))
-    chips.replaceChildren(...(m.choices ?? []).map(o => {
-      const chip = el("button", { type: "button", className: "icd-chip", onclick: () => decide("choose", { label: o.label }),
-        attrs: { "aria-pressed": String(!!o.now) } },
-        el("kbd", {}, o.key), el("span", { className: "icd-name", title: o.label }, o.label),
-        el("span", { className: "icd-share" }, o.share))
-      chip.style.setProperty("--share", o.width)
-      return chip
-    }))
-    editing.hidden = chips.hidden = find.hidden = !m.editable
-    help.textContent = m.help
-  }
-  const drawNames = () => names.replaceChildren(...model.get("vocab").map(o => el("option", { value: o })))
-
-  desk.addEventListener("keydown", e => {
-    if (e.target === find) {
-      if (e.key === "Enter") { decide("choose", { label: find.value }); find.value = ""; list.focus({ preventScroll: true }) }
-      else if (e.key === "Escape") list.focus({ preventScroll: true })
-      e.stopPropagation()
-      return
-    }
-    if (e.ctrlKey || e.metaKey || e.altKey || !OWN.has(e.key)) return
-    if (e.target !== list && (e.key === " " || e.key === "Escape")) return
-    e.preventDefault()
-    e.stopPropagation()
-    const key = { key: e.key, shift: e.shiftKey, columns: columns() }
-    const to = { ArrowLeft: at - 1, ArrowRight: at + 1, ArrowUp: at - key.columns, ArrowDown: at + key.columns }[e.key]
-    if (e.key === "/") find.focus()
-    else if (DECIDING.has(e.key)) e.repeat || decide("key", key)
-    else {
-      send("key", key)
-      if (![" ", "a", "Escape"].includes(e.key)) step(to)
-    }
-  })
-  desk.addEventListener("dragover", e => {
-    if (!model.get("marks").drops || !e.dataTransfer.types.includes("Files")) return
-    e.preventDefault()
-    e.stopPropagation()
-    desk.classList.add("icd-over")
-  })
-  desk.addEventListener("dragleave", () => desk.classList.remove("icd-over"))
-  desk.addEventListener("drop", e => {
-    desk.classList.remove("icd-over")
-    if (!model.get("marks").drops) return
-    e.preventDefault()
-    e.stopPropagation()
-    take(e.dataTransfer)
-  })
-  model.on("change:page", drawPage)
-  model.on("change:marks", drawMarks)
-  model.on("change:vocab", drawNames)
-  drawNames()
-  drawPage()
-  root.append(desk)
-}
-export default { render }
-"""
+DESK_JS = page_file('desk.js')
 
 # %% ../../nbs/73_widgets.desk.ipynb #0c53c51e
-DESK_CSS = """
-.icd { display: grid; grid-template-columns: minmax(0, 1fr) 236px; gap: 8px 14px; }
-.icd-wide { grid-template-columns: minmax(0, 1fr); }
-.icd-over .icd-grid, .icd-over .icd-empty { outline: 2px dashed var(--ic-accent); }
-.icd [hidden] { display: none !important; }
-.icd-top { display: flex; gap: 6px; align-items: center; margin-bottom: 8px; }
-.icd-status { flex: 1; min-width: 0; display: flex; gap: 8px; color: var(--ic-dim); white-space: nowrap; }
-.icd-what { overflow: hidden; text-overflow: ellipsis; color: var(--ic-text); }
-.icd-what:empty { display: none; }
-.icd-grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(var(--icd-size), 1fr)); gap: 8px; padding: 4px;
-  border-radius: 8px; align-content: start; position: relative; overflow-y: auto; scrollbar-gutter: stable;
-  max-height: max(440px, 70vh); }
-.icd-grid:focus-visible { outline: 2px solid var(--ic-accent); outline-offset: -2px; }
-.icd-grid:focus { outline-offset: -2px; }
-.icd-card { position: relative; border: 2px solid transparent; border-radius: 8px; padding: 3px; cursor: default;
-  display: flex; flex-direction: column; min-width: 0; user-select: none; }
-.icd-card img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--ic-soft);
-  border-radius: 6px; }
-.icd .ic-tiny { image-rendering: pixelated; }
-.icd-card[data-band="1"] { background: var(--ic-soft); }
-.icd-card.icd-at { border-color: var(--ic-accent); }
-.icd-card[aria-selected=true] { background: color-mix(in srgb, var(--ic-accent) 22%, var(--ic-back)); }
-.icd-lines { font-size: 11px; line-height: 1.35; color: var(--ic-text); margin-top: 3px; min-height: 2.7em; }
-.icd-lines span { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden;
-  overflow-wrap: anywhere; }
-.icd-lines span + span { color: var(--ic-dim); }
-.icd-lines span:first-child { -webkit-line-clamp: 1; line-break: anywhere; }
-.icd-long .icd-lines span:first-child { -webkit-line-clamp: 2; line-break: auto; min-height: 2.7em; }
-.icd-card[aria-selected=true] .icd-lines span { color: var(--ic-text); }
-.icd-tag { position: absolute; left: 7px; top: 7px; font-size: 11px; line-height: 1.5; padding: 0 6px; border-radius: 4px;
-  color: #fff; background: #1d6b4e; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; width: fit-content;
-  max-width: calc(100% - 26px); }
-.icd-tag:empty { display: none; }
-.icd-card[data-edit=ignore] .icd-tag { background: #8f2d2d; }
-.icd-card[data-edit=move] .icd-tag { background: #2c5a91; }
-.icd-card[data-edit=ignore] img { opacity: .4; }
-.icd-side { display: flex; flex-direction: column; gap: 7px; min-width: 0; }
-.icd-big { width: 236px; height: 190px; object-fit: contain; background: var(--ic-soft); border-radius: 6px; }
-.icd-facts p { margin: 0; font-size: 12px; line-height: 18px; color: var(--ic-text); display: flex; gap: 8px;
-  overflow-wrap: anywhere; }
-.icd-facts span { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2; overflow: hidden; }
-.icd-facts p:nth-child(2) span { -webkit-line-clamp: 1; line-break: anywhere; }
-.icd-facts { height: 72px; overflow: hidden; }
-.icd-facts b { font-weight: 400; color: var(--ic-dim); flex: 0 0 58px; }
-.icd-chips { display: grid; grid-template-columns: minmax(0, 1fr); gap: 4px; }
-.icd .icd-button, .icd .icd-chip { font: inherit; color: var(--ic-text); background: var(--ic-soft);
-  border: 1px solid var(--ic-line); border-radius: 6px; padding: 3px 9px; cursor: pointer; display: flex; align-items: center;
-  gap: 7px; }
-.icd .icd-chip { --fill: color-mix(in srgb, var(--ic-accent) 30%, var(--ic-back)); padding: 2px 8px;
-  background: linear-gradient(to right, var(--fill) var(--share, 0), var(--ic-back) var(--share, 0)); }
-.icd .icd-acts .icd-button { padding: 3px 5px 3px 7px; gap: 4px; }
-.icd-chip[aria-pressed=true] { border-color: var(--ic-accent); box-shadow: inset 0 0 0 1px var(--ic-accent); }
-.icd-button:hover:enabled, .icd-chip:hover { border-color: var(--ic-dim); }
-.icd-button:focus-visible, .icd-chip:focus-visible, .icd-find:focus-visible { outline: 2px solid var(--ic-accent);
-  outline-offset: 1px; }
-.icd-button:disabled { color: var(--ic-dim); opacity: .55; cursor: default; }
-.icd-name { flex: 1; min-width: 0; text-align: left; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
-.icd-share { font-variant-numeric: tabular-nums; color: var(--ic-text); }
-.icd kbd { font: 11px/1.5 var(--jp-code-font-family, monospace); border: 1px solid var(--ic-line); border-radius: 3px;
-  padding: 0 4px; color: var(--ic-text); background: var(--ic-back); box-shadow: none; }
-.icd-find { font: inherit; padding: 4px 8px; border: 1px solid var(--ic-line); border-radius: 6px; min-width: 0; }
-.icd-acts { display: flex; gap: 5px; flex-wrap: wrap; }
-.icd-help { grid-column: 1 / -1; margin: 0; min-height: 18px; font-size: 12px; color: var(--ic-dim); }
-.icd-main { min-width: 0; }
-.icd-frame { container-type: inline-size; }
-@container (max-width: 540px) { .icd { grid-template-columns: minmax(0, 1fr); } }
-.imgcls .ic-above { flex-direction: column; align-items: stretch; height: auto; }
-.imgcls .ic-above select { flex: none; height: 400px; max-height: none; }
-.imgcls .ic-above .widget-label { text-align: left; width: auto; font-size: 12px; font-weight: 600; color: var(--ic-dim); }
-.ic-matrix .modebar { display: none; }
-.ict { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, var(--ict-least, 100%)), 1fr)); gap: 16px 24px;
-  min-height: 216px; }
-.ict section { display: grid; grid-template-columns: fit-content(288px) minmax(116px, 1fr); gap: 2px 16px; align-content: start;
-  min-width: 0; }
-.ict-two { --ict-least: 270px; min-height: 240px; }
-.ict-two section { grid-template-columns: minmax(96px, 192px) minmax(116px, 1fr); }
-.ict .ict-error { display: block; }
-.ict h3 { grid-column: 1 / -1; margin: 0; font-size: 13px; font-weight: 600; overflow-wrap: anywhere; }
-.ict img { height: 192px; max-width: min(288px, 100%); object-fit: contain; border-radius: 6px; grid-row: span 2; }
-.ict .ict-verdict { grid-column: 1 / -1; margin: 0; }
-.ict ol { margin: 0; padding: 0; list-style: none; display: grid; gap: 9px; align-content: start; }
-.ict li { display: grid; grid-template-columns: 1fr auto; gap: 1px 8px; }
-.ict li span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.ict li b { font-weight: 400; font-variant-numeric: tabular-nums; grid-row: 1; grid-column: 2; }
-.ict li .ic-bar { grid-column: 1 / -1; grid-row: 2; }
-.ict p { margin: 4px 0 0; color: var(--ic-dim); }
-"""
+DESK_CSS = page_file('desk.css')
 
 # %% ../../nbs/73_widgets.desk.ipynb #8f7832c8
 class _Gone: # a picture of which nobody knows where it is
     def __init__(self, why): self.why = why
     def read_bytes(self): raise BadPictureError(self.why)
+
+def _source(pics, i): # something to open, which may fail
+    try: return pics.source(i)
+    except InputError as e: return _Gone(str(e))
 
 _UNSEEN = "Nothing was noted: the key came before the picture could be seen that it would have changed. Press it again."
 
@@ -320,6 +51,7 @@ class Desk(anywidget.AnyWidget):
         on_drop=None, # Called with `(name, bytes)` pairs of files that somebody drops; None: they cannot
     ):
         self.gallery, self.note, self.thumbs, self.large = gallery, note, Thumbs(size*3//2), Thumbs(480, keep=64)
+        self.pics = gallery.pics # which the thumbnails are of
         self.turn, self.heard = 0, None # how often marks were sent, and the last message: who sent it, and its number
         super().__init__(vocab=[] if gallery.decisions is None else list(gallery.pics.vocab))
         self.size, self.side, self.on_drop = size, side, on_drop
@@ -354,6 +86,9 @@ class Desk(anywidget.AnyWidget):
 
     def draw_page(self):
         "Send the pictures of the page"
+        if self.pics is not self.gallery.pics: # others, which may be called as those before
+            self.pics = self.gallery.pics
+            for o in (self.thumbs, self.large): o.made.clear()
         with ThreadPoolExecutor(4) as pool: thumbs = list(pool.map(self._thumb, self.gallery.on_page.tolist()))
         self.whys = [o.why for o in thumbs]
         cards, choices = [dict(src=o.url, tiny=o.tiny) for o in thumbs], min(10, len(self.vocab))
@@ -364,9 +99,8 @@ class Desk(anywidget.AnyWidget):
             self.draw_marks()
 
     def _thumb(self, i, large=False):
-        try: source = self.gallery.pics.source(i)
-        except InputError as e: source = _Gone(str(e))
-        return (self.large if large else self.thumbs)(source, key=(self.gallery.pics.names[i], i))
+        pics = self.gallery.pics
+        return (self.large if large else self.thumbs)(_source(pics, i), key=(pics.names[i], i))
 
     def draw_marks(self):
         "Send everything but the pictures"
@@ -417,7 +151,7 @@ def plot_pictures(
     fig, axes = paper(8, 2.2*(-(-len(idxs)//4)), -(-len(idxs)//4), 4)
     for ax in axes.flat: ax.axis('off')
     for ax, i in zip(axes.flat, idxs):
-        ax.imshow(np.asarray(Image.open(io.BytesIO(thumbs(gallery.pics.source(i)).data)).convert('RGB')))
+        ax.imshow(np.asarray(Image.open(io.BytesIO(thumbs(_source(gallery.pics, i)).data)).convert('RGB')))
         lines = [*short_names([gallery.standing(i).label], 24), *wrap(gallery.note(i) if gallery.note else '', 24)[:2]]
-        ax.set_title('\n'.join(o.replace('$', r'\$') for o in lines), fontsize=9)
+        ax.set_title('\n'.join(paper_text(o) for o in lines), fontsize=9)
     return fig

@@ -213,6 +213,8 @@ def _make_inputs(choice):
         epoch=ipw.IntSlider(0, min=0, max=100, description='After epoch', **slim),
         seed=ipw.IntText(choice.seed, description='Seed', style=slim['style'], layout=slim['layout']))
 
+def _reach(v): return v if isinstance(v, (int, float)) else max(abs(o - 1) for o in v) # also of a range, such as (.6, 1.4)
+
 @patch
 def _fill(self:AugmentExplorer): # the sliders say what the choice is
     choice, at = self.choice, self.inputs
@@ -221,7 +223,7 @@ def _fill(self:AugmentExplorer): # the sliders say what the choice is
     self.filling = True
     at['crop'].value = (1., 1.) if crop is None else tuple(crop.get('scale', (.08, 1.)))
     at['flip'].value, at['upside'].value = (known(o, 'p', .5) for o in _FLIPS)
-    at['erase'].value, at['colours'].value = known('RandomErasing', 'p', .5), known('ColorJitter', 'brightness', 0.)
+    at['erase'].value, at['colours'].value = known('RandomErasing', 'p', .5), _reach(known('ColorJitter', 'brightness', 0.))
     at['policy'].value = next((o for o in POLICY if choice.args(o) is not None), POLICY[0])
     at['strength'].value = int(known('RandAugment', 'magnitude', 9) or 9)
     at['strength'].disabled = choice.args('RandAugment') is None

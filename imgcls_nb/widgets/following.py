@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['NO_METRICS', 'Curve', 'LogReader', 'planned_epochs', 'Smooth', 'RunState', 'RunFollower', 'LearnerLog',
-           'LearnerFollower']
+           'LearnerFollower', 'Watcher']
 
 # %% ../../nbs/71_widgets.following.ipynb #4b2c6eff
 import json
 import math
 import os
 import sys
+import threading
 import time
-from collections import deque
 from pathlib import Path
+from threading import Event, Thread
+from weakref import ref
 
 import torch
 from fastai.callback.core import Callback
@@ -131,6 +133,7 @@ class RunState:
 
     def begin(self):
         "Forget everything, for a new run in the same place"
+        self.skipped = 0 # events that make no sense
         self.loss, self.smooth, self.lr, self.lr_first = (Curve(self.limit) for _ in range(4))
         self.mean = Smooth()
         self.epochs, self.recent, self.worst, self.best = [], [], None, None
@@ -141,22 +144,27 @@ class RunState:
         event:dict, # A line of the log
     ):
         "Take in what happened"
-        self.time = event.get('time', self.time)
+        if _is_number(event.get('time')): self.time = event['time']
         take = getattr(self, f"_on_{event['event']}", None)
-        if take: take(event)
+        try: take and take(event)
+        except (TypeError, ValueError, LookupError, AttributeError): self.skipped += 1 # the log may be anybody's
 
     def _on_start(self, event):
         self.begin()
         self.status, self.time = 'training', event.get('time')
 
     def _on_steps(self, event):
-        for step, loss, lr, first in zip(event['step'], event['loss'], event['lr'], event['lr_first']):
-            if _is_number(loss): self._add_loss(step, loss)
-            self.lr.add(step, lr)
-            self.lr_first.add(step, first)
-        self.step = event['step'][-1]
+        steps, rates = [_whole(o) for o in event['step']], event.get('lr', ())
+        self._add_steps(steps, event.get('loss', ()), rates, event.get('lr_first', rates))
+        self.step = steps[-1]
         if self.ended is None or self.step > self.ended: self._go_on() # else these are the last ones before an end
-        self.recent = [*self.recent[-9:], (event.get('time'), self.step, sum(o or 0 for o in event['wait']))]
+        if _is_number(event.get('time')): self.recent = [*self.recent[-9:], (self.time, self.step, _sum(event.get('wait', ())))]
+
+    def _add_steps(self, steps, losses, rates, first_rates):
+        for step, loss in zip(steps, losses):
+            if _is_number(loss): self._add_loss(step, loss)
+        for curve, values in ((self.lr, rates), (self.lr_first, first_rates)):
+            for step, v in zip(steps, values): curve.add(step, v if _is_number(v) else None)
 
     def _add_loss(self, step, loss):
         self.loss.add(step, loss)
@@ -169,8 +177,9 @@ class RunState:
         return rest/bs if rest and step - self.began == whole + 1 else 1.
 
     def _on_epoch(self, event):
-        self._go_on()
         values = {k: v for k, v in event.items() if k not in ('event', 'time', 'classes')}
+        values |= dict(epoch=_whole(event['epoch']), step=_whole(event.get('step', self.step)))
+        self._go_on()
         self.epochs = [o for o in self.epochs if o['epoch'] < values['epoch']] + [values]
         self.step, self.recent, self.per_epoch = values['step'], [], max(1, values['step'] - self.began)
         self.began, total = self.step, self.total
@@ -179,8 +188,11 @@ class RunState:
     def _on_checkpoint(self, event):
         if event.get('best') and self.epochs: self.best = self.epochs[-1]
 
-    def _on_worst(self, event): self.worst = event
-    def _on_saved(self, event): self.saved = event['step']
+    def _on_worst(self, event):
+        pictures = [[name, truth, guess, loss, prob] for name, truth, guess, loss, prob in event.get('pictures', ())]
+        self.worst = event | dict(pictures=pictures, epoch=event.get('epoch', self.done))
+
+    def _on_saved(self, event): self.saved = event.get('step', self.step)
     def _on_paused(self, event): self.status, self.recent = 'paused', []
     def _on_resumed(self, event): self.status = 'training'
     def _on_end(self, event): self._end(event, 'done')
@@ -189,12 +201,18 @@ class RunState:
     def _on_failed(self, event): self._end(event, 'failed', event.get('error'))
 
     def _end(self, event, status, why=None):
-        self.status, self.why, self.ended, self.over = status, why or '', event.get('step', self.step), True
+        self.status, self.why, self.ended, self.over = status, why or '', _whole(event.get('step', self.step)), True
 
     def _on_resume(self, event): # the call that was cut goes on
         self.over, self.ended, self.status, self.why = False, None, 'training', ''
 
 def _is_number(v): return isinstance(v, (int, float)) and math.isfinite(v)
+
+def _whole(v): # refuses all else
+    if isinstance(v, int): return v
+    raise ValueError(v)
+
+def _sum(values): return sum(o for o in values if _is_number(o))
 
 # %% ../../nbs/71_widgets.following.ipynb #89718d01
 @patch(as_prop=True)
@@ -281,7 +299,7 @@ class RunFollower:
         path, # The run folder
         limit:int=1000, # Points of a curve
     ):
-        self.run, self.log = Run(path), LogReader(path)
+        self.run, self.log, self.killed = Run(path), LogReader(path), False # killed: nobody is left who trains
         self.state, self.planned = RunState(self.run.path.name, limit), None
 
     def update(self) -> bool: # Whether there is anything new
@@ -290,7 +308,12 @@ class RunFollower:
         if self.log.renewed: self.state.begin()
         if events: self._read_plan()
         for o in events: self.state.feed(o)
-        return bool(events)
+        return self._look_for_life(bool(events)) or bool(events)
+
+    def _look_for_life(self, news): # whether it has another answer now; the log of the dead says nothing new
+        before = self.killed
+        if news or not before: self.killed = self.state.status in ('training', 'paused') and self.run.status == 'killed'
+        return self.killed != before
 
     def _read_plan(self):
         config = self.run.path/'config.yaml'
@@ -306,7 +329,7 @@ class RunFollower:
 class LearnerLog(Callback):
     "The events of a learner without a run folder, kept in memory"
     order, exists = 66, True
-    def __init__(self): self.events, self.block, self.told, self.best, self.began = deque(), [], 0., None, None
+    def __init__(self): self.events, self.block, self.told, self.best, self.began = [], [], 0., None, None
 
     def log(self,
         event:str, # What happened
@@ -315,9 +338,11 @@ class LearnerLog(Callback):
         "Keep an event, as `Run.log` writes it"
         self.events.append(dict(event=event, time=time.time()) | values)
 
-    def read(self) -> list: # dicts
+    def read(self,
+        since:int=0, # How many are known already
+    ) -> list: # dicts
         "What happened since the last look"
-        return [self.events.popleft() for _ in range(len(self.events))]
+        return self.events[since:]
 
     def before_train(self):
         if not self.clock.searching: self.began = time.monotonic()
@@ -363,13 +388,43 @@ class LearnerFollower:
         limit:int=1000, # Points of a curve
     ):
         self.learn, self.run, self.state = learn, None, RunState('this learner', limit)
+        self.place, self.killed = 0, False # events that were read; a learner without a folder dies with its kernel
         if hasattr(learn, 'learner_log'): return
         learn.add_cb(LearnerLog())
         if hasattr(learn, 'planned'): learn.planned = (*learn.planned, learn.learner_log) # it changes nothing about a training
 
     def update(self) -> bool: # Whether there is anything new
         "Take in what happened since the last time"
-        events = self.learn.learner_log.read()
+        events = self.learn.learner_log.read(self.place)
+        self.place += len(events)
         self.state.plan, self.state.pictures = getattr(self.learn, 'plan', None), len(self.learn.dls.train_ds)
         for o in events: self.state.feed(o)
         return bool(events)
+
+# %% ../../nbs/71_widgets.following.ipynb #9e0def21
+class Watcher(Thread):
+    "Refreshes a viewer once a second, as long as it is there and somebody may see it"
+    def __init__(self,
+        viewer, # Has `refresh`, and a `note`
+        of, # What it shows; two that show the same are known by it
+    ):
+        super().__init__(name='watcher', daemon=True)
+        self.viewer, self.of, self.over, self.pages = ref(viewer), of, Event(), 0
+
+    def begin(self) -> 'Watcher':
+        "Look from now on, in place of those of the same that no page has shown"
+        for o in threading.enumerate():
+            if isinstance(o, Watcher) and not o.pages and o.of == self.of: o.over.set()
+        self.start()
+        return self
+
+    def run(self):
+        while not self.over.wait(1.) and self._look(): pass
+
+    def _look(self): # whether the viewer is still there
+        if (viewer := self.viewer()) is None: return False
+        try: viewer.refresh()
+        except Exception as e:
+            viewer.note.say(f'The dashboard stopped looking ({type(e).__name__}: {e}). Run its cell again.', 'error')
+            raise
+        return True

@@ -44,11 +44,12 @@ class ModelChoice:
         self.arch = arch
 
     @property
-    def facts(self): # A row of the table; of several picture sizes the first
-        return self.everything[self.everything.name == self.arch].iloc[0]
+    def facts(self): # A row of the table; of several picture sizes the first; None while nothing is picked
+        return None if self.arch is None else self.everything[self.everything.name == self.arch].iloc[0]
 
     @property
-    def code(self) -> str: return f"image_learner(dls, {self.arch!r}, pretrained={bool(self.facts.pretrained)})" # to copy
+    def code(self) -> str: # To copy; '' while nothing is picked
+        return f"image_learner(dls, {self.arch!r}, pretrained={bool(self.facts.pretrained)})" if self.arch else ''
 
 # %% ../../nbs/72_widgets.picker.ipynb #2ad98824
 SMALL = dict(params_m=30, gmacs=5)
@@ -72,7 +73,7 @@ class ModelPicker(Viewer):
         self.choice, self.filling = ModelChoice(arch, **asked), False
 
     @property
-    def arch(self) -> str: return self.choice.arch # The network that was picked
+    def arch(self) -> str|None: return self.choice.arch # The network that was picked; None: nothing was found yet
 
     def subtitle(self) -> str:
         "How many there are"
@@ -154,7 +155,7 @@ def _show(self:ModelPicker):
     with self.chart.batch_update():
         dots, picked = self.chart.data
         dots.x, dots.y, dots.customdata = (first[o].tolist() for o in ('gmacs', 'top1', 'name'))
-        picked.x, picked.y = [float(facts.gmacs)], [float(facts.top1)]
+        picked.x, picked.y = ([], []) if facts is None else ([float(facts.gmacs)], [float(facts.top1)])
     options = [(_option(o), o.name) for o in found.drop_duplicates('name').head(SHOWN).itertuples(index=False)]
     self.filling = True # a new list selects its first line, which nobody has picked
     if options != list(self.list.options): self.list.options = options
@@ -167,6 +168,7 @@ def _line(found, facts, choice):
     drawn = (found.gmacs.notna() & found.top1.notna()).sum()
     more = f', the first {SHOWN} are listed' if n > SHOWN else '' if n else '. Take a limit back'
     if n: more += f', {min(SHOWN, drawn)} drawn'
+    if facts is None: return f'{n} found{more}, to pick one.'
     own = '' if facts.pretrained else ', no weights to be had'
     return (f'{n} found{more}. Picked: <b>{escape(choice.arch)}</b>, {facts.params_m:.1f} M parameters, {facts.gmacs:.2f} G, '
             f'top-1 {facts.top1:.1f} % at {facts["size"]} px{own}<br><code>{escape(choice.code)}</code>')
@@ -178,7 +180,8 @@ def plot(self:ModelPicker): # A figure from `paper`
     fig, [[ax]] = paper(6, 2.8)
     found, facts = self.choice.found, self.choice.facts
     ax.scatter(found.gmacs, found.top1, s=9, alpha=.5, color=series_color(0), label=f'{found.name.nunique()} found')
-    ax.scatter(facts.gmacs, facts.top1, s=110, facecolors='none', edgecolors=series_color(1), lw=2, label=self.arch)
+    if facts is not None:
+        ax.scatter(facts.gmacs, facts.top1, s=110, facecolors='none', edgecolors=series_color(1), lw=2, label=self.arch)
     ax.set(xscale='log', xlabel='multiply-adds, G', ylabel='top-1 on ImageNet, %')
     ax.legend(fontsize=8, frameon=False)
     return fig

@@ -17,7 +17,7 @@ from ..predict import Prediction
 from ..saliency import looked_at, overlay, predictor_of
 from .desk import Desk
 from .gallery import Gallery, Judged, judged_of
-from .looks import Act, Thumbs, Viewer, bar_html, empty_html, html, paper, row, watch
+from .looks import Act, Thumbs, Viewer, bar_html, empty_html, html, paper, paper_text, row, watch
 
 # %% ../../nbs/74_widgets.topk.ipynb #7600b012
 def pictures_of(
@@ -37,6 +37,18 @@ def pictures_of(
     return _loose(names, found)
 
 def _loose(names, sources): return Judged(names, sources.__getitem__, np.full(len(names), -1), ())
+
+class _Collected(Judged): # pictures, and those that were added to them
+    def __init__(self, pics):
+        self.before, self.added = pics, []
+        super().__init__(list(pics.names), self._source, pics.labels, pics.vocab)
+
+    def _source(self, i): return self.before.source(i) if i < len(self.before) else self.added[i - len(self.before)]
+
+    def add(self, names, sources):
+        self.names += names
+        self.added += sources
+        self.labels = np.concatenate([self.labels, np.full(len(names), -1)])
 
 # %% ../../nbs/74_widgets.topk.ipynb #1ed6aca1
 class TopK:
@@ -130,17 +142,18 @@ class TopKViewer(Viewer):
         files, # `(name, bytes)` pairs
     ):
         "Ask about pictures that somebody dropped or chose, too"
-        files = [(str(name), bytes(data)) for name, data in files]
-        old, n = self.topk.pics, len(self.topk.pics)
-        names, source = [*old.names, *(o for o, _ in files)], lambda i: old.source(i) if i < n else files[i - n][1]
-        labels = np.concatenate([old.labels, np.full(len(files), -1)])
-        self._show(Judged(names, source, labels, old.vocab), at=n)
+        files, n = list(files), len(self.topk.pics)
+        if not files: return
+        if not isinstance(self.topk.pics, _Collected): self.topk.pics = self.gallery.pics = _Collected(self.topk.pics)
+        names, sources = zip(*files)
+        self.topk.pics.add([str(o) for o in names], [bytes(o) for o in sources]) # what was answered stays
+        self.gallery.show(np.arange(len(self.topk.pics)))
+        self.gallery.move(n)
 
-    def _show(self, pics, at=0):
+    def _show(self, pics):
         self.topk.take(pics)
         self.gallery.pics = pics
         self.gallery.show(np.arange(len(pics)))
-        if at: self.gallery.move(at)
 
     def look(self,
         on:bool, # Whether to show it
@@ -191,9 +204,9 @@ class TopKViewer(Viewer):
         for m, (left, right) in enumerate(axes):
             said, im = self.topk.answers(i)[m], self.topk.picture(i, m, self.looked)
             left.axis('off')
-            left.set_title(self.topk.name(m), fontsize=9)
+            left.set_title(paper_text(self.topk.name(m)), fontsize=9)
             if im is not None: left.imshow(np.asarray(im))
             labels, probs = zip(*said.topk) if said.topk else ((), ())
-            right.barh([o.replace('$', r'\$') for o in labels][::-1], probs[::-1], color='#2f7fd6')
+            right.barh([paper_text(o) for o in labels][::-1], probs[::-1], color='#2f7fd6')
             right.set_xlim(0, 1)
         return fig

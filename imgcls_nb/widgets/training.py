@@ -9,7 +9,7 @@ __all__ = ['PANELS', 'DashboardState', 'TrainingDashboard']
 import time
 from html import escape
 from pathlib import Path
-from threading import Event, Lock, Thread
+from threading import Lock
 
 from fastcore.basics import patch
 
@@ -19,10 +19,10 @@ from ..core import InputError
 from ..runs import Run
 from ..sources import find_pictures
 from .charts import Chart
-from .following import LearnerFollower, RunFollower
-from imgcls_nb.widgets.looks import (
-    Act, Thumbs, Viewer, bar_html, column, empty_html, facts_html, gallery_html, has_kernel, head_html, html, paper, row,
-    series_color)
+from .following import LearnerFollower, RunFollower, Watcher
+from .looks import (
+    Act, Thumbs, Viewer, bar_html, chart_text, column, distinct_names, empty_html, facts_html, gallery_html, has_kernel,
+    head_html, html, paper, paper_text, row, series_color, table_html)
 
 # %% ../../nbs/72_widgets.training.ipynb #d8083204
 def _duration(seconds):
@@ -47,8 +47,8 @@ class DashboardState:
         is_learner, launched = hasattr(source, 'dls'), hasattr(source, 'process')
         self.learn, self.fit, self.args, self.kwargs = source if is_learner else None, fit, args, kwargs
         if fit is not None and not is_learner: raise InputError("A run folder cannot be started from here. Give the learner.")
-        self.training = source if launched else None
-        if is_learner: self.training = getattr(source, 'background', None) or BackgroundFit(source)
+        is_free = is_learner and not getattr(source, 'background', None)
+        self.own = source if launched else BackgroundFit(source) if is_free else None # what Start is for
         self.followers, self.lock, self.pictures = _followers(source), Lock(), None
         self.update()
 
@@ -57,6 +57,13 @@ class DashboardState:
 
     @property
     def run(self): return self.runs[0] # the first `RunState`, which is the only one where there are buttons
+
+    @property
+    def training(self): # A `BackgroundFit`: the learner's newest, whoever has begun it; None: only a folder is known
+        return getattr(self.learn, 'background', None) or self.own
+
+    @property
+    def killed(self) -> bool: return self.followers[0].killed and not self.running # whether nobody is left who trains the run
 
     @property
     def running(self) -> bool: return bool(self.training and self.training.running) # whether this kernel trains
@@ -69,7 +76,7 @@ class DashboardState:
         "What can be asked now"
         if len(self.runs) > 1: return set()
         if self.learn is not None and not self.running: return {'start'} if self.fit is not None else set()
-        if self.run.status not in ('training', 'paused') and not self.running: return set()
+        if self.killed or self.run.status not in ('training', 'paused') and not self.running: return set()
         return {'stop', 'save', 'resume' if self.run.status == 'paused' else 'pause'}
 
     def start(self):
@@ -87,6 +94,7 @@ class DashboardState:
         if self.learn is not None and request == 'save' and not getattr(self.learn, 'run_folder', None):
             raise InputError("This learner has no folder to save in. Give it one: image_learner(…, run='runs/name').")
         if self.training: self.training.ask(request)
+        elif self.killed: raise InputError(f"There is nothing to {request}. {self._how_to_go_on()}")
         else: ask_run(self.followers[0].run.path, request)
 
     def wait(self,
@@ -108,7 +116,9 @@ def _followers(source):
     paths = [o.path if isinstance(o, Run) else Path(o) for o in paths]
     if len(paths) == 1 and not paths[0].exists(): return [RunFollower(paths[0])] # it may be about to begin
     for o in paths: Run.open(o)
-    return [RunFollower(o) for o in paths]
+    followers = [RunFollower(o) for o in paths]
+    for o, name in zip(followers, distinct_names(paths)): o.state.name = name
+    return followers
 
 # %% ../../nbs/72_widgets.training.ipynb #d91a21c3
 @patch
@@ -136,20 +146,28 @@ def status(self:DashboardState) -> str: # A sentence
     "What one run is up to"
     run = self.run
     if self.running and run.status not in ('training', 'paused'): return 'Starting …'
+    odd = f' {run.skipped} odd events of its log were passed over.' if run.skipped else ''
+    if self.killed: return self._how_to_go_on() + odd
     if run.status == 'waiting': return 'Nothing was trained yet.' if self.learn is not None else 'No run is here yet.'
     words = dict(training='Training', paused='Paused', done='Done', stopped='Stopped', interrupted='Interrupted', failed='Failed')
     text = words[run.status] + (f': {run.why}.' if run.why else '.')
     silent = time.time() - run.time if run.status == 'training' and run.time else 0
-    return f'{text} No news for {_duration(silent)}.' if silent > 30 else text
+    if silent > 30: text += f' No news for {_duration(silent)}.'
+    return text + odd
+
+@patch
+def _how_to_go_on(self:DashboardState):
+    how = f'imgcls resume {self.followers[0].run.path}' if self.learn is None else 'learn.resume()'
+    return f'Killed after step {self.run.step:,}. Go on with: {how}'
 
 @patch
 def table(self:DashboardState) -> list: # A list of texts for each run, the names of the columns first
     "Several runs, a line for each"
     metric = self.metric()
     rows = [['run', 'status', 'epochs', 'training loss', 'validation loss', metric, 'best epoch']]
-    for o in self.runs:
+    for o, killed in ((o.state, o.killed) for o in self.followers):
         last = o.epochs[-1] if o.epochs else {}
-        rows.append([o.name, o.status, str(last.get('epoch', 0)), _number(o.train_loss),
+        rows.append([o.name, 'killed' if killed else o.status, str(last.get('epoch', 0)), _number(o.train_loss),
                      _number(last.get('valid_loss')), _number(last.get(metric)), str(o.best['epoch']) if o.best else '–'])
     return rows
 
@@ -177,9 +195,9 @@ def _pictures_by_name(learn, plan): # empty where the data set is gone
 PANELS = ('loss', 'metrics', 'learning rate')
 
 @patch
-def lines(self:DashboardState) -> list: # `(panel, name, colour, is it of steps, x, y)`
+def lines(self:DashboardState) -> list: # `(panel, name, colour, is it of steps, x, y, which run)`
     "All curves of all runs"
-    return [o for i, run in enumerate(self.runs) for o in _lines_of(run, i, len(self.runs) > 1, self.metric())]
+    return [(*o, i) for i, run in enumerate(self.runs) for o in _lines_of(run, i, len(self.runs) > 1, self.metric())]
 
 def _lines_of(run, i, several, metric):
     color = (lambda k: series_color(i)) if several else series_color
@@ -219,7 +237,6 @@ def _make_chart(several):
 def _write(fig, i, text, y, **look):
     fig.add_annotation(text=text, xref=f'x{i} domain', yref=f'y{i} domain', x=.5, y=y, showarrow=False, **look)
 
-
 # %% ../../nbs/72_widgets.training.ipynb #3c0e5b23
 def _arrange(fig, narrow):
     rows = len(PANELS) if narrow else 1
@@ -233,16 +250,18 @@ def _arrange(fig, narrow):
             fig.layout[f'legend{k}'] = dict(orientation='h', yanchor='top', y=low - 44/whole, x=0 if narrow else place[0])
 
 def _draw(fig, lines):
-    places = {(o.meta, o.name): o for o in fig.data}
-    for panel, name, color, of_steps, x, y in (o for o in lines if o[:2] not in places):
+    key = lambda line: [line[-1], line[0], line[1]] # two runs may have one name
+    places = {tuple(o.meta): o for o in fig.data}
+    for line in (o for o in lines if tuple(key(o)) not in places):
+        panel, name, color, of_steps, x, y, _ = line
         look = dict(line=dict(color=color, width=1.4)) if of_steps else \
             dict(line=dict(color=color, width=2), marker=dict(size=5))
         i = _NAMES[PANELS.index(panel)]
-        fig.add_scatter(x=x, y=y, name=name, meta=panel, mode='lines' if of_steps else 'lines+markers', xaxis=f'x{i}',
-                        yaxis=f'y{i}', legend=f'legend{i}', showlegend=panel != PANELS[2], **look)
+        fig.add_scatter(x=x, y=y, name=chart_text(name), meta=key(line), mode='lines' if of_steps else 'lines+markers',
+                        xaxis=f'x{i}', yaxis=f'y{i}', legend=f'legend{i}', showlegend=panel != PANELS[2], **look)
     with fig.batch_update():
-        for panel, name, _, _, x, y in lines:
-            if (panel, name) in places: places[panel, name].x, places[panel, name].y = x, y
+        for line in lines:
+            if at := places.get(tuple(key(line))): at.x, at.y = line[4:6]
         for i, panel in enumerate(PANELS): _show_axes(fig, i, any(o[4] for o in lines if o[0] == panel))
 
 def _show_axes(fig, i, yes): # a panel without a point says what it waits for
@@ -263,7 +282,7 @@ class TrainingDashboard(Viewer):
     ):
         super().__init__()
         self.state = DashboardState(source, fit, *args, **kwargs)
-        self.thumbs, self.lock, self.over, self.asked, self.shown = Thumbs(72), Lock(), Event(), None, None
+        self.thumbs, self.lock, self.watcher, self.asked, self.shown = Thumbs(72), Lock(), None, None, None
 
     def subtitle(self) -> str:
         "The names of the runs"
@@ -320,16 +339,23 @@ def build(self:TrainingDashboard) -> list:
     self.frame = column(self.chart).add_class('ic-chart')
     controls = row(*([] if several else self.buttons.values()), self.line.add_class('ic-status'))
     parts = [controls, self.facts, self.frame] + ([] if several else [self.gallery, self.printed])
-    if has_kernel(): Thread(target=self._watch, name='dashboard', daemon=True).start()
+    if has_kernel(): self._begin_to_watch()
     return parts
 
+def _watched(state): return state.learn or [o.run.path.absolute() for o in state.followers]
+
 @patch
-def _watch(self:TrainingDashboard):
-    while not self.over.wait(1.):
-        try: self.refresh()
-        except Exception as e:
-            self.note.say(f'The dashboard stopped looking ({type(e).__name__}: {e}). Run its cell again.', 'error')
-            raise
+def _begin_to_watch(self:TrainingDashboard): self.watcher = Watcher(self, _watched(self.state)).begin()
+
+@patch
+def viewed(self:TrainingDashboard,
+    pages:int, # On how many it is by now
+):
+    "Look while some page shows it"
+    if not has_kernel() or self.watcher is None: return
+    if pages and self.watcher.over.is_set(): self._begin_to_watch()
+    self.watcher.pages = pages
+    if not pages: self.watcher.over.set()
 
 @patch
 def refresh(self:TrainingDashboard):
@@ -352,7 +378,7 @@ def arrange(self:TrainingDashboard,
 @patch
 def close(self:TrainingDashboard):
     "Stop looking, and take the widgets away; a training goes on"
-    self.over.set()
+    if self.watcher: self.watcher.over.set()
     if self._widget is not None: self._widget.close()
 
 # %% ../../nbs/72_widgets.training.ipynb #296ad072
@@ -380,7 +406,7 @@ def _thank(self:TrainingDashboard):
 @patch
 def _show_facts(self:TrainingDashboard):
     state = self.state
-    if len(state.runs) > 1: self.facts.value = _table_html(state.table())
+    if len(state.runs) > 1: self.facts.value = table_html(state.table(), [series_color(i) for i in range(len(state.runs))])
     else: self.facts.value = bar_html(state.run.progress() or 0, 'share of the training that is done') + facts_html(state.facts())
 
 @patch
@@ -401,13 +427,6 @@ def _card(self:TrainingDashboard, o):
 
 _SCROLL = '<div class="ic-scroll" style="height:250px" tabindex="0">{}</div>'
 
-def _table_html(rows):
-    head, *body = ([escape(o) for o in cells] for cells in rows)
-    line = lambda tag, cells: '<tr>' + ''.join(f'<{tag}>{o}</{tag}>' for o in cells) + '</tr>'
-    swatch = '<i class="ic-swatch" style="background:{}"></i>' # each run has the colour of its lines
-    body = ''.join(line('td', [swatch.format(series_color(i)) + o[0], *o[1:]]) for i, o in enumerate(body))
-    return f'<table class="ic-table"><thead>{line("th", head)}</thead><tbody>{body}</tbody></table>'
-
 def _printed_html(text, is_open): # of other processes all is shown at once
     if not text: return ''
     n = len(text.splitlines())
@@ -423,9 +442,9 @@ def plot(self:TrainingDashboard): # A figure; None: nothing was trained yet
     if not any(o[4] for o in lines): return None
     fig, axes = paper(9.6, 2.7, 1, 3)
     for ax, panel in zip(axes.flat, PANELS):
-        for _, name, color, of_steps, x, y in (o for o in lines if o[0] == panel and o[4]):
+        for _, name, color, of_steps, x, y, _ in (o for o in lines if o[0] == panel and o[4]):
             look = dict(lw=.9, alpha=.8) if of_steps else dict(lw=1.8, marker='.')
-            ax.plot(x, y, label=name, color=color, **look)
+            ax.plot(x, y, label=paper_text(name), color=color, **look)
         ax.set_title(panel, fontsize=10)
         ax.set_xlabel('steps')
         named = ('metrics',) if len(self.state.runs) > 1 else ('loss', 'metrics') # of several runs the colours are named once
