@@ -83,6 +83,8 @@ def test_the_extras_train_from_an_empty_folder(venv, shapes):
     where, _ = run(work, python, '-c', f'from imgcls_nb.config import find_config; print(find_config({QUICK!r}))')
     where = Path(where.strip())
     assert where.is_relative_to(work.parent/'venv') and where.as_posix().endswith(f'imgcls_nb/shipped/{QUICK}')
+    widgets = next(o for o in where.parents if o.name == 'imgcls_nb')/'widgets'
+    assert {'desk.js', 'desk.css', 'looks.js', 'looks.css'} <= {o.name for o in widgets.iterdir()}
     lines = [f'{c}/{n:03}.png {i}\n' for i, c in enumerate(('circle', 'square', 'triangle')) for n in range(20)]
     overrides = ['Arch.class_num=3', 'Global.epochs=1', 'Global.device=cpu']
     for part, name, chosen in (('Train', 'train', lines[::2]), ('Eval', 'val', lines[1::4])):
