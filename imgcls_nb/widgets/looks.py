@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SERIES', 'STYLE', 'series_color', 'page_file', 'Dress', 'Note', 'Act', 'watch', 'html', 'row', 'column', 'title_html',
-           'head_html', 'empty_html', 'facts_html', 'bar_html', 'table_html', 'short_names', 'distinct_names',
-           'paper_text', 'chart_text', 'Thumbs', 'Thumb', 'gallery_html', 'paper', 'figure_png', 'Viewer', 'has_kernel']
+           'head_html', 'empty_html', 'printed_html', 'facts_html', 'bar_html', 'table_html', 'short_names',
+           'distinct_names', 'paper_text', 'chart_text', 'Thumbs', 'Thumb', 'gallery_html', 'paper', 'figure_png',
+           'Viewer', 'has_kernel']
 
 # %% ../../nbs/70_widgets.looks.ipynb #8e419fff
 import base64
@@ -152,6 +153,15 @@ def empty_html(
 ) -> str: # HTML
     "A place that is still empty"
     return f'<div class="ic-empty" style="min-height:{height}px">{escape(text)}</div>'
+
+def printed_html(
+    text:str, # What a training has printed
+    is_open:bool=False, # Show it at once
+) -> str: # HTML
+    "What was printed, to be unfolded"
+    if not text: return ''
+    head = f'<details{" open" if is_open else ""}><summary>What the training printed: {len(text.splitlines())} lines</summary>'
+    return f'{head}<pre tabindex="0">{escape(text)}</pre></details>'
 
 def facts_html(
     facts:dict, # Name to value, both short

@@ -22,7 +22,7 @@ from .charts import Chart
 from .following import LearnerFollower, RunFollower, Watcher
 from .looks import (
     Act, Thumbs, Viewer, bar_html, chart_text, column, distinct_names, empty_html, facts_html, gallery_html, has_kernel,
-    head_html, html, paper, paper_text, row, series_color, table_html)
+    head_html, html, paper, paper_text, printed_html, row, series_color, table_html)
 
 # %% ../../nbs/72_widgets.training.ipynb #d8083204
 def _duration(seconds):
@@ -411,7 +411,7 @@ def _show_facts(self:TrainingDashboard):
 
 @patch
 def _show_worst(self:TrainingDashboard):
-    if self.state.training: self.printed.value = _printed_html(self.state.training.text, self.state.learn is None)
+    if self.state.training: self.printed.value = printed_html(self.state.training.text, self.state.learn is None)
     event = self.state.run.worst
     if self.gallery.value and event is self.shown: return
     self.shown = event
@@ -427,11 +427,6 @@ def _card(self:TrainingDashboard, o):
 
 _SCROLL = '<div class="ic-scroll" style="height:250px" tabindex="0">{}</div>'
 
-def _printed_html(text, is_open): # of other processes all is shown at once
-    if not text: return ''
-    n = len(text.splitlines())
-    head = f'<details{" open" if is_open else ""}><summary>What the training printed: {n} lines</summary>'
-    return f'{head}<pre tabindex="0">{escape(text)}</pre></details>'
 
 # %% ../../nbs/72_widgets.training.ipynb #15f2d938
 @patch
