@@ -173,7 +173,7 @@ def _run_agent(arguments, then):
     try: run(parse_args(arguments))
     except ChildFailedError as e: return _say_how({r: o.exitcode for r, o in e.failures.items()}, then)
     except SignalException as e:
-        print("imgcls: interrupted; a run folder holds what was reached. Next: imgcls launch … resume RUN", file=sys.stderr)
+        print(f'imgcls: interrupted. {then}', file=sys.stderr)
         return 128 + e.sigval
     except (RuntimeError, RendezvousError) as e: # of the store where launchers meet
         print(f"imgcls: the other machines cannot be reached, or have ended ({' '.join(str(e).split())[:160]}).", file=sys.stderr)
