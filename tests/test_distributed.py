@@ -160,7 +160,7 @@ def test_resumed_with_another_number_of_processes(two, pictures, out, capsys, mo
     assert np.allclose(now[:4], whole['losses'][:4]) and Run(out/'run-another').status == 'finished'
     dl = learn.dls.train
     dl.epoch = 1
-    first, *rest = [[dl.dataset.name(i) for i in o[2]] for o in dl.epoch_batches()]
+    first, *rest = [[dl.dataset.name(i) for i in idxs] for _, idxs, _ in dl.epoch_batches()]
     trained = {dl.dataset.name(i) for i in range(len(dl.dataset))}
     assert [o for o in made if o in trained] == sum(rest, []), "what the two had not seen yet of the second epoch"
     assert {*first}.isdisjoint(sum(rest, [])) and Run(out/'run-another').events('resume')[-1]['checkpoint'] == 'latest'

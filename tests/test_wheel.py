@@ -77,7 +77,7 @@ def test_the_extras_train_from_an_empty_folder(venv, shapes):
     assert {'model.onnx', 'summary.json', 'quickstart.ipynb', 'quickstart.html', 'best_model.safetensors', 'config.yaml'} <= names
     summary = json.loads((work/'runs/quickstart/summary.json').read_text('utf-8'))
     assert 'test_resnet' in summary['model'] and Predictor(work/summary['file']).labels == tuple('0123456789')
-    digit = next((work/'runs/data/digits/7').glob('*.png'))
+    digit = next((work/'runs/data').rglob('7/*.png'))
     assert run(work, imgcls, 'predict', summary['file'], digit)[0].startswith(f'{digit}: ')
 
     where, _ = run(work, python, '-c', f'from imgcls_nb.config import find_config; print(find_config({QUICK!r}))')

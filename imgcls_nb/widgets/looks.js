@@ -14,9 +14,7 @@ export default { render({ model, el }) {
     });
   };
   const count = by => { model.set('views', Math.max(0, model.get('views') + by)); model.save_changes() };
-  const leave = () => count(-1);
   count(1);
-  window.addEventListener('pagehide', leave);
   const begin = () => {
     const root = el.closest('.imgcls');
     if (!root) return setTimeout(begin, 100); // not on the page yet
@@ -38,7 +36,7 @@ export default { render({ model, el }) {
     name(root);
   };
   begin();
-  return () => { // the cell is run again, say
-    watcher?.disconnect(); ruler?.disconnect(); window.removeEventListener('pagehide', leave); leave();
+  return () => { // the cell is run again, say; a page that is closed says nothing, for what it sends last may keep the next one from its widgets
+    watcher?.disconnect(); ruler?.disconnect(); count(-1);
   };
 } };
