@@ -158,16 +158,6 @@ def test_what_the_best_is_told_by(small, capsys):
     best = [float(o) for o in re.findall(r'\[best metric: ([\d.]+)\]', told)]
     assert best == [epochs[0]['top2'], max(o['top2'] for o in epochs)] and run.plan.monitor == 'top2'
 
-def test_processes_share_the_pictures(small, capsys, monkeypatch):
-    main(['train', '-c', QUICK, *args(small, 'Global.epochs=1')])
-    how = args(small, 'Global.pretrained_model=output/test_resnet/latest', 'Infer.infer_imgs=data', 'Infer.save_dir=out/a')
-    for k, v in dict(WORLD_SIZE='3', LOCAL_RANK='0', MASTER_ADDR='localhost', MASTER_PORT='1').items(): monkeypatch.setenv(k, v)
-    for rank in range(3):
-        monkeypatch.setenv('RANK', str(rank))
-        assert main(['infer', '-c', QUICK, *how]) == 0
-    shares = [[o['file_name'] for o in json.loads(Path(f'out/{f}.json').read_text())] for f in ('a', 'a-1', 'a-2')]
-    assert [len(o) for o in shares] == [8, 8, 8] and len({f for o in shares for f in o}) == 24
-
 def test_weights_of_paddle_are_pointed_out(small, capsys):
     Path('theirs').mkdir()
     Path('theirs/best_model.pdparams').touch()
