@@ -1,5 +1,4 @@
 "What a training from a config tells: the original's lines, its logs, its events, and validations left out"
-import json
 import re
 import sys
 from pathlib import Path
