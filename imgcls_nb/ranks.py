@@ -6,7 +6,7 @@
 __all__ = ['LAUNCHED', 'TIMEOUT', 'USUAL_TIMEOUT_S', 'A_DAY_S', 'LOST_SIGNS', 'LOGS', 'is_together', 'rank', 'world',
            'is_launched', 'forget_leftovers', 'timeout_s', 'join', 'leave', 'summed', 'gathered', 'from_first',
            'all_values', 'in_turn', 'check_same', 'wait_for_all', 'absent', 'first_alone', 'who_is_gone', 'says_first',
-           'note_run']
+           'note_run', 'has_begun']
 
 # %% ../nbs/07_ranks.ipynb #3b2a7ce2
 import hashlib
@@ -295,3 +295,9 @@ def note_run(
 ):
     "Tell the launcher where logs belong"
     if LOGS in os.environ and rank() == 0: (Path(os.environ[LOGS])/'run').write_text(str(Path(path).absolute()))
+
+def has_begun() -> bool: # The same in every process; to be asked before the first training call
+    "Whether this launch was started again after it had opened its run, with which a restart goes on"
+    if LOGS in os.environ: here = (Path(os.environ[LOGS])/'run').is_file()
+    else: here = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0' # another launcher, which says no more
+    return any(all_values(here))
