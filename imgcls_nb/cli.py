@@ -11,8 +11,8 @@ import os
 import sys
 import warnings
 
-from .core import InputError
-from .launching import is_one_of_many, launch_processes, log_traceback, take_part, unexpected
+from .core import InputError, is_one_of_many
+from .launching import launch_processes, log_traceback, take_part, unexpected
 from imgcls_nb.verbs import (
     run_app, run_benchmark, run_check_data, run_config, run_convert, run_eval, run_export, run_infer, run_lab,
     run_models, run_predict, run_python, run_quickstart, run_resume, run_serve, run_train, run_tutorials,

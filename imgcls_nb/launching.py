@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEFTOVERS', 'LOGS', 'STUCK_S', 'LOST', 'PARTLY', 'TERMINATED', 'read_gpus', 'count_processes', 'clean_env',
            'process_env', 'address_towards', 'interface_of', 'free_port', 'launcher_arguments', 'launch_processes',
-           'keep_logs', 'is_one_of_many', 'take_part', 'log_traceback', 'unexpected']
+           'keep_logs', 'take_part', 'log_traceback', 'unexpected']
 
 # %% ../nbs/48_launching.ipynb #defbe892
 import atexit
@@ -25,7 +25,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from .core import InputError
+from .core import InputError, is_one_of_many
 
 # %% ../nbs/48_launching.ipynb #76958f52
 def read_gpus(
@@ -108,7 +108,7 @@ def interface_of(
 def free_port() -> int:
     "A port of this machine that nobody uses"
     with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
+        s.bind(('', 0))
         return s.getsockname()[1]
 
 def launcher_arguments(
@@ -219,10 +219,6 @@ def keep_logs(
 
 # %% ../nbs/48_launching.ipynb #dbf6a6ba
 TERMINATED = 143
-
-def is_one_of_many() -> bool:
-    "As `ranks.is_launched`, without a need of torch"
-    return os.environ.get('WORLD_SIZE', '1') != '1' and {'RANK', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT'} <= os.environ.keys()
 
 def take_part(
     answer, # A function without arguments that does the work and gives `(exit status, message)`

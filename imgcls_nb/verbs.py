@@ -13,8 +13,7 @@ import shlex
 import sys
 from dataclasses import replace
 
-from .core import InputError
-from .launching import is_one_of_many
+from .core import InputError, is_one_of_many
 
 # %% ../nbs/84_verbs.ipynb #bcce5e1c
 def run_train(args): # Of the command line

@@ -22,14 +22,14 @@ from imgcls_nb import distributed, launching, learner, ranks, resume, verbs
 from imgcls_nb.callbacks.control import ask_run
 from imgcls_nb.checkpoints import read_checkpoint
 from imgcls_nb.cli import main, make_parser
-from imgcls_nb.core import InputError
+from imgcls_nb.core import InputError, is_one_of_many
 from imgcls_nb.data import BatchMaker
 from imgcls_nb.datasets import make_shapes
 from imgcls_nb.distributed import _take_over, _write_cell, launch_cell, load_ipython_extension, plan_to_launch, take_back
 from imgcls_nb.distributed import launch as launch_learner
 from imgcls_nb.learner import resume_run
 from imgcls_nb.plan import FitPlan
-from imgcls_nb.ranks import forget_leftovers, is_launched, rank, world
+from imgcls_nb.ranks import forget_leftovers, rank, world
 from imgcls_nb.runs import Run
 from imgcls_nb.shipped import shipped_path
 
@@ -161,7 +161,7 @@ def test_resumed_with_another_number_of_processes(two, pictures, out, capsys, mo
     assert np.allclose(now[:4], whole['losses'][:4]) and Run(out/'run-another').status == 'finished'
     dl = learn.dls.train
     dl.epoch = 1
-    first, *rest = [[dl.dataset.name(i) for i in o[2]] for o in dl.epoch_batches()]
+    first, *rest = [[dl.dataset.name(i) for i in idxs] for _, idxs, _ in dl.epoch_batches()]
     trained = {dl.dataset.name(i) for i in range(len(dl.dataset))}
     assert [o for o in made if o in trained] == sum(rest, []), "what the two had not seen yet of the second epoch"
     assert {*first}.isdisjoint(sum(rest, [])) and Run(out/'run-another').events('resume')[-1]['checkpoint'] == 'latest'
@@ -411,7 +411,7 @@ def test_what_is_wrong_with_a_launch_is_said_at_once(pictures, out):
 
 def test_leftovers(monkeypatch, capsys):
     for k, v in dict(WORLD_SIZE='2', RANK='1').items(): monkeypatch.setenv(k, v)
-    assert (rank(), world(), is_launched()) == (0, 1, False)
+    assert (rank(), world(), is_one_of_many()) == (0, 1, False)
     forget_leftovers()
     assert 'left over' in capsys.readouterr().out and 'WORLD_SIZE' not in os.environ
     for k, v in dict(MASTER_ADDR='127.0.0.1', MASTER_PORT='29500', ACCELERATE_USE_CPU='True').items(): monkeypatch.setenv(k, v)
