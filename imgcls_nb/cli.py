@@ -11,8 +11,8 @@ import os
 import sys
 import warnings
 
-from .core import InputError
-from .launching import is_one_of_many, launch_processes, log_traceback, take_part, unexpected
+from .core import InputError, is_one_of_many
+from .launching import launch_processes, log_traceback, take_part, unexpected
 from imgcls_nb.verbs import (
     run_app, run_benchmark, run_check_data, run_config, run_convert, run_eval, run_export, run_infer, run_lab,
     run_models, run_predict, run_python, run_quickstart, run_resume, run_serve, run_train, run_tutorials,
@@ -77,7 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
     def labelling(p, k=None):
         p.add_argument('--topk', type=_count, default=k, help='classes to name (default: 5)')
         p.add_argument('--out', metavar='FILE', help='write .csv, .json, .jsonl or .parquet; goes on where a killed one stopped')
-        p.add_argument('--bs', type=_count, help='pictures given to the network at once')
+        p.add_argument('--bs', type=_count, help='pictures given to the network at once, by each process')
 
     p = verb('quickstart', run_quickstart, 'Run the quickstart notebook on your pictures, or on handwritten digits',
              config=False)
@@ -104,7 +104,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('--plan', metavar='FILE', help="a plan, such as a run's config.yaml, or what imgcls config --yaml prints")
     options = (('epochs', int, 'epochs of training (default: 5)'), ('lr', float, 'highest learning rate'),
                ('train', str, 'folder or list file to train on'), ('valid', str, 'folder, list file, or share to hold out'),
-               ('size', int, 'pixels (default: 224)'), ('bs', int, 'pictures in a batch (default: 32)'),
+               ('size', int, 'pixels (default: 224)'), ('bs', int, 'pictures in a batch of each process (default: 32)'),
                ('aug', str, 'none, light, standard or strong'), ('seed', int, 'of everything random (default: 42)'),
                ('run', str, 'run folder (default: runs/FOLDER)'), ('num-workers', str, 'loader processes'),
                ('precision', str, 'auto, fp32, bf16 or fp16'), ('label-file', str, 'names of the classes of list files'))
@@ -116,7 +116,7 @@ def make_parser() -> argparse.ArgumentParser:
     p = verb('launch', _run_launch, 'Run train, resume, eval, infer or predict in several processes', config=False)
     for name, kind, text in (('nproc', int, 'processes on this machine (default: one for each GPU)'),
                              ('gpus', str, 'numbers of the GPUs to use, such as 0,1 (default: all)'),
-                             ('rdzv-endpoint', str, 'with --nnodes: HOST:PORT of the first machine, the same on all'),
+                             ('rdzv-endpoint', str, 'with --nnodes, in a network that you trust: HOST:PORT of the first machine'),
                              ('timeout', float, 'seconds that processes wait for each other (default: 600)')):
         p.add_argument(f'--{name}', type=kind, help=text)
     for name, usual, text in (('nnodes', 1, 'machines; start this command on each'), ('node-rank', 0, 'number of this machine'),

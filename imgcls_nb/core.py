@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'MAX_PIXELS', 'FILTERS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'CARD_KEY', 'CARD_SCHEMA', 'ACTIVATIONS',
-           'OUTPUTS', 'InputError', 'BadPictureError', 'ModelFileError', 'did_you_mean', 'check_count',
+           'OUTPUTS', 'LAUNCHED', 'InputError', 'BadPictureError', 'ModelFileError', 'did_you_mean', 'check_count',
            'check_probability', 'first_line', 'list_images', 'open_image', 'check_filter', 'resize_image', 'size_hw',
-           'channels_last', 'channels_first', 'Preprocess', 'ModelCard', 'best_way']
+           'channels_last', 'channels_first', 'Preprocess', 'ModelCard', 'best_way', 'is_one_of_many']
 
 # %% ../nbs/00_core.ipynb #b475e201
 import difflib, io, json, math, os, warnings
@@ -411,3 +411,10 @@ def best_way(
     "The fastest proven way to run a model file on this machine"
     usable = [o for o in card.passed if o['engine'] in engines and (not o['needs'] or set(o['needs']) & set(features))]
     return min(usable, key=lambda o: o['ms'], default=None)
+
+# %% ../nbs/00_core.ipynb #7f620932
+LAUNCHED = 'RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT' # what every launcher sets
+
+def is_one_of_many() -> bool:
+    "Whether a launcher has started this process as one of several"
+    return {*LAUNCHED} <= os.environ.keys() and os.environ['WORLD_SIZE'] != '1'

@@ -420,7 +420,7 @@ def image_dls(
     train:str|None=None, # Folder or list file to train on; None: `path/train`, or `path` itself
     valid:str|float|None=None, # Folder, list file, or share to hold out; None: a folder beside `train`, or 0.2
     size=None, # Pixels, one number or `(height, width)`; None: the model's own size
-    bs:int=32, # Pictures in a training batch
+    bs:int=32, # Pictures in a training batch, of each process
     aug='standard', # 'none', 'light' (keeps left and right), 'standard', 'strong', or `(name, arguments)` pairs
     preprocess:Preprocess|None=None, # Evaluation preprocessing; None: the model's own
     num_workers:int|str='auto', # Loader processes; they change nothing but speed

@@ -14,10 +14,9 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from .core import InputError, ModelFileError
+from .core import InputError, ModelFileError, is_one_of_many
 from .foreign import open_foreign
 from .inputs import at_least_one, iter_pictures, own_cpus
-from .launching import is_one_of_many
 from .metadata import find_model, read_card
 from .predict import Prediction, Predictor
 from .sections import Section, UnknownKey, elsewhere

@@ -66,6 +66,11 @@ class Launched:
         return self.process.poll() is None
 
     @property
+    def heard(self) -> bool:
+        "Whether a training is at work in the run folder, which hears what it is asked"
+        return Run(self.run).status == 'running' # a folder of an earlier training hears nothing
+
+    @property
     def text(self) -> str:
         "All that was printed so far"
         with self.lock, open(self.folder/'log', 'rb') as f:
@@ -80,7 +85,7 @@ class Launched:
     ):
         "Ask the training for something, which it does at the end of a batch"
         if not self.running: raise InputError(f"There is nothing to {request}: the processes have ended.")
-        if request == 'stop' and not (self.run/'config.yaml').is_file(): return self.end() # nobody listens there
+        if request == 'stop' and not self.heard: return self.end()
         ask_run(self.run, request)
 
     def stop(self):
@@ -116,7 +121,7 @@ def interrupt(self:Launched):
     "Ask the training to stop; the second time, end the processes"
     self.interrupts += 1
     if not self.running: return
-    if self.interrupts > 1 or not (self.run/'config.yaml').is_file(): return self.end()
+    if self.interrupts > 1 or not self.heard: return self.end()
     self.stop()
     print("Asked to stop; it does at the end of a batch. Interrupt again to end it at once.")
 
@@ -321,15 +326,23 @@ def launch_cell(
     "Run the text of a cell in several processes"
     args = _cell_arguments(line)
     _check_code(cell)
+    _check_restarts(args.max_restarts, cell)
     folder = Path(args.run)
     folder.mkdir(parents=True, exist_ok=True)
     for o in ('learner.json', 'learner.safetensors'): (folder/o).unlink(missing_ok=True)
-    head = f'run = {str(folder)!r} # %%launch {line}' # in the place of that line, so that line numbers are those of the cell
+    head = f'{_ASK}; run, resume = {str(folder)!r}, has_begun() # %%launch {line}' # in that line's place: numbers stay the same
     text = f'{head}\n{cell.rstrip()}\n{HAND_BACK.format(folder=str(folder.absolute()))}'
     _write_cell(folder, text)
     command = _command(args.nproc, args.gpus, args.max_restarts, args.timeout) + ['python', folder/'cell.py']
     job = Launched(command, folder, partial(_take_over, learn, folder, text))
     return job.learner() if wait else job
+
+_ASK = 'from imgcls_nb.ranks import has_begun'
+
+def _check_restarts(n, cell):
+    if n and 'resume' not in cell:
+        raise InputError(f"%%launch --max-restarts {n}: started again, this cell would train from the beginning. Give its "
+                         "training calls resume=resume, such as learn.fit_one_cycle(5, resume=resume), and its learner run=run.")
 
 def _write_cell(folder, text): # an earlier one stays beside it
     file = folder/'cell.py'

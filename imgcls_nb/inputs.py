@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .core import IMAGE_SUFFIXES, InputError
+from .core import IMAGE_SUFFIXES, InputError, is_one_of_many
 
 # %% ../nbs/01_inputs.ipynb #42abe76f
 def walk_images(
@@ -112,7 +112,7 @@ def free_cpus() -> int:
 
 def own_cpus() -> int:
     "Those of them that are left for this process, where a launcher has started several"
-    sharing = int(os.environ.get('LOCAL_WORLD_SIZE', 1)) if os.environ.get('WORLD_SIZE', '1') != '1' else 1
+    sharing = int(os.environ.get('LOCAL_WORLD_SIZE', 1)) if is_one_of_many() else 1
     return max(1, free_cpus()//sharing)
 
 def read_ahead(

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['LEFTOVERS', 'LOGS', 'STUCK_S', 'LOST', 'PARTLY', 'TERMINATED', 'read_gpus', 'count_processes', 'clean_env',
-           'process_env', 'address_towards', 'interface_of', 'launcher_arguments', 'launch_processes', 'keep_logs',
-           'is_one_of_many', 'take_part', 'log_traceback', 'unexpected']
+           'process_env', 'address_towards', 'interface_of', 'free_port', 'launcher_arguments', 'launch_processes',
+           'keep_logs', 'take_part', 'log_traceback', 'unexpected']
 
 # %% ../nbs/48_launching.ipynb #defbe892
 import atexit
 import ctypes
 import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -24,7 +25,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from .core import InputError
+from .core import InputError, is_one_of_many
 
 # %% ../nbs/48_launching.ipynb #76958f52
 def read_gpus(
@@ -104,6 +105,12 @@ def interface_of(
     return ''
 
 # %% ../nbs/48_launching.ipynb #4025c57b
+def free_port() -> int:
+    "A port of this machine that nobody uses"
+    with socket.socket() as s:
+        s.bind(('', 0))
+        return s.getsockname()[1]
+
 def launcher_arguments(
     nproc:int, # Processes on this machine
     nnodes:int=1, # Machines
@@ -115,15 +122,21 @@ def launcher_arguments(
     common = [f'--nproc-per-node={nproc}', f'--max-restarts={max_restarts}', '--monitor-interval=0.2']
     if nnodes < 1 or not 0 <= node_rank < nnodes:
         raise InputError(f"--nnodes {nnodes} --node-rank {node_rank}: of {nnodes} machines the numbers are 0 to {nnodes - 1}.")
-    if nnodes == 1: return [*common, '--standalone', '--local-addr=127.0.0.1']
+    if nnodes == 1: return [*common, *_static('127.0.0.1', free_port(), secrets.token_hex()), '--local-addr=127.0.0.1']
     host, _, port = (endpoint or '').rpartition(':')
     if not (host and port.isdigit()):
         raise InputError(f"--nnodes {nnodes} needs --rdzv-endpoint HOST:PORT, where the first machine can be reached by the "
                          f"others, the same on all of them{f'; {endpoint} is none' if endpoint else ''}.")
     address = host if node_rank == 0 else address_towards(host)
-    return [*common, f'--nnodes={nnodes}', f'--node-rank={node_rank}', '--rdzv-backend=c10d', f'--rdzv-endpoint={endpoint}',
-            '--rdzv-id=imgcls', f'--rdzv-conf=is_host={int(node_rank == 0)},read_timeout=30',
-            *([f'--local-addr={address}'] if address else [])]
+    meet = _elastic(endpoint, node_rank) if max_restarts else _static(host, port, 'imgcls')
+    return [*common, f'--nnodes={nnodes}', f'--node-rank={node_rank}', *meet, *([f'--local-addr={address}'] if address else [])]
+
+def _static(host, port, name): # machines have the numbers that they were given, and there is one meeting
+    return [f'--rdzv-endpoint={host}:{port}', f'--rdzv-id={name}'] # torch's usual backend
+
+def _elastic(endpoint, node_rank): # they can meet again
+    return ['--rdzv-backend=c10d', f'--rdzv-endpoint={endpoint}', '--rdzv-id=imgcls',
+            f'--rdzv-conf=is_host={int(node_rank == 0)},read_timeout=30']
 
 # %% ../nbs/48_launching.ipynb #6c53b0a8
 def launch_processes(
@@ -147,17 +160,17 @@ def launch_processes(
     if nnodes > 1 and max_restarts: env['TORCH_DISABLE_SHARE_RDZV_TCP_STORE'] = '1' # a store of its own for each attempt
     os.environ.clear()
     os.environ.update(env)
-    if nnodes > 1: threading.Thread(target=_end_if_stuck, args=(logs,), daemon=True).start()
+    if nnodes > 1: threading.Thread(target=_end_if_stuck, args=(logs, STUCK_S*(1 + 3*bool(max_restarts))), daemon=True).start()
     status = _run_agent([*arguments, '--module', '--', 'imgcls_nb.cli', *command], then)
     if not status and (logs/'partly').is_file(): status = PARTLY
     keep_logs(logs, failed=status not in (0, PARTLY, 2)) # the latter was said
     return status
 
-STUCK_S = 20
+STUCK_S = 20 # a restart takes longer: launchers meet again, for which torch gives them 30 s
 
-def _end_if_stuck(logs): # torch's launcher waits for a machine that is gone until the system gives up, a quarter of an hour
+def _end_if_stuck(logs, wait_s): # torch's launcher waits for a machine that is gone until the system gives up, 15 minutes
     since = None
-    while since is None or time.monotonic() - since < STUCK_S:
+    while since is None or time.monotonic() - since < wait_s:
         time.sleep(1)
         since = (since or time.monotonic()) if [*logs.glob('*.lost')] else None
     keep_logs(logs, failed=True)
@@ -207,18 +220,14 @@ def keep_logs(
 # %% ../nbs/48_launching.ipynb #dbf6a6ba
 TERMINATED = 143
 
-def is_one_of_many() -> bool:
-    "As `ranks.is_launched`, without a need of torch"
-    return os.environ.get('WORLD_SIZE', '1') != '1' and {'RANK', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT'} <= os.environ.keys()
-
 def take_part(
     answer, # A function without arguments that does the work and gives `(exit status, message)`
 ): # It does not come back
     "Do the work of one of several processes"
+    _note_loss(False) # before all that takes long: the launcher counts from the mark
     terminated, screen = [], os.dup(2)
     _on_signals(signal.SIG_DFL) # nothing has begun, and while they wait for each other nothing else would be heard
     from imgcls_nb.ranks import join, leave, says_first
-    _note_loss(False)
     _end_with_launcher()
     if os.environ['RANK'] != '0': _to_log(os.environ['RANK'])
     try:

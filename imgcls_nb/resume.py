@@ -16,7 +16,7 @@ from .checkpoints import Checkpoint, newest_checkpoint, read_checkpoint
 from .core import InputError
 from .moments import Moment, Position, keeps_state
 from .plan import FitPlan, Plan, plan_to_dict
-from .ranks import check_same
+from .ranks import check_same, wait_for_all
 from .runs import Run, describe_env
 
 # %% ../nbs/44_resume.ipynb #442404cf
@@ -192,6 +192,7 @@ def take_up(
     exact = check_changes(changes, allow, f"The run '{run.path}'")
     facts = found.facts
     _go_on(learn, Resumption(then, found.name, facts['epoch'], facts['step'], changes, env_changes(run), exact=exact), found)
+    wait_for_all('the run is read') # the first process writes into it from now on
 
 # %% ../nbs/44_resume.ipynb #275d174e
 def _go_on(learn, resumption, found):

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 
 import onnxruntime as ort
 
-from .core import InputError, ModelCard, ModelFileError, best_way, did_you_mean, first_line
+from .core import InputError, ModelCard, ModelFileError, best_way, did_you_mean, first_line, is_one_of_many
 from .engines import OnnxRuntime, cpu_features, engines_here, open_engine
 
 # %% ../nbs/01_running.ipynb #d115abfd
@@ -65,8 +65,8 @@ def _provider(o): # a name of ours or ONNX Runtime's, or a pair: name and option
     return (full, options) if options else full
 
 def _device(name): # of several processes on a machine each takes the device of its number
-    shared = os.environ.get('WORLD_SIZE', '1') != '1' and name in map(PROVIDERS.get, ('cuda', 'tensorrt'))
-    return dict(device_id=os.environ.get('LOCAL_RANK', '0')) if shared else {}
+    shared = is_one_of_many() and name in map(PROVIDERS.get, ('cuda', 'tensorrt'))
+    return dict(device_id=os.environ['LOCAL_RANK']) if shared else {}
 
 def _name(o): return o[0] if isinstance(o, tuple) else o
 

@@ -13,8 +13,7 @@ import shlex
 import sys
 from dataclasses import replace
 
-from .core import InputError
-from .launching import is_one_of_many
+from .core import InputError, is_one_of_many
 
 # %% ../nbs/84_verbs.ipynb #bcce5e1c
 def run_train(args): # Of the command line
@@ -26,14 +25,17 @@ def run_train(args): # Of the command line
     if sum(map(bool, (args.config, args.folder, args.plan))) != 1:
         raise InputError("imgcls train takes a folder of pictures, or -c CONFIG.yaml, or --plan PLAN.yaml.")
     from imgcls_nb.learner import train_plan
+    from imgcls_nb.ranks import has_begun
     plan = _config_plan(args) if args.config else _folder_plan(args) if args.folder else _plan_of(args.plan)
-    _tell_run(train_plan(replace(plan, resume=plan.resume or 'newest') if _is_restart() else plan, args.allow))
+    _tell_run(train_plan(replace(plan, resume='newest') if has_begun() else plan, args.allow))
 
 def run_resume(args): # Of the command line
     "Go on with a run"
     from imgcls_nb.learner import resume_run
+    from imgcls_nb.ranks import has_begun
     settings = {k: v for k, v in dict(path=args.data, num_workers=args.num_workers).items() if v is not None}
-    _tell_run(resume_run(args.run, args.checkpoint or True, args.allow, args.epochs, **settings))
+    checkpoint = True if has_begun() else args.checkpoint or True # a restart keeps what was trained since
+    _tell_run(resume_run(args.run, checkpoint, args.allow, args.epochs, **settings))
 
 def _tell_run(learn):
     run = learn.run_folder.path.as_posix()
@@ -148,8 +150,6 @@ def run_config(args): # Of the command line
     print(plan_to_yaml(plan) if args.yaml else f'{plan_in_words(plan)}\n', end='')
 
 # %% ../nbs/84_verbs.ipynb #a5c1e0d7
-def _is_restart(): return os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0'
-
 def run_python(args): # Of the command line
     "Run a script in a process of its own"
     import runpy

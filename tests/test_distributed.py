@@ -18,17 +18,18 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from imgcls_nb import distributed, launching, learner, ranks, resume, verbs
 from imgcls_nb.callbacks.control import ask_run
 from imgcls_nb.checkpoints import read_checkpoint
-from imgcls_nb.cli import main
-from imgcls_nb.core import InputError
+from imgcls_nb.cli import main, make_parser
+from imgcls_nb.core import InputError, is_one_of_many
 from imgcls_nb.data import BatchMaker
 from imgcls_nb.datasets import make_shapes
 from imgcls_nb.distributed import _take_over, _write_cell, launch_cell, load_ipython_extension, plan_to_launch, take_back
 from imgcls_nb.distributed import launch as launch_learner
 from imgcls_nb.learner import resume_run
 from imgcls_nb.plan import FitPlan
-from imgcls_nb.ranks import forget_leftovers, is_launched, rank, world
+from imgcls_nb.ranks import forget_leftovers, rank, world
 from imgcls_nb.runs import Run
 from imgcls_nb.shipped import shipped_path
 
@@ -263,6 +264,72 @@ def test_one_message(pictures, out, capsys):
         if torch.cuda.is_available() and args[1] in ('train', '--gpus'): continue
         assert main(args) == 2 and text in capsys.readouterr().err, args
 
+# What a restart goes on with
+
+@pytest.fixture
+def resumed(monkeypatch, tmp_path):
+    "What `train` and `resume` go on with, by the line of the shell; nothing is trained"
+    asked = []
+    monkeypatch.setattr(learner, 'train_plan', lambda plan, allow=(): asked.append(plan.resume))
+    monkeypatch.setattr(learner, 'resume_run', lambda run, checkpoint, *args, **kwargs: asked.append(checkpoint))
+    monkeypatch.setattr(verbs, '_tell_run', lambda learn: None)
+    def ask(*line):
+        args = make_parser().parse_args([*map(str, line)])
+        args.func(args)
+        return asked[-1]
+    return ask
+
+def test_a_restart_goes_on_with_what_this_launch_has_begun(resumed, pictures, tmp_path, monkeypatch):
+    train, back = ('train', pictures), ('resume', 'runs/x', '--checkpoint', 'epoch_1')
+    monkeypatch.setenv('IMGCLS_LOGS', str(tmp_path))
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
+    assert (resumed(*train), resumed(*back)) == (None, 'epoch_1'), "an attempt that opened no run has left nothing"
+    (tmp_path/'run').write_text('runs/x')
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '0') # as where another machine has failed
+    assert (resumed(*train), resumed(*back)) == ('newest', True)
+    monkeypatch.delenv('IMGCLS_LOGS')
+    assert resumed(*train) is None
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1') # of torchrun
+    assert resumed(*train) == 'newest'
+
+def test_processes_decide_together_whether_to_go_on(monkeypatch):
+    monkeypatch.setattr(ranks, 'all_values', lambda here: [here, True]) # the first has the word, and this one has not
+    assert ranks.has_begun()
+
+def test_a_run_is_noted_when_it_is_open(pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv('IMGCLS_LOGS', str(tmp_path))
+    learn, start = together.make(pictures, tmp_path/'noted', 'test_resnet'), Run.start
+    monkeypatch.setattr(Run, 'start', lambda self, *args: start(self, *args) or noted.append((tmp_path/'run').exists()))
+    noted = []
+    with learn.no_bar(): learn.fit(1, .01)
+    assert noted == [False] and (tmp_path/'run').read_text() == str(tmp_path/'noted')
+
+def test_all_have_read_the_run_before_it_is_written(pictures, tmp_path, monkeypatch):
+    run, waited = tmp_path/'run', []
+    with (learn := together.make(pictures, run, 'test_resnet')).no_bar(): learn.fit(1, .01)
+    again = together.make(pictures, run, 'test_resnet')
+    monkeypatch.setattr(resume, 'wait_for_all', lambda what: waited.append((again.resumption.env, again.origin is not None)))
+    resume.take_up(again)
+    assert waited == [({}, True)]
+    Run(run).unlock()
+
+def test_a_launcher_hears_at_once_of_a_process_that_lives(tmp_path, monkeypatch):
+    monkeypatch.setenv('IMGCLS_LOGS', str(tmp_path))
+    monkeypatch.setenv('RANK', '1')
+    monkeypatch.setitem(sys.modules, 'imgcls_nb.ranks', None) # as if torch took forever
+    monkeypatch.setattr(launching, '_on_signals', lambda do: None)
+    (tmp_path/'1.lost').touch()
+    with pytest.raises(ImportError): launching.take_part(lambda: (0, ''))
+    assert not (tmp_path/'1.lost').exists()
+
+def test_where_launchers_meet():
+    one, two = launching.launcher_arguments(2), launching.launcher_arguments(2)
+    names = [next(o for o in args if o.startswith('--rdzv-id=')) for args in (one, two)]
+    assert names[0] != names[1] and len(names[0]) > 40 and not any('c10d' in o for o in one), "no state is unpickled"
+    where = dict(nnodes=2, node_rank=1, endpoint='127.0.0.1:29400')
+    assert '--node-rank=1' in (fixed := launching.launcher_arguments(2, **where)) and not any('c10d' in o for o in fixed)
+    assert '--rdzv-backend=c10d' in launching.launcher_arguments(2, **where, max_restarts=1)
+
 # From a notebook
 
 def test_stopped_from_a_notebook(pictures, out):
@@ -311,6 +378,22 @@ def test_interrupted(out):
     with pytest.raises(InputError, match='interrupted'): job.wait(60)
     assert time.monotonic() - began < 20 and not alive(pid) and repr(job).endswith('ended with status 130)')
 
+def test_only_a_training_that_is_at_work_is_asked(pictures, tmp_path):
+    with (learn := together.make(pictures, tmp_path/'old', 'test_resnet')).no_bar(): learn.fit(1, .01)
+    job = distributed.Launched(['python', '-'], tmp_path/'old') # starting up, beside a run that is finished
+    ended = []
+    job.end = lambda: ended.append(True)
+    assert not job.heard and (job.run/'config.yaml').is_file()
+    for ask in (job.stop, job.interrupt): ask()
+    Run(job.run).lock()
+    job.stop()
+    assert job.heard and ended == [True, True] and 'stop' in (job.run/'requests.jsonl').read_text()
+    Run(job.run).unlock()
+    job.process.kill()
+
+def test_a_cell_that_would_begin_anew_is_refused(tmp_path):
+    with pytest.raises(InputError, match='resume=resume'): launch_cell('--nproc 2 --max-restarts 1', 'learn.fit(1)')
+
 def test_the_text_of_a_cell_is_kept(tmp_path):
     for text in ('a = 1', 'a = 1', 'a = 2', 'a = 3'): _write_cell(tmp_path, text)
     assert [(tmp_path/f'cell{o}.py').read_text() for o in ('', '-1', '-2')] == ['a = 3', 'a = 1', 'a = 2']
@@ -328,7 +411,7 @@ def test_what_is_wrong_with_a_launch_is_said_at_once(pictures, out):
 
 def test_leftovers(monkeypatch, capsys):
     for k, v in dict(WORLD_SIZE='2', RANK='1').items(): monkeypatch.setenv(k, v)
-    assert (rank(), world(), is_launched()) == (0, 1, False)
+    assert (rank(), world(), is_one_of_many()) == (0, 1, False)
     forget_leftovers()
     assert 'left over' in capsys.readouterr().out and 'WORLD_SIZE' not in os.environ
     for k, v in dict(MASTER_ADDR='127.0.0.1', MASTER_PORT='29500', ACCELERATE_USE_CPU='True').items(): monkeypatch.setenv(k, v)

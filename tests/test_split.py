@@ -17,7 +17,7 @@ from colours import PREPROCESS, write_model
 from PIL import Image
 
 from imgcls_nb.cli import main
-from imgcls_nb.core import InputError, ModelCard
+from imgcls_nb.core import LAUNCHED, InputError, ModelCard
 from imgcls_nb.inputs import iter_pictures, own_cpus
 from imgcls_nb.predict import Predictor
 from imgcls_nb.running import read_providers
@@ -228,11 +228,14 @@ def test_memory_does_not_grow_with_the_pictures(place, monkeypatch):
     assert peak(4000) < peak(1000) + 100_000
 
 def test_processors_and_devices_are_shared(monkeypatch):
-    for k in ('WORLD_SIZE', 'LOCAL_WORLD_SIZE', 'LOCAL_RANK'): monkeypatch.delenv(k, raising=False)
+    for k in (*LAUNCHED, 'LOCAL_WORLD_SIZE'): monkeypatch.delenv(k, raising=False)
     monkeypatch.setattr('imgcls_nb.inputs.free_cpus', lambda: 8)
     monkeypatch.setattr('onnxruntime.get_available_providers', lambda: ['CUDAExecutionProvider', 'CPUExecutionProvider'])
     assert own_cpus() == 8 and read_providers('cuda') == ['CUDAExecutionProvider', 'CPUExecutionProvider']
-    for k, v in dict(WORLD_SIZE=6, LOCAL_WORLD_SIZE=3, LOCAL_RANK=2).items(): monkeypatch.setenv(k, str(v))
+    left = dict(WORLD_SIZE=6, LOCAL_WORLD_SIZE=3, LOCAL_RANK=2) # by a program that is gone
+    for k, v in left.items(): monkeypatch.setenv(k, str(v))
+    assert own_cpus() == 8 and read_providers('cuda')[0] == 'CUDAExecutionProvider'
+    for k, v in dict(RANK=5, MASTER_ADDR='localhost', MASTER_PORT=1).items(): monkeypatch.setenv(k, str(v))
     assert own_cpus() == 2 and read_providers('cuda')[0] == ('CUDAExecutionProvider', dict(device_id='2'))
     assert read_providers([('cuda', dict(device_id='5'))])[0][1] == dict(device_id='5')
     assert read_providers('cpu')[0] == 'CPUExecutionProvider'

@@ -14,7 +14,7 @@ from imgcls_nb.data import image_dls  # first, because it imports fastai quietly
 from imgcls_nb.evaluate import evaluate
 from imgcls_nb.learner import image_learner
 from imgcls_nb.moments import Moment
-from imgcls_nb.ranks import all_values, first_alone, join, rank, wait_for_all, world
+from imgcls_nb.ranks import all_values, first_alone, has_begun, join, rank, wait_for_all, world
 
 BATCH = 8 # of all processes together
 CASES = dict(plain={}, mixed=dict(mix='mixup+cutmix'), averaged=dict(cbs=[('ema', dict(decay=.9))]),
@@ -112,12 +112,12 @@ def add_silently(learn, cb): # it changes nothing, so that the plan stays whole
 
 def run(folder, out, how='whole'):
     "A training with a run folder, which may be cut and go on"
+    restarted = has_begun()
     how_to = dict(drop_rate=.2, save_steps=2, mix='mixup', cbs=[('ema', dict(decay=.9))])
     learn = make(folder, out/f"run-{how.partition('-')[0]}", 'test_resnet', **how_to)
     if how == 'one' and rank() == 1: add_silently(learn, Die(5, out/'died'))
     if how == 'all': add_silently(learn, Wait(5, out/'waits'))
     if how == 'linger': add_silently(learn, Linger(out/'lingers'))
-    restarted = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0'
     learn.fit_one_cycle(2, 1e-2, resume=how.endswith('-resumed') or restarted)
     return dict(moment=hash_of(Moment.of(learn, None)), losses=[float(o) for o in learn.recorder.losses])
 

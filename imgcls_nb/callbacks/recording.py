@@ -60,11 +60,11 @@ class RunWriter(Callback):
         self.epochs_before = self.clock.epochs
 
     def _open(self):
-        note_run(self.run_folder.path)
         self.run_folder.lock() # until the training call ends
         if self.started or self.resumed is not None: self.run_folder.write_plan(self.learn.whole_plan)
         else: self.run_folder.start(self.learn.whole_plan, self.facts)
         if self.resumed is not None: self._go_on()
+        note_run(self.run_folder.path) # from now on a restart goes on with it
 
     def _go_on(self):
         self.learn.checkpointer.go_back(self.resumed['checkpoint'])
