@@ -189,9 +189,11 @@ class ResumableLearner(Learner):
         super().fit(*args, **kwargs)
 
     def _call_one(self, event_name): # an epoch that is over is over for all, also for those who come after one that ends the fit
-        if event_name != 'after_epoch': return super()._call_one(event_name)
-        for cb in self.cbs.sorted('order'):
-            try: cb(event_name)
+        return self._end_epoch(self.cbs) if event_name == 'after_epoch' else super()._call_one(event_name)
+
+    def _end_epoch(self, cbs):
+        for cb in cbs.sorted('order'):
+            try: cb('after_epoch')
             except CancelFitException: self.over = True
         if self.over: raise CancelFitException
 
@@ -205,14 +207,12 @@ class ResumableLearner(Learner):
         self._enter()
         if at.batch and at.epoch < self.n_epoch: self.dls.train.first = at.batch # more of it when the epoch has begun
         else: self.origin = None
+        if at.epoch and not at.batch and hasattr(self, 'clock'): self.dls.train.epoch = self.clock.epochs - 1 # until one begins
         if at.over: raise CancelFitException
-        if at.epoch and not at.batch: self._end_epoch(at.epoch - 1)
+        if at.epoch and not at.batch: # what comes after saving
+            self.epoch = at.epoch - 1
+            self._end_epoch(self.cbs.filter(lambda o: o.order > SAVE_ORDER))
         return at.epoch
-
-    def _end_epoch(self, epoch): # what comes after saving
-        self.epoch = epoch
-        for cb in self.cbs.sorted('order'):
-            if cb.order > SAVE_ORDER: cb('after_epoch')
 
     def all_batches(self):
         self.n_iter, first = len(self.dl), 0

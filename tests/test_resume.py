@@ -68,10 +68,12 @@ def outcome(learn): # all that a training leaves, but for times
 
 class Die(Callback):
     "Kills its process at the `n`-th event of a name, before or after other callbacks"
-    def __init__(self, event, n, order): self.event, self.n, self.order = event, n, order
+    def __init__(self, event, n, order, saved=False): self.event, self.n, self.order, self.saved = event, n, order, saved
     def __call__(self, event):
         self.n -= event == self.event
-        if not self.n and event == self.event: os.kill(os.getpid(), signal.SIGKILL)
+        if self.n or event != self.event: return
+        if self.saved: self.learn.checkpointer.wait() # it writes beside the training
+        os.kill(os.getpid(), signal.SIGKILL)
 
 def die_at_file_operation(n):
     points = itertools.count(1)
@@ -79,13 +81,13 @@ def die_at_file_operation(n):
         if next(points) == n: os.kill(os.getpid(), signal.SIGKILL)
     files.reached = reached
 
-def killed(learn, train, event=None, n=1, order=99, operation=None): # whether it was
+def killed(learn, train, event=None, n=1, order=99, operation=None, saved=False): # whether it was
     if pid := os.fork(): return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if operation: die_at_file_operation(operation)
         if event:
-            learn.add_cb(Die(event, n, order))
+            learn.add_cb(Die(event, n, order, saved))
             learn.planned = tuple(learn.cbs)
         with learn.no_bar(): train(learn)
     finally: os._exit(0)
@@ -132,6 +134,17 @@ def test_killed_and_resumed_is_as_if_nothing_had_happened(pictures, tmp_path, wa
         assert killed(make(pictures, run, **how), train, **moment), f'{moment} never came'
         got = outcome(resumed(make(pictures, run, **how), train))
         assert {k: got.get(k) == v for k, v in want.items()} == dict.fromkeys(want, True), moment
+
+@posix
+@pytest.mark.parametrize('moment', [dict(event='after_epoch', n=2, order=81), dict(event='after_cancel_fit', order=-99)])
+def test_a_fit_that_was_about_to_end_ends_as_it_would_have(pictures, tmp_path, moment): # saved, and not yet stopped
+    train, how = WAYS['stops_early']
+    whole = make(pictures, tmp_path/'whole', **how)
+    with whole.no_bar(): train(whole)
+    assert whole.clock.epochs == 2 and whole.swa.applied
+    assert killed(make(pictures, tmp_path/'run', **how), train, **moment, saved=True)
+    want, got = outcome(whole), outcome(resumed(make(pictures, tmp_path/'run', **how), train))
+    assert {k: got.get(k) == v for k, v in want.items()} == dict.fromkeys(want, True)
 
 @posix
 def test_killed_again_and_again(pictures, tmp_path):

@@ -57,7 +57,8 @@ def validate_again(
     learn, # In a fit, after its own validation
 ) -> dict: # Name to number
     "One more validation of an epoch, which leaves the epoch's record as it is"
-    log, learn.recorder.log, counts = learn.recorder.log, L(), counts_of(learn.metrics)
+    log = vars(learn.recorder).get('log', L()) # there is none where a fit ends as it is resumed
+    learn.recorder.log, counts = L(), counts_of(learn.metrics)
     kept = dict(vars(counts)) if counts else {}
     try:
         learn._do_epoch_validate()
