@@ -36,7 +36,7 @@ export default { render({ model, el }) {
     name(root);
   };
   begin();
-  return () => { // the cell is run again, say; a page that is closed says nothing, for what it sends last may keep the next one from its widgets
+  return () => { // the cell is run again, say; a page that is closed is not heard of
     watcher?.disconnect(); ruler?.disconnect(); count(-1);
   };
 } };

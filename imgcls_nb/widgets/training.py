@@ -351,7 +351,7 @@ def _begin_to_watch(self:TrainingDashboard): self.watcher = Watcher(self, _watch
 def viewed(self:TrainingDashboard,
     pages:int, # On how many it is by now
 ):
-    "Look while some page shows it"
+    "Look while some page shows it; one that was closed, and not run again, still counts"
     if not has_kernel() or self.watcher is None: return
     if pages and self.watcher.over.is_set(): self._begin_to_watch()
     self.watcher.pages = pages
@@ -426,7 +426,6 @@ def _card(self:TrainingDashboard, o):
     return self.thumbs(source, name), [truth, 'right' if guess == truth else f'→ {guess}', _share(prob)], told
 
 _SCROLL = '<div class="ic-scroll" style="height:250px" tabindex="0">{}</div>'
-
 
 # %% ../../nbs/72_widgets.training.ipynb #15f2d938
 @patch
