@@ -1239,7 +1239,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'imgcls_nb.checkpoints.write_snapshot': ( 'checkpoints.html#write_snapshot',
                                                                                  'imgcls_nb/checkpoints.py')},
             'imgcls_nb.checks': { 'imgcls_nb.checks.DataReport': ('checks.html#datareport', 'imgcls_nb/checks.py'),
-                                  'imgcls_nb.checks.DataReport.__str__': ('checks.html#datareport.__str__', 'imgcls_nb/checks.py'),
+                                  'imgcls_nb.checks.DataReport.__repr__': ('checks.html#datareport.__repr__', 'imgcls_nb/checks.py'),
                                   'imgcls_nb.checks.DataReport._repr_html_': ('checks.html#datareport._repr_html_', 'imgcls_nb/checks.py'),
                                   'imgcls_nb.checks.DataReport._sizes': ('checks.html#datareport._sizes', 'imgcls_nb/checks.py'),
                                   'imgcls_nb.checks.DataReport._title': ('checks.html#datareport._title', 'imgcls_nb/checks.py'),
