@@ -89,7 +89,10 @@ def test_links_lead_to_tutorials(path):
 def test_what_prose_names_exists(path): # no cell runs it
     text = '\n'.join(sources(read(path), 'markdown'))
     verbs = make_parser()._subparsers._group_actions[0].choices
-    for verb in re.findall(r'(?:^|`)imgcls ([a-z-]+)', text, re.M): assert verb in verbs, verb
+    for line in re.findall(r'(?:^|`)imgcls ([^`\n]+)', text, re.M):
+        words = line.split()
+        known = [verbs[o]._option_string_actions for o in words if o in verbs]
+        assert words[0] in verbs and all(any(o in k for k in known) for o in words if o.startswith('--')), line
     for name in re.findall(r'`(imgcls_nb(?:\.\w+)+)', text): pkgutil.resolve_name(name)
     for name, call in re.findall(r'`(?:ev|evaluate\(.*?\))\.(\w+)(\(?)', text):
         assert callable(getattr(Evaluation, name)) == bool(call), name
