@@ -115,7 +115,7 @@ class DataReport:
         if self.ok: return "No problems."
         return f"{_count(len(self.problems), 'problem')}: training would stop, or its figures would be wrong."
 
-    def __str__(self): return self.to_text()
+    def __repr__(self): return self.to_text() # a page shows a table, all else this
 
 # %% ../nbs/19_checks.ipynb #6e9dc67c
 @patch

@@ -79,7 +79,7 @@ def _name_ends(ax, ends): # from below, none over another
 # %% ../nbs/14_figures.ipynb #fe73e3db
 def show_points(
     results, # A dict: name to the values of several trainings
-    alt:str, # What they show, in a sentence
+    alt:str, # What they show, in a sentence; the medians follow it
     xlabel:str='top-1', # Below
     percent:bool=True, # The values are shares
 ) -> HTML:
@@ -93,4 +93,5 @@ def show_points(
     if percent: ax.xaxis.set_major_formatter(PercentFormatter(1))
     ax.spines[['top', 'right']].set_visible(False)
     ax.grid(axis='y', alpha=.3)
-    return show_figure(fig, alt)
+    medians = ', '.join(f"{name} {np.median(values):{'.1%' if percent else '.3g'}}" for name, values in results.items())
+    return show_figure(fig, f'{alt} Medians: {medians}.')

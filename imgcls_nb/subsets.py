@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import tempfile
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,9 @@ def choose_few(
     return np.sort(np.concatenate([*of_class, np.zeros(0, int)]).astype(int))
 
 # %% ../nbs/14_subsets.ipynb #331ec662
-def _write_few(source, folder, n, seed):
-    sides = [o for o in find_pictures(DataPlan(str(source))) if o is not None]
+def _sides_of(source): return [o for o in find_pictures(DataPlan(str(source))) if o is not None]
+
+def _write_few(sides, folder, n, seed):
     places = [(pics, i) for pics in sides for i in range(len(pics))]
     labels, vocab = np.concatenate([o.labels for o in sides]), sides[0].vocab
     for k in choose_few(labels, vocab, n, seed):
@@ -49,8 +51,12 @@ def _write_few(source, folder, n, seed):
 def _put(pics, i, folder):
     source, name = pics.source(i), pics.name(i)
     to = folder/_as_name(name.removeprefix(f'{pics.vocab[pics.labels[i]]}/'))
-    if isinstance(source, (str, Path)): shutil.copyfile(source, to)
-    else: open_image(source).save(to.with_suffix('.png'))
+    if isinstance(source, (str, Path)): shutil.copyfile(source, _free(to))
+    else: open_image(source).save(_free(to.with_suffix('.png')))
+
+def _free(file): # the two sides of a split may each have a 001.jpg
+    numbered = (file.with_stem(f'{file.stem}_{k}') for k in count(2))
+    return next(o for o in chain([file], numbered) if not o.exists())
 
 def _as_name(text): return re.sub(r'[^\w.-]+', '_', text)
 
@@ -65,13 +71,14 @@ def few_of_each(
     root, known = Path(root).expanduser(), data in (*MAKERS, *PUBLISHED)
     source = named_dataset(data, root/'datasets') if known else Path(data).expanduser()
     folder = root/f"{data if known else source.absolute().name}_{'all' if n is None else n}_seed{seed}"
-    told = dict(source=data if known else str(source.absolute()), n=n, seed=seed)
+    told, sides = dict(source=data if known else str(source.absolute()), n=n, seed=seed), None if known else _sides_of(source)
+    if sides: told['pictures'] = [o.list_hash() for o in sides] # a folder may have changed since
     if folder.is_dir(): return _same(folder, told)
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix='.unfinished.') as temp:
         new = Path(temp)/folder.name
         new.mkdir()
-        _write_few(source, new, n, seed)
+        _write_few(sides or _sides_of(source), new, n, seed)
         (new/MADE).write_text(json.dumps(told), 'utf-8')
         new.rename(folder)
     return folder
@@ -81,4 +88,6 @@ MADE = '.few_of_each.json'
 def _same(folder, told):
     made = json.loads((folder/MADE).read_text('utf-8')) if (folder/MADE).is_file() else dict(source='something else')
     if made == told: return folder
-    raise InputError(f"'{folder}' is there already, and was made of {made['source']}. Give another root, or remove that folder.")
+    changed = ', whose pictures have changed since' if made['source'] == told['source'] else ''
+    raise InputError(f"'{folder}' is there already, and was made of {made['source']}{changed}. Give another root, or remove that "
+                     "folder.")

@@ -442,6 +442,7 @@ def test_long_lists_end():
     report = DataReport('x', dict(train={}), (finding,), (), np.zeros((0, 2)))
     assert finding.lines(10)[-1] == '  and 37 more' and len(finding.lines(10)) == 12 and len(finding.lines(47)) == 48
     assert 'and 37 more' in report.to_text() and 'and 37 more' in report._repr_html_()
+    assert repr(report) == str(report) == report.to_text() # no wall in a terminal
     assert len(report.to_dict()['problems'][0]['items']) == 47
     assert report.plot().axes
 

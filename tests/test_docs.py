@@ -77,6 +77,11 @@ def empty(self:Box,
     gently=True, # Not all at once
 ) -> int: # Litres that came out
     "Take all out"
+
+@patch(as_prop=True)
+def heavy(self:Box) -> bool: # Whether two are needed to carry it
+    "How it is carried"
+    return False
 '''
 
 @needs_mkdocs
@@ -90,6 +95,7 @@ def test_comments_become_the_reference(tmp_path, monkeypatch):
         return [(p.name, p.description) for s in sections if s.kind.value == 'parameters' for p in s.value]
     assert said(box['__init__']) == [('size', 'Litres')] and box['full'].docstring.value == 'whether nothing more goes in'
     assert box['fill'].docstring.value == 'so many'
+    assert box['heavy'].is_attribute and 'How it is carried' in box['heavy'].docstring.value
     assert said(box['empty']) == [('gently', 'Not all at once')] and 'Litres that came out' in box['empty'].docstring.value
 
 @needs_mkdocs

@@ -3,6 +3,7 @@ import pytest
 
 from imgcls_nb.core import InputError, list_images, open_image
 from imgcls_nb.data import image_dls
+from imgcls_nb.datasets import make_shapes
 from imgcls_nb.subsets import choose_few, few_of_each
 
 
@@ -55,6 +56,19 @@ def test_nested_names_do_not_meet(shapes, tmp_path):
             to.parent.mkdir(parents=True)
             to.write_bytes(pics[0].read_bytes())
     assert counts(few_of_each(tmp_path/'deep', tmp_path)) == dict(a=2, b=2)
+
+def test_sides_with_equal_names_lose_nothing(tmp_path): # as cameras number them
+    for part in ('train', 'valid'): make_shapes(tmp_path/'photos'/part, 3)
+    path = few_of_each(tmp_path/'photos', tmp_path)
+    assert counts(path) == dict(circle=6, square=6, triangle=6)
+    assert {o.name for o in list_images(path/'circle')} == {f'{i:03}{more}.png' for i in range(3) for more in ('', '_2')}
+
+def test_a_folder_that_has_changed_is_not_taken_for_what_it_was(tmp_path):
+    source = make_shapes(tmp_path/'photos', 3)
+    path = few_of_each(source, tmp_path/'data')
+    assert few_of_each(source, tmp_path/'data') == path
+    (source/'circle/000.png').rename(source/'circle/new.png')
+    with pytest.raises(InputError, match='changed since.*remove that folder'): few_of_each(source, tmp_path/'data')
 
 @pytest.mark.parametrize('n', [0, -1, 1.5, True, 'all'])
 def test_odd_numbers_are_refused(shapes, tmp_path, n):

@@ -1,5 +1,6 @@
 "Every tutorial runs from top to bottom in a real kernel, with little of everything, and they share their words"
 import ast
+import pkgutil
 import re
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from imgcls_nb.cli import make_parser
+from imgcls_nb.evaluation import Evaluation
 from imgcls_nb.tutorials import with_settings
 
 ROOT = Path(__file__).parent.parent
@@ -14,6 +17,7 @@ FOLDER = ROOT/'nbs/tutorials'
 TUTORIALS = sorted(FOLDER.glob('*.ipynb'))
 SHARED = 'path = few_of_each(data, ', 'def train(', 'def sh(' # a cell that begins so is the same in all
 SAME_LINES = "data = 'digits'", 'quick = '
+SAME_WORDS = '`data` is the one thing to change: '
 SWITCHES = 'data', 'flowers', 'full', 'gpus' # one of them leads to photographs, published data or a GPU
 
 def read(path): return nbformat.read(path, as_version=4)
@@ -81,6 +85,18 @@ def test_links_lead_to_tutorials(path):
     for text in sources(read(path), 'markdown'):
         for name in re.findall(r'\]\(([\w./]+\.ipynb)\)', text): assert (FOLDER/name).is_file(), name
 
+@each
+def test_what_prose_names_exists(path): # no cell runs it
+    text = '\n'.join(sources(read(path), 'markdown'))
+    verbs = make_parser()._subparsers._group_actions[0].choices
+    for line in re.findall(r'(?:^|`)imgcls ([^`\n]+)', text, re.M):
+        words = line.split()
+        known = [verbs[o]._option_string_actions for o in words if o in verbs]
+        assert words[0] in verbs and all(any(o in k for k in known) for o in words if o.startswith('--')), line
+    for name in re.findall(r'`(imgcls_nb(?:\.\w+)+)', text): pkgutil.resolve_name(name)
+    for name, call in re.findall(r'`(?:ev|evaluate\(.*?\))\.(\w+)(\(?)', text):
+        assert callable(getattr(Evaluation, name)) == bool(call), name
+
 def test_what_is_shared_is_the_same():
     cells = [c for o in TUTORIALS for c in sources(read(o), 'code')]
     for start in SHARED:
@@ -89,6 +105,9 @@ def test_what_is_shared_is_the_same():
     for start in SAME_LINES:
         found = [line for o in cells for line in o.splitlines() if line.startswith(start)]
         assert len(found) > 1 and len(set(found)) == 1, start
+    texts = '\n'.join(o for path in TUTORIALS for o in sources(read(path), 'markdown'))
+    found = re.findall(f'{SAME_WORDS}.*?\\.', texts)
+    assert len(found) > 1 and len(set(found)) == 1, found
 
 @pytest.mark.parametrize('page', ['README.md', 'README.zh.md'])
 def test_all_are_listed(page):

@@ -26,8 +26,10 @@ def fields(cls):
 
 def decorators(node): return {ast.unparse(o).split('(')[0].rpartition('.')[2] for o in node.decorator_list}
 
+def is_patched_property(f): return any(ast.unparse(o) == 'patch(as_prop=True)' for o in f.decorator_list)
+
 def member(owner, f):
-    if decorators(f) & {'property', 'cached_property'}: return f'{owner}.{f.name}'
+    if decorators(f) & {'property', 'cached_property'} or is_patched_property(f): return f'{owner}.{f.name}'
     if 'setter' in decorators(f): return f'{owner}.{f.name} ='
     shown = parameters(f.args)
     return f'{owner}.{f.name}{shown}'

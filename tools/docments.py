@@ -46,6 +46,13 @@ def described(node, noted):
     more = of_class(node, noted) if isinstance(node, ast.ClassDef) else of_function(node, noted)
     return '\n'.join([text, *more]).strip()
 
+def is_property(f): return any(str(o.value) == 'patch(as_prop=True)' for o in f.decorators)
+
+def as_property(f): # which is read, and not called
+    o = griffe.Attribute(f.name, lineno=f.lineno, endlineno=f.endlineno, annotation=f.returns, docstring=f.docstring)
+    o.labels |= {'property'}
+    return o
+
 class Docments(griffe.Extension):
     def explain(self, obj):
         node = node_of(obj) if obj.lineno and obj.endlineno else None
@@ -60,10 +67,10 @@ class Docments(griffe.Extension):
         if 'property' in attr.labels: self.explain(attr)
 
     def on_module_members(self, *, mod, **kwargs):
-        "A function under `@patch` becomes a method of its class, where that is of the same module"
+        "A function under `@patch` becomes a method or a property of its class, where that is of the same module"
         for name, o in list(mod.members.items()):
             if not isinstance(o, griffe.Function) or not any(str(d.value).startswith('patch') for d in o.decorators): continue
             owner = mod.members.get(str(o.parameters[0].annotation)) if len(o.parameters) else None
             if isinstance(owner, griffe.Class) and name not in owner.members:
                 mod.del_member(name)
-                owner.set_member(name, o)
+                owner.set_member(name, as_property(o) if is_property(o) else o)

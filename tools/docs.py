@@ -105,7 +105,7 @@ def navigation(chapters, modules):
     tutorials = [{title(o): o} for o in order if o in there]
     book = [{part: [{Path(o).stem.partition('_')[2]: o} for o in found]} for part, every in parts()
             if (found := [o for o in every if o in there])]
-    pages = [{'From PaddleClas': 'from_paddleclas.ipynb'}, {'从 PaddleClas 迁移': 'from_paddleclas.zh.ipynb'},
+    pages = [{'Moving over from PaddleClas': 'from_paddleclas.ipynb'}, {'从 PaddleClas 迁移': 'from_paddleclas.zh.ipynb'},
               {'ImageNet on many GPUs': 'many_gpus.ipynb'}]
     nav = [{'Home': ['index.md', {'中文': 'README.zh.md'}, *(o for o in pages if set(o.values()) <= there),
                      {'Results': 'RESULTS.md'}, {'Recipes': 'RECIPES.md'},

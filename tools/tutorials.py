@@ -26,7 +26,8 @@ def run(path, quick):
         for c in nb.cells:
             if c.cell_type == 'code': c.outputs, c.execution_count = kept(c.outputs), None
         nbformat.write(nb, path)
-    print(f'{path.stem}: {time.monotonic() - started:.0f} s')
+    seconds = time.monotonic() - started
+    print(f'{path.stem}: {seconds:.0f} s' + ', and a reader waits for three minutes at most'*(seconds > 180 and not quick))
 
 if __name__ == '__main__':
     names = [o for o in sys.argv[1:] if o != '--quick'] or sorted(o.stem for o in FOLDER.glob('*.ipynb'))
