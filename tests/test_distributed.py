@@ -180,14 +180,17 @@ def test_one_is_killed(two, pictures, out):
 @pytest.fixture(scope='module')
 def config(two, pictures, out):
     "A YAML file that goes on from the weights of another run"
+    return write_config(pictures, out, 5, name='test_resnet', pretrained=str(two/'run-whole/best_model.safetensors'))
+
+def write_config(pictures, out, epochs, **arch):
     names = sorted(o.name for o in pictures.iterdir())
     listed = [f'{o.relative_to(pictures)} {i}\n' for i, name in enumerate(names) for o in sorted((pictures/name).iterdir())]
     (out/'train.txt').write_text(''.join(listed[::2] + listed[1::4]))
     (out/'val.txt').write_text(''.join(listed[3::4]))
     cfg = yaml.safe_load(shipped_path('configs/quick_start/digits.yaml').read_text('utf-8'))
-    cfg['Global'] |= dict(device='cpu', epochs=5, print_batch_step=100)
+    cfg['Global'] |= dict(device='cpu', epochs=epochs, print_batch_step=100)
     cfg['AMP']['use_amp'] = False # all digits are compared
-    cfg['Arch'] |= dict(class_num=3, pretrained=str(two/'run-whole/best_model.safetensors'))
+    cfg['Arch'] |= dict(class_num=3, **arch)
     for o, name in (('Train', 'train'), ('Eval', 'val')):
         part = cfg['DataLoader'][o]
         part['dataset'] |= dict(name='ImageNetDataset', image_root=str(pictures), cls_label_path=str(out/f'{name}.txt'))
