@@ -142,7 +142,7 @@ def make_parser() -> argparse.ArgumentParser:
         p = verb(name, func, text)
         p.add_argument('run', nargs='?', help='a run folder')
         p.add_argument('--weights', default='best_model', help='which checkpoint of the run (default: %(default)s)')
-        if name == 'infer': p.add_argument('pictures', nargs='*', help='pictures, folders of pictures, or patterns')
+        if name == 'infer': p.add_argument('pictures', nargs='*', help='pictures, folders of pictures, patterns, or tar files')
         if name == 'infer': labelling(p)
         if name != 'export': continue
         p.add_argument('--out', help='the model file (default: RUN/model.onnx)')
@@ -153,7 +153,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     p = verb('predict', run_predict, 'Label pictures with a model file; needs no torch')
     p.add_argument('model', nargs='?', help='a model.onnx, or a folder that holds one; with -c a picture')
-    p.add_argument('pictures', nargs='*', help='pictures, folders of pictures, or patterns')
+    p.add_argument('pictures', nargs='*', help='pictures, folders of pictures, patterns, or tar files')
     labelling(p)
     p.add_argument('--labels', metavar='FILE', help='a class_id_map_file, for other names')
     running = (('engine', str, 'onnxruntime, openvino, torch for a run, or auto: the fastest that was proven (default)'),
