@@ -34,6 +34,7 @@ LABELLING = 'predict', 'infer'
 LAUNCHABLE = 'train', 'resume', 'eval', *LABELLING, 'python'
 
 def _run_launch(args):
+    args.command = args.command[args.command[:1] == ['--']:] # as for other launchers
     if not args.command: raise InputError("imgcls launch takes a command: imgcls launch --nproc 2 train -c CONFIG.yaml.")
     if args.command[0] not in LAUNCHABLE:
         raise InputError(f"imgcls launch {args.command[0]}: several processes can share {', '.join(LAUNCHABLE)}. "

@@ -263,7 +263,8 @@ def test_one_message(pictures, out, capsys):
     for args, text in ((['launch', 'train', 'x'], 'say how many'), (['launch', '--gpus', '0,1', 'train', 'x'], '--nproc 2'),
                        (['launch', '--nproc', '0', 'train', 'x'], '--nproc 0 is no number'),
                        (['launch', '--nproc', '2', 'export', 'x'], 'train, resume'),
-                       (['launch', '--nproc', '2'], 'takes a command')):
+                       (['launch', '--nproc', '2'], 'takes a command'), (['launch', '--nproc', '2', '--'], 'takes a command'),
+                       (['launch', '--nproc', '0', '--', 'train', 'x'], '--nproc 0 is no number')):
         if torch.cuda.is_available() and args[1] in ('train', '--gpus'): continue
         assert main(args) == 2 and text in capsys.readouterr().err, args
 
@@ -333,6 +334,14 @@ def test_where_launchers_meet():
     assert '--node-rank=1' in (fixed := launching.launcher_arguments(2, **where)) and not any('c10d' in o for o in fixed)
     assert '--rdzv-backend=c10d' in launching.launcher_arguments(2, **where, max_restarts=1)
 
+@pytest.mark.parametrize('how, says', [
+    (dict(nnodes=2), '--nnodes 2 needs --rdzv-endpoint HOST:PORT'), (dict(endpoint='a:1'), 'Say how many there are'),
+    (dict(nnodes=2, endpoint='a'), '; a is none'), (dict(nnodes=2, endpoint='a:99999'), '; a:99999 is none'),
+    (dict(nnodes=2, node_rank=2, endpoint='a:1'), 'have the numbers 0 to 1'), (dict(node_rank=1), 'is for several machines'),
+    (dict(nnodes=0), '--nnodes 0 is no'), (dict(max_restarts=-1), '--max-restarts -1 is no')], ids=str)
+def test_machines_that_cannot_meet_are_told_before_anything_starts(how, says):
+    with pytest.raises(InputError, match=re.escape(says)): launching.launcher_arguments(2, **how)
+
 # From a notebook
 
 def test_stopped_from_a_notebook(pictures, out):
@@ -347,6 +356,8 @@ def test_stopped_from_a_notebook(pictures, out):
     before = learn.model.state_dict()['fc.weight'].clone()
     assert take_back(learn, job.run) is learn and learn.clock.steps == read_checkpoint(job.run, 'latest').facts['step'] > 0
     assert not torch.equal(learn.model.state_dict()['fc.weight'], before)
+    anew = take_back(None, job.run) # as of a plan that was launched
+    assert torch.equal(anew.model.state_dict()['fc.weight'], learn.model.state_dict()['fc.weight'])
     with pytest.raises(InputError, match='nothing to stop'): job.stop()
     again = plan_to_launch(learn, ('fit', dict(n_epoch=1)), folder=out)
     assert again.model.pretrained == str(out/'asked-start.safetensors') and again.schedule == (FitPlan('fit', dict(n_epoch=1)),)
