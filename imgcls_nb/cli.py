@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 
-from .core import InputError, is_one_of_many
+from .core import InputError, did_you_mean, is_one_of_many
 from .launching import launch_processes, log_traceback, take_part, unexpected
 from imgcls_nb.verbs import (
     run_app, run_benchmark, run_check_data, run_config, run_convert, run_eval, run_export, run_infer, run_lab,
@@ -37,8 +37,9 @@ def _run_launch(args):
     args.command = args.command[args.command[:1] == ['--']:] # as for other launchers
     if not args.command: raise InputError("imgcls launch takes a command: imgcls launch --nproc 2 train -c CONFIG.yaml.")
     if args.command[0] not in LAUNCHABLE:
-        raise InputError(f"imgcls launch {args.command[0]}: several processes can share {', '.join(LAUNCHABLE)}. "
-                         f"Run imgcls {args.command[0]} by itself.")
+        verb = args.command[0]
+        raise InputError(f"imgcls launch {verb}: several processes can share {', '.join(LAUNCHABLE)}."
+                         + (did_you_mean(verb, LAUNCHABLE) or f" Run imgcls {verb} by itself."))
     asked = make_parser().parse_args(args.command) # what is wrong with it is said once, and now
     if asked.verb in LABELLING: _check_labelling(args, asked)
     then = _go_on(asked) + ', or --max-restarts 3 to do so at once.'*(asked.verb not in LABELLING or bool(asked.out))

@@ -262,7 +262,8 @@ def test_one_message(pictures, out, capsys):
     assert status == 2 and errors.count('imgcls:') == 1 and 'nowhere' in errors and 'Traceback' not in errors + said
     for args, text in ((['launch', 'train', 'x'], 'say how many'), (['launch', '--gpus', '0,1', 'train', 'x'], '--nproc 2'),
                        (['launch', '--nproc', '0', 'train', 'x'], '--nproc 0 is no number'),
-                       (['launch', '--nproc', '2', 'export', 'x'], 'train, resume'),
+                       (['launch', '--nproc', '2', 'export', 'x'], 'Run imgcls export by itself'),
+                       (['launch', '--nproc', '2', 'trian', 'x'], "Did you mean 'train'?"),
                        (['launch', '--nproc', '2'], 'takes a command'), (['launch', '--nproc', '2', '--'], 'takes a command'),
                        (['launch', '--nproc', '0', '--', 'train', 'x'], '--nproc 0 is no number')):
         if torch.cuda.is_available() and args[1] in ('train', '--gpus'): continue
