@@ -269,6 +269,14 @@ def test_one_message(pictures, out, capsys):
         if torch.cuda.is_available() and args[1] in ('train', '--gpus'): continue
         assert main(args) == 2 and text in capsys.readouterr().err, args
 
+def test_a_script_that_says_it_is_done_is(tmp_path):
+    script = tmp_path/'script.py'
+    for text in ('sys.exit()', 'sys.exit(0)'):
+        script.write_text(f'import sys; {text}')
+        assert main(['python', str(script)]) == 0
+    script.write_text('import sys; sys.exit(sys.argv[1])')
+    with pytest.raises(SystemExit, match='7'): main(['python', str(script), '7'])
+
 # What a restart goes on with
 
 @pytest.fixture
