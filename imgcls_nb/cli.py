@@ -242,7 +242,7 @@ def _failed(e, args):
     log_traceback()
     if isinstance(e, OSError) and e.filename: return 2, f"'{e.filename}': {e.strerror}."
     if isinstance(e, (InputError, OSError)): return 2, str(e)
-    if isinstance(e, ModuleNotFoundError): return 2, _missing(e)
+    if isinstance(e, ModuleNotFoundError) and args.verb != 'python': return 2, _missing(e)
     if isinstance(e, KeyboardInterrupt): return 130, _interrupted(args)
     return unexpected(e, args.file if args.verb == 'python' else '', _go_on(args))
 

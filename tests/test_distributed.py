@@ -269,7 +269,19 @@ def test_one_message(pictures, out, capsys):
         if torch.cuda.is_available() and args[1] in ('train', '--gpus'): continue
         assert main(args) == 2 and text in capsys.readouterr().err, args
 
-def test_a_script_that_says_it_is_done_is(tmp_path):
+@pytest.fixture
+def own_sys(monkeypatch):
+    "What a script changes is put back"
+    for o in ('path', 'argv'): monkeypatch.setattr(sys, o, [*getattr(sys, o)])
+
+def test_a_script_finds_what_lies_beside_it(tmp_path, own_sys, capsys):
+    (tmp_path/'beside_the_script.py').write_text('there = 3')
+    (tmp_path/'script.py').write_text('import beside_the_script; print(beside_the_script.there); import not_there_either')
+    assert main(['python', str(tmp_path/'script.py')]) == 2
+    said, errors = capsys.readouterr()
+    assert said == '3\n' and "No module named 'not_there_either'" in errors and 'pip install' not in errors
+
+def test_a_script_that_says_it_is_done_is(tmp_path, own_sys):
     script = tmp_path/'script.py'
     for text in ('sys.exit()', 'sys.exit(0)'):
         script.write_text(f'import sys; {text}')
