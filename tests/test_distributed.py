@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from imgcls_nb import distributed, launching, learner, ranks, resume, verbs
+from imgcls_nb import data, distributed, launching, learner, ranks, resume, verbs
 from imgcls_nb.callbacks.control import ask_run
 from imgcls_nb.checkpoints import read_checkpoint
 from imgcls_nb.cli import main, make_parser
@@ -362,6 +363,27 @@ def test_where_launchers_meet():
     (dict(nnodes=0), '--nnodes 0 is no'), (dict(max_restarts=-1), '--max-restarts -1 is no')], ids=str)
 def test_machines_that_cannot_meet_are_told_before_anything_starts(how, says):
     with pytest.raises(InputError, match=re.escape(says)): launching.launcher_arguments(2, **how)
+
+# What a GPU gets; what it does with it is for test_distributed_gpu.py
+
+def test_each_gpu_has_a_process_that_sends_by_nccl(monkeypatch):
+    asked = []
+    for k, v in dict(RANK=3, LOCAL_RANK=1, WORLD_SIZE=4, MASTER_ADDR='here', MASTER_PORT=1).items(): monkeypatch.setenv(k, str(v))
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    monkeypatch.setattr('torch.cuda.set_device', asked.append)
+    monkeypatch.setattr(ranks, 'rendezvous', lambda *args, **how: iter([(torch.distributed.HashStore(), 3, 4)]))
+    monkeypatch.setattr('torch.distributed.init_process_group', lambda backend, **how: asked.append((backend, how['rank'])))
+    ranks.join()
+    assert asked == [1, ('cpu:gloo,cuda:nccl', 3)]
+
+def test_pictures_for_a_gpu_are_pinned_and_sent_without_waiting(pictures, monkeypatch):
+    sent = []
+    monkeypatch.setattr(data, 'known_device', lambda device: torch.device('cuda'))
+    monkeypatch.setattr(data, 'to_device', lambda b, device, non_blocking: sent.append((device.type, non_blocking)) or b)
+    monkeypatch.setattr(data, 'DataLoader', lambda *args, **how: SimpleNamespace(_iterator=None, **how))
+    dl = data.image_dls(pictures, size=32, bs=8, num_workers=0, cache=False).valid
+    next(iter(dl))
+    assert sent == [('cuda', True)] and data._start(dl, 1).pin_memory
 
 # From a notebook
 

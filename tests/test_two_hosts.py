@@ -55,9 +55,9 @@ def hosts():
 @pytest.fixture(scope='module')
 def pictures(tmp_path_factory): return make_shapes(tmp_path_factory.mktemp('data')/'shapes', n=9)
 
-def start(hosts, port, *command):
+def start(hosts, port, *command, options=()):
     names, _, address = hosts
-    options = ['--nproc', 1, '--nnodes', 2, '--rdzv-endpoint', f'{address}:{port}', '--timeout', WAIT_S]
+    options = ['--nproc', 1, '--nnodes', 2, '--rdzv-endpoint', f'{address}:{port}', '--timeout', WAIT_S, *options]
     processes = []
     for node, name in enumerate(names):
         launch = ['ip', 'netns', 'exec', name, sys.executable, '-m', 'imgcls_nb.cli', 'launch', *options, '--node-rank', node]
@@ -100,6 +100,12 @@ def test_a_cut_cable_ends_both_sides_and_the_run_goes_on(hosts, trained, picture
     codes, _, errors = finish(start(hosts, 29413, 'python', SCRIPT, pictures, trained, 'run:linger-resumed'))
     assert codes == [0, 0], errors
     assert load(trained, 'run-linger-resumed')['moment'] == load(trained, 'run-whole')['moment'], "as if it had not been cut"
+
+def test_one_that_dies_is_started_again_with_the_others(hosts, trained, pictures):
+    again = start(hosts, 29414, 'python', SCRIPT, pictures, trained, 'run:one', options=['--max-restarts', 1])
+    codes, said, errors = finish(again)
+    assert codes == [0, 0] and (trained/'died').exists() and 'goes on from' in said[0], errors
+    assert load(trained, 'run-one')['moment'] == load(trained, 'run-whole')['moment']
 
 # The verbs: each says and writes what it does in one process, and on the first machine only
 
