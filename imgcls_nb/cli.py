@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 
-from .core import InputError, is_one_of_many
+from .core import InputError, did_you_mean, is_one_of_many
 from .launching import launch_processes, log_traceback, take_part, unexpected
 from imgcls_nb.verbs import (
     run_app, run_benchmark, run_check_data, run_config, run_convert, run_eval, run_export, run_infer, run_lab,
@@ -34,10 +34,12 @@ LABELLING = 'predict', 'infer'
 LAUNCHABLE = 'train', 'resume', 'eval', *LABELLING, 'python'
 
 def _run_launch(args):
+    args.command = args.command[args.command[:1] == ['--']:] # as for other launchers
     if not args.command: raise InputError("imgcls launch takes a command: imgcls launch --nproc 2 train -c CONFIG.yaml.")
     if args.command[0] not in LAUNCHABLE:
-        raise InputError(f"imgcls launch {args.command[0]}: several processes can share {', '.join(LAUNCHABLE)}. "
-                         f"Run imgcls {args.command[0]} by itself.")
+        verb = args.command[0]
+        raise InputError(f"imgcls launch {verb}: several processes can share {', '.join(LAUNCHABLE)}."
+                         + (did_you_mean(verb, LAUNCHABLE) or f" Run imgcls {verb} by itself."))
     asked = make_parser().parse_args(args.command) # what is wrong with it is said once, and now
     if asked.verb in LABELLING: _check_labelling(args, asked)
     then = _go_on(asked) + ', or --max-restarts 3 to do so at once.'*(asked.verb not in LABELLING or bool(asked.out))
@@ -142,7 +144,7 @@ def make_parser() -> argparse.ArgumentParser:
         p = verb(name, func, text)
         p.add_argument('run', nargs='?', help='a run folder')
         p.add_argument('--weights', default='best_model', help='which checkpoint of the run (default: %(default)s)')
-        if name == 'infer': p.add_argument('pictures', nargs='*', help='pictures, folders of pictures, or patterns')
+        if name == 'infer': p.add_argument('pictures', nargs='*', help='pictures, folders of pictures, patterns, or tar files')
         if name == 'infer': labelling(p)
         if name != 'export': continue
         p.add_argument('--out', help='the model file (default: RUN/model.onnx)')
@@ -153,7 +155,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     p = verb('predict', run_predict, 'Label pictures with a model file; needs no torch')
     p.add_argument('model', nargs='?', help='a model.onnx, or a folder that holds one; with -c a picture')
-    p.add_argument('pictures', nargs='*', help='pictures, folders of pictures, or patterns')
+    p.add_argument('pictures', nargs='*', help='pictures, folders of pictures, patterns, or tar files')
     labelling(p)
     p.add_argument('--labels', metavar='FILE', help='a class_id_map_file, for other names')
     running = (('engine', str, 'onnxruntime, openvino, torch for a run, or auto: the fastest that was proven (default)'),
@@ -240,7 +242,7 @@ def _failed(e, args):
     log_traceback()
     if isinstance(e, OSError) and e.filename: return 2, f"'{e.filename}': {e.strerror}."
     if isinstance(e, (InputError, OSError)): return 2, str(e)
-    if isinstance(e, ModuleNotFoundError): return 2, _missing(e)
+    if isinstance(e, ModuleNotFoundError) and args.verb != 'python': return 2, _missing(e)
     if isinstance(e, KeyboardInterrupt): return 130, _interrupted(args)
     return unexpected(e, args.file if args.verb == 'python' else '', _go_on(args))
 

@@ -76,10 +76,14 @@ def process_env(
 ) -> dict:
     "The environment that processes get"
     own = {LOGS: str(logs), 'TORCH_CPP_LOG_LEVEL': 'ERROR', 'PYTHONUNBUFFERED': '1'}
-    if gpus is not None: own['CUDA_VISIBLE_DEVICES'] = ','.join(map(str, gpus))
+    if gpus is not None: own['CUDA_VISIBLE_DEVICES'] = ','.join(_allotted(env, gpus))
     if timeout_s is not None: own['IMGCLS_TIMEOUT'] = str(timeout_s)
     threads = {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1)//nproc))}
     return threads | dict.fromkeys(['GLOO_SOCKET_IFNAME', 'NCCL_SOCKET_IFNAME']*bool(interface), interface) | clean_env(env) | own
+
+def _allotted(env, gpus): # numbers count what torch sees, and of a cluster that may be some of the machine's
+    seen = [o.strip() for o in env.get('CUDA_VISIBLE_DEVICES', '').split(',') if o.strip()]
+    return [seen[o] if seen else str(o) for o in gpus]
 
 # %% ../nbs/48_launching.ipynb #29d9e5c1
 def address_towards(
@@ -120,16 +124,24 @@ def launcher_arguments(
 ) -> list: # For `torch.distributed.run`
     "How torch's launcher is told what to do"
     common = [f'--nproc-per-node={nproc}', f'--max-restarts={max_restarts}', '--monitor-interval=0.2']
-    if nnodes < 1 or not 0 <= node_rank < nnodes:
-        raise InputError(f"--nnodes {nnodes} --node-rank {node_rank}: of {nnodes} machines the numbers are 0 to {nnodes - 1}.")
+    _check_machines(nnodes, node_rank, endpoint, max_restarts)
     if nnodes == 1: return [*common, *_static('127.0.0.1', free_port(), secrets.token_hex()), '--local-addr=127.0.0.1']
     host, _, port = (endpoint or '').rpartition(':')
-    if not (host and port.isdigit()):
+    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
         raise InputError(f"--nnodes {nnodes} needs --rdzv-endpoint HOST:PORT, where the first machine can be reached by the "
                          f"others, the same on all of them{f'; {endpoint} is none' if endpoint else ''}.")
     address = host if node_rank == 0 else address_towards(host)
     meet = _elastic(endpoint, node_rank) if max_restarts else _static(host, port, 'imgcls')
     return [*common, f'--nnodes={nnodes}', f'--node-rank={node_rank}', *meet, *([f'--local-addr={address}'] if address else [])]
+
+def _check_machines(nnodes, node_rank, endpoint, max_restarts):
+    if nnodes < 1: raise InputError(f"--nnodes {nnodes} is no number of machines. Give 1 or more.")
+    if max_restarts < 0: raise InputError(f"--max-restarts {max_restarts} is no number of times. Give 0 or more.")
+    if nnodes == 1 and (endpoint or node_rank): # two trainings would write one run folder
+        option = f'--rdzv-endpoint {endpoint}' if endpoint else f'--node-rank {node_rank}'
+        raise InputError(f"{option} is for several machines. Say how many there are, the same on each, such as --nnodes 2.")
+    if not 0 <= node_rank < nnodes:
+        raise InputError(f"--node-rank {node_rank}: {nnodes} machines have the numbers 0 to {nnodes - 1}.")
 
 def _static(host, port, name): # machines have the numbers that they were given, and there is one meeting
     return [f'--rdzv-endpoint={host}:{port}', f'--rdzv-id={name}'] # torch's usual backend

@@ -7,7 +7,6 @@ __all__ = ['Prediction', 'softmax', 'probabilities', 'Predictor', 'Streamed']
 
 # %% ../nbs/02_predict.ipynb #3d0c88f4
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from threading import Lock
 import numpy as np
 
 from .core import BadPictureError, InputError, ModelCard, ModelFileError, check_count, check_probability
-from .inputs import iter_pictures, own_cpus, read_ahead
+from .inputs import iter_pictures, own_cpus, read_ahead, source_name
 from .labels import name_classes
 from .metadata import find_model, read_card
 from .records import Records
@@ -163,16 +162,16 @@ class Predictor:
 
     def _read(self, source):
         try: return self.preprocess(source)
-        except BadPictureError as e: return Prediction(None, 0., source=_name(source), error=str(e))
+        except BadPictureError as e: return Prediction(None, 0., source=source_name(source), error=str(e))
 
     def _decide(self, probs, k, source):
         if not (probs.min() >= -.001 and probs.max() <= 1.001): # the first is false for NaN too
-            return Prediction(None, 0., source=_name(source), error=f"{_name(source)}: {_NO_PROBABILITIES}")
+            return Prediction(None, 0., source=source_name(source), error=f"{source_name(source)}: {_NO_PROBABILITIES}")
         best = np.argsort(-probs, kind='stable')[:k]
         topk = tuple((self.labels[i], float(probs[i])) for i in best)
         sure = self.card.threshold is None or topk[0][1] >= self.card.threshold
         label = topk[0][0] if sure or self.reject is None else self.reject
-        return Prediction(label, topk[0][1], topk, _name(source), sure=sure, ids=tuple(map(int, best)))
+        return Prediction(label, topk[0][1], topk, source_name(source), sure=sure, ids=tuple(map(int, best)))
 
     def stream(self,
         sources, # Whatever `iter_pictures` takes, in the same order each time
@@ -226,8 +225,6 @@ def _in_parts(run, x, n): # for a graph that takes n pictures, no more and no fe
     full = np.concatenate([x, np.zeros((-len(x) % n, *x.shape[1:]), x.dtype)])
     return np.concatenate([run(full[i:i + n]) for i in range(0, len(full), n)])[:len(x)]
 
-def _name(source): return os.fspath(source) if isinstance(source, (str, os.PathLike)) else f'<{type(source).__name__}>'
-
 # %% ../nbs/02_predict.ipynb #4ac7ef16
 def _not_ours(path):
     raise ModelFileError(f"'{path}' is an ONNX model, but not one of ours: it holds no 'imgcls_nb' entry, so its labels and "
@@ -276,7 +273,7 @@ def _skip(sources, records, bs): # how many are done, how many failed, and those
     n, failed, last = 0, 0, deque(maxlen=bs)
     for n, row in enumerate(records.rows(), 1):
         last.append(source := next(sources, None))
-        if (source := _name(source)) != row['source']:
+        if (source := source_name(source)) != row['source']:
             raise InputError(f"'{records.part}' cannot be gone on with: its picture {n} is '{row['source']}', and now there is "
                              f"'{source}' in its place. Give the same pictures, or remove it to begin anew.")
         failed += row.get('error') is not None

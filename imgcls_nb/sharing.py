@@ -9,10 +9,9 @@ __all__ = ['own_turns', 'label_in_turn', 'stream_in_turn']
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import islice, tee, zip_longest
-from os import fspath
 
 from .core import InputError
-from .inputs import iter_pictures
+from .inputs import iter_pictures, source_name
 from .predict import Prediction, Predictor, Streamed
 from .ranks import first_alone, from_first, in_turn, rank, world
 
@@ -47,7 +46,7 @@ def _prediction(row): # with tuples, where JSON has lists
     return Prediction(**row | dict(topk=tuple(map(tuple, row['topk'])), ids=tuple(row['ids'])))
 
 def _check_name(own, said, n, who):
-    if own is not None and fspath(own) == said: return
+    if own is not None and source_name(own) == said: return
     raise InputError(f"The processes do not have the same pictures: number {n + 1} is '{own}' for process 0, and '{said}' for "
                      f"process {who}. All machines need the same files at the same place, on a shared drive or as copies.")
 

@@ -154,7 +154,10 @@ def run_python(args): # Of the command line
     "Run a script in a process of its own"
     import runpy
     sys.argv = [args.file, *args.arguments]
-    runpy.run_path(args.file, run_name='__main__')
+    sys.path.insert(0, os.path.dirname(os.path.abspath(args.file))) # as Python does, for what lies beside it
+    try: runpy.run_path(args.file, run_name='__main__')
+    except SystemExit as e: # of a script that ends with sys.exit(main())
+        if e.code: raise
 
 # %% ../nbs/84_verbs.ipynb #f6ed776c
 def _config_plan(args):

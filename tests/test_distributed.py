@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from imgcls_nb import distributed, launching, learner, ranks, resume, verbs
+from imgcls_nb import data, distributed, launching, learner, ranks, resume, verbs
 from imgcls_nb.callbacks.control import ask_run
 from imgcls_nb.checkpoints import read_checkpoint
 from imgcls_nb.cli import main, make_parser
@@ -180,14 +181,17 @@ def test_one_is_killed(two, pictures, out):
 @pytest.fixture(scope='module')
 def config(two, pictures, out):
     "A YAML file that goes on from the weights of another run"
+    return write_config(pictures, out, 5, name='test_resnet', pretrained=str(two/'run-whole/best_model.safetensors'))
+
+def write_config(pictures, out, epochs, **arch):
     names = sorted(o.name for o in pictures.iterdir())
     listed = [f'{o.relative_to(pictures)} {i}\n' for i, name in enumerate(names) for o in sorted((pictures/name).iterdir())]
     (out/'train.txt').write_text(''.join(listed[::2] + listed[1::4]))
     (out/'val.txt').write_text(''.join(listed[3::4]))
     cfg = yaml.safe_load(shipped_path('configs/quick_start/digits.yaml').read_text('utf-8'))
-    cfg['Global'] |= dict(device='cpu', epochs=5, print_batch_step=100)
+    cfg['Global'] |= dict(device='cpu', epochs=epochs, print_batch_step=100)
     cfg['AMP']['use_amp'] = False # all digits are compared
-    cfg['Arch'] |= dict(class_num=3, pretrained=str(two/'run-whole/best_model.safetensors'))
+    cfg['Arch'] |= dict(class_num=3, **arch)
     for o, name in (('Train', 'train'), ('Eval', 'val')):
         part = cfg['DataLoader'][o]
         part['dataset'] |= dict(name='ImageNetDataset', image_root=str(pictures), cls_label_path=str(out/f'{name}.txt'))
@@ -259,10 +263,32 @@ def test_one_message(pictures, out, capsys):
     assert status == 2 and errors.count('imgcls:') == 1 and 'nowhere' in errors and 'Traceback' not in errors + said
     for args, text in ((['launch', 'train', 'x'], 'say how many'), (['launch', '--gpus', '0,1', 'train', 'x'], '--nproc 2'),
                        (['launch', '--nproc', '0', 'train', 'x'], '--nproc 0 is no number'),
-                       (['launch', '--nproc', '2', 'export', 'x'], 'train, resume'),
-                       (['launch', '--nproc', '2'], 'takes a command')):
+                       (['launch', '--nproc', '2', 'export', 'x'], 'Run imgcls export by itself'),
+                       (['launch', '--nproc', '2', 'trian', 'x'], "Did you mean 'train'?"),
+                       (['launch', '--nproc', '2'], 'takes a command'), (['launch', '--nproc', '2', '--'], 'takes a command'),
+                       (['launch', '--nproc', '0', '--', 'train', 'x'], '--nproc 0 is no number')):
         if torch.cuda.is_available() and args[1] in ('train', '--gpus'): continue
         assert main(args) == 2 and text in capsys.readouterr().err, args
+
+@pytest.fixture
+def own_sys(monkeypatch):
+    "What a script changes is put back"
+    for o in ('path', 'argv'): monkeypatch.setattr(sys, o, [*getattr(sys, o)])
+
+def test_a_script_finds_what_lies_beside_it(tmp_path, own_sys, capsys):
+    (tmp_path/'beside_the_script.py').write_text('there = 3')
+    (tmp_path/'script.py').write_text('import beside_the_script; print(beside_the_script.there); import not_there_either')
+    assert main(['python', str(tmp_path/'script.py')]) == 2
+    said, errors = capsys.readouterr()
+    assert said == '3\n' and "No module named 'not_there_either'" in errors and 'pip install' not in errors
+
+def test_a_script_that_says_it_is_done_is(tmp_path, own_sys):
+    script = tmp_path/'script.py'
+    for text in ('sys.exit()', 'sys.exit(0)'):
+        script.write_text(f'import sys; {text}')
+        assert main(['python', str(script)]) == 0
+    script.write_text('import sys; sys.exit(sys.argv[1])')
+    with pytest.raises(SystemExit, match='7'): main(['python', str(script), '7'])
 
 # What a restart goes on with
 
@@ -330,6 +356,35 @@ def test_where_launchers_meet():
     assert '--node-rank=1' in (fixed := launching.launcher_arguments(2, **where)) and not any('c10d' in o for o in fixed)
     assert '--rdzv-backend=c10d' in launching.launcher_arguments(2, **where, max_restarts=1)
 
+@pytest.mark.parametrize('how, says', [
+    (dict(nnodes=2), '--nnodes 2 needs --rdzv-endpoint HOST:PORT'), (dict(endpoint='a:1'), 'Say how many there are'),
+    (dict(nnodes=2, endpoint='a'), '; a is none'), (dict(nnodes=2, endpoint='a:99999'), '; a:99999 is none'),
+    (dict(nnodes=2, node_rank=2, endpoint='a:1'), 'have the numbers 0 to 1'), (dict(node_rank=1), 'is for several machines'),
+    (dict(nnodes=0), '--nnodes 0 is no'), (dict(max_restarts=-1), '--max-restarts -1 is no')], ids=str)
+def test_machines_that_cannot_meet_are_told_before_anything_starts(how, says):
+    with pytest.raises(InputError, match=re.escape(says)): launching.launcher_arguments(2, **how)
+
+# What a GPU gets; what it does with it is for test_distributed_gpu.py
+
+def test_each_gpu_has_a_process_that_sends_by_nccl(monkeypatch):
+    asked = []
+    for k, v in dict(RANK=3, LOCAL_RANK=1, WORLD_SIZE=4, MASTER_ADDR='here', MASTER_PORT=1).items(): monkeypatch.setenv(k, str(v))
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    monkeypatch.setattr('torch.cuda.set_device', asked.append)
+    monkeypatch.setattr(ranks, 'rendezvous', lambda *args, **how: iter([(torch.distributed.HashStore(), 3, 4)]))
+    monkeypatch.setattr('torch.distributed.init_process_group', lambda backend, **how: asked.append((backend, how['rank'])))
+    ranks.join()
+    assert asked == [1, ('cpu:gloo,cuda:nccl', 3)]
+
+def test_pictures_for_a_gpu_are_pinned_and_sent_without_waiting(pictures, monkeypatch):
+    sent = []
+    monkeypatch.setattr(data, 'known_device', lambda device: torch.device('cuda'))
+    monkeypatch.setattr(data, 'to_device', lambda b, device, non_blocking: sent.append((device.type, non_blocking)) or b)
+    monkeypatch.setattr(data, 'DataLoader', lambda *args, **how: SimpleNamespace(_iterator=None, **how))
+    dl = data.image_dls(pictures, size=32, bs=8, num_workers=0, cache=False).valid
+    next(iter(dl))
+    assert sent == [('cuda', True)] and data._start(dl, 1).pin_memory
+
 # From a notebook
 
 def test_stopped_from_a_notebook(pictures, out):
@@ -344,6 +399,8 @@ def test_stopped_from_a_notebook(pictures, out):
     before = learn.model.state_dict()['fc.weight'].clone()
     assert take_back(learn, job.run) is learn and learn.clock.steps == read_checkpoint(job.run, 'latest').facts['step'] > 0
     assert not torch.equal(learn.model.state_dict()['fc.weight'], before)
+    anew = take_back(None, job.run) # as of a plan that was launched
+    assert torch.equal(anew.model.state_dict()['fc.weight'], learn.model.state_dict()['fc.weight'])
     with pytest.raises(InputError, match='nothing to stop'): job.stop()
     again = plan_to_launch(learn, ('fit', dict(n_epoch=1)), folder=out)
     assert again.model.pretrained == str(out/'asked-start.safetensors') and again.schedule == (FitPlan('fit', dict(n_epoch=1)),)

@@ -1,11 +1,13 @@
 "Several processes label one list of pictures: one result, as one process makes it, also after kills"
 import ast
+import gzip
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from PIL import Image
 
 from imgcls_nb.cli import main
 from imgcls_nb.core import LAUNCHED, InputError, ModelCard
+from imgcls_nb.deploy import find_all
 from imgcls_nb.inputs import iter_pictures, own_cpus
 from imgcls_nb.predict import Predictor
 from imgcls_nb.running import read_providers
@@ -126,6 +129,52 @@ def test_infer_gives_its_dicts_in_order_once(place, tmp_path, capsys, monkeypatc
     labels = [json.loads(o)['label'] for o in (tmp_path/'o.jsonl').read_text().splitlines()]
     assert len(labels) == N and [o for o in labels if o] == [str(x['class_ids'][0]) for o in one for x in o]
     assert len(os.listdir(tmp_path)) == 4, "no process writes for itself"
+
+# Shards
+
+@pytest.fixture(scope='module')
+def shards(place):
+    "The digits in three tar files, in their order"
+    names = sorted(o.relative_to(place).as_posix() for o in place.glob('digits/*/*'))
+    (place/'shards').mkdir()
+    for k in range(3):
+        with tarfile.open(place/f'shards/{k}.tar', 'w') as tar:
+            for o in names[16*k:16*k + 16]: tar.add(place/o, o)
+    return [f'shards/{i//16}.tar:{o}' for i, o in enumerate(names)]
+
+def test_shards_are_labelled_as_their_pictures_are(place, tmp_path, shards, alone):
+    files = [json.loads(o) for o in alone('files.jsonl').splitlines()]
+    assert main(['predict', 'model.onnx', 'shards', '--bs', '2', '--out', str(tmp_path/'one.jsonl')]) == 1
+    rows = [json.loads(o) for o in (tmp_path/'one.jsonl').read_text().splitlines()]
+    assert [o['source'] for o in rows] == shards and rows[6]['error'].startswith('shards/0.tar:digits/a/12.png: not a picture')
+    for one, other in zip(rows, files): assert {**other, 'source': one['source'], 'error': one['error']} == one
+    Path('shards.txt').write_text(''.join(f'shards/{k}.tar\n' for k in range(3)))
+    assert [*map(str, find_all(['shards.txt']))] == [*map(str, find_all(['shards/*.tar']))] == shards
+
+def test_several_processes_go_on_within_a_shard(place, tmp_path, shards, monkeypatch):
+    monkeypatch.chdir(place)
+    def stop(n):
+        if n == 21: raise KeyboardInterrupt
+    out, predict = tmp_path/'many.csv', ('predict', 'model.onnx', 'shards', '--bs', 2, '--out')
+    predictor = Predictor('model.onnx', threads=1)
+    with pytest.raises(KeyboardInterrupt): predictor.stream(find_all(['shards']), out, bs=2, progress=stop)
+    status, said, errors = launch(place, 2, *predict, out)
+    assert (status, said, errors) == (1, f'{out}: {N} pictures (1 without an answer, 21 from before)\n', '')
+    assert main([*map(str, predict), str(tmp_path/'one.csv')]) == 1
+    assert out.read_bytes() == (tmp_path/'one.csv').read_bytes()
+
+@pytest.mark.parametrize('change, says', [
+    (gzip.compress, 'is compressed with gzip'), (lambda o: o[:5000], 'cannot be read as a tar file'),
+    (lambda o: bytes(10240), 'no pictures in')], ids=['packed', 'cut', 'empty'])
+def test_shards_that_cannot_be_read_are_named(place, shards, tmp_path, change, says):
+    odd = tmp_path/'odd.tar'
+    odd.write_bytes(change((place/'shards/0.tar').read_bytes()))
+    with pytest.raises(InputError, match=says) as e: list(find_all([odd]))
+    assert str(odd) in str(e.value)
+
+def test_what_is_a_shard(tmp_path):
+    for o in ('a.tar.jpg', 'b.jpg', 'c.tar'): (tmp_path/o).touch()
+    assert [Path(o).name for o in find_all([tmp_path])] == ['a.tar.jpg', 'b.jpg'], "pictures, whatever lies beside them"
 
 # Kills
 

@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 import together
 import torch
-from test_distributed import SCRIPT, load
+from colours import PREPROCESS, write_model
+from safetensors.torch import load_file
+from test_distributed import SCRIPT, load, stamped_lines, write_config
+from test_split import random_network
 
+from imgcls_nb.cli import main
+from imgcls_nb.core import ModelCard
 from imgcls_nb.datasets import make_shapes
 from imgcls_nb.runs import Run
 
@@ -50,26 +55,26 @@ def hosts():
 @pytest.fixture(scope='module')
 def pictures(tmp_path_factory): return make_shapes(tmp_path_factory.mktemp('data')/'shapes', n=9)
 
-def start(hosts, port, pictures, out, *jobs):
+def start(hosts, port, *command, options=()):
     names, _, address = hosts
-    options = ['--nproc', 1, '--nnodes', 2, '--rdzv-endpoint', f'{address}:{port}', '--timeout', WAIT_S]
+    options = ['--nproc', 1, '--nnodes', 2, '--rdzv-endpoint', f'{address}:{port}', '--timeout', WAIT_S, *options]
     processes = []
     for node, name in enumerate(names):
-        command = ['ip', 'netns', 'exec', name, sys.executable, '-m', 'imgcls_nb.cli', 'launch', *options, '--node-rank', node,
-                   'python', SCRIPT, pictures, out, *jobs]
-        processes.append(subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        launch = ['ip', 'netns', 'exec', name, sys.executable, '-m', 'imgcls_nb.cli', 'launch', *options, '--node-rank', node]
+        processes.append(subprocess.Popen(list(map(str, [*launch, *command])), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                          text=True))
     return processes
 
 def finish(processes, timeout=120):
     try: said = [o.communicate(timeout=timeout) for o in processes]
     finally:
         for o in processes: o.kill()
-    return [o.returncode for o in processes], [o[1] for o in said]
+    return [o.returncode for o in processes], *zip(*said)
 
 @pytest.fixture(scope='module')
 def trained(hosts, pictures, tmp_path_factory):
     out = tmp_path_factory.mktemp('hosts')
-    codes, errors = finish(start(hosts, 29411, pictures, out, 'case:plain', 'run:whole'))
+    codes, _, errors = finish(start(hosts, 29411, 'python', SCRIPT, pictures, out, 'case:plain', 'run:whole'))
     assert codes == [0, 0], errors
     return out
 
@@ -80,17 +85,71 @@ def test_two_hosts_make_the_steps_of_one(trained, pictures):
 
 def test_a_cut_cable_ends_both_sides_and_the_run_goes_on(hosts, trained, pictures):
     names, ends, _ = hosts
-    processes, deadline = start(hosts, 29412, pictures, trained, 'run:linger'), time.monotonic() + 90
+    processes = start(hosts, 29412, 'python', SCRIPT, pictures, trained, 'run:linger')
+    deadline = time.monotonic() + 90
     mark = trained/'lingers-1'
     while not (mark.exists() and mark.read_text() in ('4', '5')) and time.monotonic() < deadline: time.sleep(.05)
     ip('-n', names[1], 'link', 'set', ends[1], 'down')
     began = time.monotonic()
-    codes, errors = finish(processes)
+    codes, _, errors = finish(processes)
     assert time.monotonic() - began < 4*WAIT_S + 30 and 0 not in codes, errors
     assert 'process 1' in errors[0] and 'machine of process 0' in errors[1], errors
     assert not any('Traceback' in o for o in errors)
     assert Run(trained/'run-linger').status in ('failed', 'killed')
     ip('-n', names[1], 'link', 'set', ends[1], 'up')
-    codes, errors = finish(start(hosts, 29413, pictures, trained, 'run:linger-resumed'))
+    codes, _, errors = finish(start(hosts, 29413, 'python', SCRIPT, pictures, trained, 'run:linger-resumed'))
     assert codes == [0, 0], errors
     assert load(trained, 'run-linger-resumed')['moment'] == load(trained, 'run-whole')['moment'], "as if it had not been cut"
+
+def test_one_that_dies_is_started_again_with_the_others(hosts, trained, pictures):
+    again = start(hosts, 29414, 'python', SCRIPT, pictures, trained, 'run:one', options=['--max-restarts', 1])
+    codes, said, errors = finish(again)
+    assert codes == [0, 0] and (trained/'died').exists() and 'goes on from' in said[0], errors
+    assert load(trained, 'run-one')['moment'] == load(trained, 'run-whole')['moment']
+
+# The verbs: each says and writes what it does in one process, and on the first machine only
+
+@pytest.fixture(scope='module')
+def both(hosts):
+    "Run a verb on both machines; what they have printed"
+    ports = iter(range(29421, 29430))
+    def run(*verb):
+        codes, (said, nothing), errors = finish(start(hosts, next(ports), *verb))
+        assert codes == [0, 0] and nothing == '', errors
+        return said
+    return run
+
+def alone(*verb): assert main([*map(str, verb)]) == 0
+
+@pytest.fixture(scope='module')
+def runs(both, pictures, tmp_path_factory):
+    "A run of one process, and one of two machines whose batches together are as large"
+    out = tmp_path_factory.mktemp('verbs')
+    config = write_config(pictures, out, 2, name='test_convnext')
+    def train(where): return 'train', '-c', config, '-o', 'Optimizer.name=Momentum', '-o', f'Global.output_dir={out/where}'
+    alone(*train('one'), '-o', 'DataLoader.Train.sampler.batch_size=8')
+    assert both(*train('both')).count('The run is in') == 1
+    return [Run(out/o/'test_convnext') for o in ('one', 'both')]
+
+def weights(run): return load_file(run.path/'latest.safetensors')
+
+def test_trained_resumed_and_evaluated_on_two_hosts(runs, both, capsys):
+    one, two = runs
+    assert np.allclose(one.steps().loss, two.steps().loss, atol=2e-5) and two.env['processes'] == 2, "the same curve"
+    whole = weights(two)
+    for k, v in weights(one).items(): assert torch.allclose(v, whole[k], atol=1e-5), k
+    assert "goes on from 'epoch_1': after epoch 1 of 2" in both('resume', two.path, '--checkpoint', 'epoch_1')
+    assert two.events('resume')[-1]['exact'] and len(two.steps()) == len(one.steps())
+    for k, v in weights(two).items(): assert torch.equal(v, whole[k]), k
+    said = both('eval', two.path)
+    capsys.readouterr()
+    alone('eval', two.path)
+    assert 'precision' in said and stamped_lines(said) == stamped_lines(capsys.readouterr().out)
+
+def test_predicted_on_two_hosts(both, pictures, tmp_path):
+    write_model(tmp_path/'model.onnx', ModelCard(('circle', 'square', 'triangle'), PREPROCESS), random_network(3))
+    one, two = tmp_path/'one.csv', tmp_path/'two.csv'
+    predict = 'predict', tmp_path/'model.onnx', pictures, '--bs', 2, '--out'
+    alone(*predict, one)
+    assert both(*predict, two) == f'{two}: 27 pictures\n'
+    assert two.read_bytes() == one.read_bytes(), "one file, in order"

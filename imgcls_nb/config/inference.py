@@ -14,7 +14,8 @@ from itertools import islice
 from pathlib import Path
 
 from ..core import InputError
-from ..inputs import at_least_one, iter_pictures
+from ..deploy import find_all, open_tars
+from ..inputs import at_least_one
 from ..sections import Section
 
 # %% ../../nbs/79_config.inference.ipynb #5cb08829
@@ -78,9 +79,9 @@ def infer_pictures(
     "The pictures that a config wants labelled"
     home, names = infer.text('infer_imgs'), infer.text('infer_list')
     if names: found = (Path(home or '.')/o.split()[0] for o in _read_lines(names) if o.strip())
-    elif home: found = iter_pictures(home)
+    elif home: found = find_all([home])
     else: raise InputError("There are no pictures to label. Name them, or give -o Infer.infer_imgs=FOLDER.")
-    return at_least_one(found, names or home)
+    return at_least_one(open_tars(found), names or home)
 
 def _read_lines(path):
     try:
