@@ -93,5 +93,5 @@ def show_points(
     if percent: ax.xaxis.set_major_formatter(PercentFormatter(1))
     ax.spines[['top', 'right']].set_visible(False)
     ax.grid(axis='y', alpha=.3)
-    medians = ', '.join(f"{name} {np.median(values):{'.1%' if percent else '.3g'}}" for name, values in results.items())
+    medians = ', '.join(f"{name}: {np.median(values):{'.1%' if percent else '.3g'}}" for name, values in results.items())
     return show_figure(fig, f'{alt} Medians: {medians}.')
