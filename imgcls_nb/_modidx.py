@@ -2089,6 +2089,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'imgcls_nb.launching._static': ('launching.html#_static', 'imgcls_nb/launching.py'),
                                      'imgcls_nb.launching._to_log': ('launching.html#_to_log', 'imgcls_nb/launching.py'),
                                      'imgcls_nb.launching._told': ('launching.html#_told', 'imgcls_nb/launching.py'),
+                                     'imgcls_nb.launching._traceback_in': ('launching.html#_traceback_in', 'imgcls_nb/launching.py'),
                                      'imgcls_nb.launching.address_towards': ('launching.html#address_towards', 'imgcls_nb/launching.py'),
                                      'imgcls_nb.launching.clean_env': ('launching.html#clean_env', 'imgcls_nb/launching.py'),
                                      'imgcls_nb.launching.count_processes': ('launching.html#count_processes', 'imgcls_nb/launching.py'),

@@ -42,9 +42,9 @@ def _run_launch(args):
                          + (did_you_mean(verb, LAUNCHABLE) or f" Run imgcls {verb} by itself."))
     asked = make_parser().parse_args(args.command) # what is wrong with it is said once, and now
     if asked.verb in LABELLING: _check_labelling(args, asked)
-    then = _go_on(asked) + ', or --max-restarts 3 to do so at once.'*(asked.verb not in LABELLING or bool(asked.out))
+    again = ', or --max-restarts 3 to do so at once.'*(asked.verb not in LABELLING or bool(asked.out))
     return launch_processes(args.command, args.nproc, args.gpus, args.nnodes, args.node_rank, args.rdzv_endpoint,
-                            args.max_restarts, args.timeout, then)
+                            args.max_restarts, args.timeout, _go_on(asked), again)
 
 def _check_labelling(args, asked):
     if args.max_restarts and not asked.out:

@@ -228,6 +228,7 @@ def _pair(fit):
 def _from_here(learn, plan, folder, name): # the weights that it has now
     if not (plan.schedule or learn.clock.steps or {*plan.custom} & {*INSIDE}): return plan
     file = folder/f'{name}-start.safetensors'
+    folder.mkdir(parents=True, exist_ok=True)
     write_atomic(file, safetensors.torch.save(dense(learn.model.state_dict())))
     return replace(plan, model=replace(plan.model, pretrained=str(file)))
 

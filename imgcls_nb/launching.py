@@ -160,7 +160,8 @@ def launch_processes(
     endpoint:str|None=None, # Where the machines meet, `host:port` of the first
     max_restarts:int=0, # How often all are started again when one has failed
     timeout_s:float|None=None, # Seconds that processes wait for each other; None: as usual
-    then:str='', # What to do where one was killed, for the message
+    then:str='', # What to do where they were ended, for the message
+    again:str='', # And what else where one was killed
 ) -> int: # Exit status
     "Run a command in several processes"
     import torch
@@ -173,7 +174,7 @@ def launch_processes(
     os.environ.clear()
     os.environ.update(env)
     if nnodes > 1: threading.Thread(target=_end_if_stuck, args=(logs, STUCK_S*(1 + 3*bool(max_restarts))), daemon=True).start()
-    status = _run_agent([*arguments, '--module', '--', 'imgcls_nb.cli', *command], then)
+    status = _run_agent([*arguments, '--module', '--', 'imgcls_nb.cli', *command], then, again)
     if not status and (logs/'partly').is_file(): status = PARTLY
     keep_logs(logs, failed=status not in (0, PARTLY, 2)) # the latter was said
     return status
@@ -188,7 +189,7 @@ def _end_if_stuck(logs, wait_s): # torch's launcher waits for a machine that is 
     keep_logs(logs, failed=True)
     os._exit(LOST) # its process has said why
 
-def _run_agent(arguments, then):
+def _run_agent(arguments, then, again):
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
@@ -196,7 +197,7 @@ def _run_agent(arguments, then):
     for name in logging.root.manager.loggerDict: # each has a level of its own
         if name.startswith('torch.distributed'): logging.getLogger(name).setLevel(logging.CRITICAL)
     try: run(parse_args(arguments))
-    except ChildFailedError as e: return _say_how({r: o.exitcode for r, o in e.failures.items()}, then)
+    except ChildFailedError as e: return _say_how({r: o.exitcode for r, o in e.failures.items()}, then + again)
     except SignalException as e:
         print(f'imgcls: interrupted. {then}', file=sys.stderr)
         return 128 + e.sigval
@@ -237,6 +238,7 @@ def take_part(
 ): # It does not come back
     "Do the work of one of several processes"
     _note_loss(False) # before all that takes long: the launcher counts from the mark
+    os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR') # before torch is there; other launchers do not say so
     terminated, screen = [], os.dup(2)
     _on_signals(signal.SIG_DFL) # nothing has begun, and while they wait for each other nothing else would be heard
     from imgcls_nb.ranks import join, leave, says_first
@@ -302,6 +304,11 @@ def unexpected(
     if is_one_of_many():
         from imgcls_nb.ranks import who_is_gone
         if who := who_is_gone(e): return LOST, f'{who} {then}'
-    if script: return 2, f'{script} has failed.\n{traceback.format_exc()}'
+    if script: return 2, f'{script} has failed.\n{_traceback_in(script, e)}'
     defect = "This is a defect. Set IMGCLS_TRACEBACK=1 and run it again to see where it happened."
     return 2, f"{type(e).__name__}: {e}\n{defect}"
+
+def _traceback_in(script, e): # without what runs it; an error of its grammar has none
+    tb = e.__traceback__
+    while tb and tb.tb_frame.f_code.co_filename != script: tb = tb.tb_next
+    return ''.join(traceback.format_exception(type(e), e, tb))

@@ -54,6 +54,7 @@ def case(folder, name):
     with learn.no_bar(): learn.fit(2, .05)
     values = {k: float(v) for k, v in learn.epoch_metrics.values.items()}
     state = learn.ema.state()['weights'] if hasattr(learn, 'ema') else {}
+    if name == 'compiled': assert learn.compile_model.tried and not learn.compile_model.why, learn.compile_model.why
     return dict(grads=torch.stack(watch.grads), losses=watch.losses, values=values, average=state,
                 weights=learn.model.state_dict(), bare='module' not in str([*learn.model.state_dict()][0]),
                 counts=dict(right=float(learn.epoch_metrics.right), seen=float(learn.epoch_metrics.seen)))
