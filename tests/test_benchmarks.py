@@ -116,7 +116,8 @@ def test_rows_of_trainings(bench):
     speed = bench('train_speed')
     args = argparse.Namespace(minutes=25)
     names = 'imgcls_nb', *speed.PEERS
-    result = [dict(arch=a, name=n, top1=.9, own=[1. + i]*3, bare=[.95]*3) for a in speed.LR for i, n in enumerate(names)]
+    result = [dict(arch=a, name=n, top1=.9, own=[1. + i]*3, bare=[.95]*3) for a in speed.LR for i, n in enumerate(names)
+              if (a, n) != ('resnet18', 'PaddleClas, its command')]
     rows = fits(speed.steps_rows(result, args), 'steps')
     assert rows['resnet18, bare step'].passed and rows['resnet18, timm'].ratio == '3.00'
     assert rows['mobilenetv3_large_100, PaddleClas'].ratio == '4.00' and len(rows) == 7
