@@ -19,7 +19,8 @@ from imgcls_nb.ranks import all_values, first_alone, has_begun, join, rank, wait
 BATCH = 8 # of all processes together
 CASES = dict(plain={}, mixed=dict(mix='mixup+cutmix'), averaged=dict(cbs=[('ema', dict(decay=.9))]),
              gathered=dict(cbs=[('accumulate', dict(n=2))], mix='mixup'), weighed=dict(loss_args=dict(weight=[1., 4., 9.])),
-             as_cuda={}, repeated=dict(data=dict(repeats=3), mix='cutmix'))
+             as_cuda={}, repeated=dict(data=dict(repeats=3), mix='cutmix'),
+             both_learn=dict(cbs=[('distill', dict(teacher='test_convnext', kind='udml')), ('accumulate', dict(n=2))]))
 
 class Noted(Callback):
     "Note the gradient of each step, and its loss"
