@@ -304,7 +304,8 @@ INSIDE = dict(afd=dict(layers='layer*.0', teacher_layers=['layer2', 'layer4'], d
 
 @posix
 @pytest.mark.parametrize('kind, moment', [('afd', dict(event='before_batch', n=5)), ('mgd', dict(event='after_epoch', n=1)),
-                                          ('pefd', dict(event='after_batch', n=4)), ('udml', dict(event='after_backward', n=5))], ids=str)
+                                          ('pefd', dict(event='after_batch', n=4)),
+                                          ('udml', dict(event='after_backward', n=5))], ids=str)
 def test_what_learns_beside_the_network_goes_on(pictures, teacher, tmp_path, kind, moment):
     args = dict(teacher='test_resnet' if kind == 'udml' else str(teacher), kind=kind, logits_weight=.5) | INSIDE[kind]
     def distilled(name): return make(pictures, tmp_path/name, cbs=[('distill', args), 'ema', ('clip_norm', dict(max_norm=1.))])

@@ -43,6 +43,7 @@ def read_pair(
     for k in ('name', 'class_num'): arch.get(k)
     arch.done()
     pair.student.get('return_patterns')
+    if not pair.mutual: tell(notes, "The teacher's BatchNorm has the statistics that it has learned, and not those of the batch.")
     return pair
 
 def _frozen(s, parts): # whether the teacher, or the network in an AttentionModel, stays as it is
