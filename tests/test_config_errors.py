@@ -187,11 +187,11 @@ def test_attention():
 
 @pytest.mark.parametrize('how, says', [
     (dict(teacher=dict(qk_dim=64)), r'qk_dim is \[64, 128\]. Make them equal'),
-    (dict(teacher=dict(keys=['blocks[16]'])), "Teacher.keys='blocks.16.': ResNet34 has no layer.*Did you mean 'blocks.1"),
+    (dict(teacher=dict(keys=['blocks[16]'])), "Teacher.keys='blocks.16.': ResNet34 has no layer.*or 'blocks.15.'"),
     (dict(teacher=dict(shapes=1)), 'shapes is not a key'),
     (dict(freeze_params_list=[False, False]), "teacher's network is frozen"),
     (dict(student=dict(name='LinearTransformTeacher')), 'expected a network and a LinearTransformStudent, found ResNet18'),
-    (dict(name='Attention'), '')], ids=str)
+    (dict(name='Attention'), "'Attention' is not supported. Known: AttentionModel")], ids=str)
 def test_attention_that_has_no_equal(how, says):
     with pytest.raises(InputError, match=says): plan(*attention(**how))
 

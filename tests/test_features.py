@@ -41,7 +41,7 @@ def resnet(): return create_model('test_resnet', num_classes=3)
 def test_layers_by_name(resnet, names, found): assert find_layers(resnet, names) == found
 
 @pytest.mark.parametrize('name, says', [
-    ('layer5', "The ResNet has no layer 'layer5'. Did you mean 'layer1'"), ('layer4.1', "'layer4.1'. Did you mean 'layer4.0'"),
+    ('layer5', "The ResNet has no layer 'layer5'. Did you mean 'layer4'"), ('layer4.1', "'layer4.1'. Did you mean 'layer4.0'"),
     ('*.*.*.*.*.*.*', 'It has such as .*layer1, layer2'), ('', "no layer ''"), (None, "no layer 'None'")], ids=str)
 def test_layers_that_are_not_there(resnet, name, says):
     with pytest.raises(InputError, match=says): find_layers(resnet, [name])

@@ -13,7 +13,6 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
-import onnx
 import pytest
 import safetensors.torch
 import torch
@@ -322,10 +321,6 @@ def test_what_learns_beside_the_network_goes_on(pictures, teacher, tmp_path, kin
     state = read_checkpoint(tmp_path/'run', 'latest').state()
     assert state['callbacks']['distill'].keys() == whole.distill.beside.state_dict().keys()
     assert len(list(whole.parameters())) == len(list(whole.model.parameters())) + len(list(whole.distill.beside.parameters()))
-    files = [tmp_path/'plain.onnx', tmp_path/'distilled.onnx']
-    for learn, file in zip((plain, whole), files): export_onnx(learn, file)
-    counts = [sum(np.prod(o.dims) for o in onnx.load(file).graph.initializer) for file in files]
-    assert counts[0] == counts[1]
 
 @posix
 @pytest.mark.parametrize('then, now', [('mgd', 'pefd'), ('mgd', 'kl'), ('kl', 'pefd')])
@@ -333,7 +328,7 @@ def test_another_distillation_begins_anew(pictures, teacher, tmp_path, then, now
     def distilled(kind): return make(pictures, tmp_path/'run', cbs=[('distill', dict(teacher=str(teacher), kind=kind))])
     assert killed(distilled(then), one_cycle, 'before_batch', 6)
     with pytest.raises(InputError, match=r"callbacks was .*allow=\['callbacks'\]"): resumed(distilled(now), one_cycle)
-    with pytest.raises(InputError, match=r"more or fewer parameters.*allow=\['opt'\]"):
+    with pytest.raises(InputError, match=r"its parameters are others.*allow=\['opt'\]"):
         with (learn := distilled(now)).no_bar(): one_cycle(learn, resume=True, allow='callbacks')
     with (learn := distilled(now)).no_bar(): one_cycle(learn, resume=True, allow=['callbacks', 'opt'])
     assert learn.clock.epochs == 2
