@@ -20,6 +20,7 @@ from PIL import Image
 
 from imgcls_nb.archs import build_arch, find_arch
 from imgcls_nb.callbacks.catalog import make_callbacks
+from imgcls_nb.callbacks.distill import DISTILLATIONS
 from imgcls_nb.config import plan_from_config, read_config
 from imgcls_nb.core import InputError
 from imgcls_nb.learner import learner_from_plan, run_schedule
@@ -28,6 +29,7 @@ from imgcls_nb.models import split_params
 from imgcls_nb.optim import make_optimizer
 from imgcls_nb.schedules import Schedule
 
+SMALL = 'test_resnet' # trains in their place
 
 def config_files(root):
     "The configs of single-label classification; those of kunlun are of another, older schema"
@@ -92,10 +94,16 @@ def shrink(plan, folder, run, teacher=None):
     kwargs = {k: v for k, v in plan.model.kwargs.items() if k == 'in_chans'}
     fit = plan.schedule[0]
     args = fit.args | dict(n_epoch=2, warmup_epochs=min(1., fit.args['warmup_epochs']))
-    return replace(plan, data=data, model=replace(plan.model, arch='test_resnet', num_classes=4, pretrained=False, kwargs=kwargs),
+    return replace(plan, data=data, model=replace(plan.model, arch=SMALL, num_classes=4, pretrained=False, kwargs=kwargs),
                    schedule=(replace(fit, args=args),), run=str(run), notes=(), device='cpu',
-                   callbacks=tuple((k, v | dict(teacher=str(teacher)) if k == 'distill' else v) for k, v in plan.callbacks
+                   callbacks=tuple((k, in_small(v, teacher) if k == 'distill' else v) for k, v in plan.callbacks
                                    if k != 'distill' or teacher))
+
+def in_small(args, teacher):
+    "A distillation from the run of a small network, or with another one, by those of its layers that the small network has"
+    known = {k for k, _ in build_arch(find_arch(SMALL), False, 4).named_modules()}
+    layers = {k: [o for o in args[k] if o in known] or None for k in ('layers', 'teacher_layers') if k in args}
+    return args | layers | dict(teacher=SMALL if DISTILLATIONS[args['kind']].mutual else str(teacher))
 
 def train(plan):
     "Train, stop after the first epoch, and go on from what was saved"

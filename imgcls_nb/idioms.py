@@ -10,6 +10,7 @@ __all__ = ['SETTINGS', 'WORDS', 'Built', 'remember', 'Idioms', 'as_opt_func', 'd
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 import torch
 from fastai.callback.core import Callback
@@ -138,6 +139,12 @@ def renew_opt(self:Idioms):
     if all(id(p) in known for p in self.model.parameters() if p.requires_grad): return
     self.opt = None
     print("Layers were replaced: the optimizer is made anew.")
+
+# %% ../nbs/44_idioms.ipynb #e567587e
+@patch
+def parameters(self:Idioms): # of all that is trained
+    more = (vars(cb).get('beside') for cb in self.cbs)
+    return chain(self.model.parameters(), *(o.parameters() for o in more if o is not None))
 
 # %% ../nbs/44_idioms.ipynb #89a27d2c
 @patch

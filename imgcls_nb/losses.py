@@ -180,7 +180,8 @@ _WORDS = dict(ce='cross_entropy', xent='cross_entropy', crossentropy='cross_entr
               label_smoothing="That is loss='cross_entropy' with label_smoothing=0.1.",
               bce_loss='bce', bceloss='bce', bce_with_logits='bce', bcewithlogits='bce', bcewithlogitsloss='bce',
               binary_cross_entropy='bce', sigmoid='bce', focal_loss='focal', focalloss='focal', focallossflat='focal',
-              dkd=_DISTILL.format('dkd'), kd=_DISTILL.format('kl'), kl=_DISTILL.format('kl'), distill=_DISTILL.format('kl'))
+              kd=_DISTILL.format('kl'), distill=_DISTILL.format('kl'),
+              **{o: _DISTILL.format(o) for o in ('kl', 'dkd', 'afd', 'mgd', 'pefd')})
 
 def make_loss(
     name:str, # One of `LOSSES`

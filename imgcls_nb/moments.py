@@ -149,16 +149,16 @@ def opt_fits(
     opt, # An optimizer
     moment:Moment, # Perhaps of another one
 ) -> bool: # Whether it can go on there
-    "Compare two optimizers by the names of their settings and the number of their parameters"
+    "Compare two optimizers by the names of their settings and by their parameters"
     return _opt_form(opt.state_dict()) == _opt_form(moment.state['opt'])
 
 def _opt_form(state): # of fastai, or of torch
     groups = state.get('hypers') or state['param_groups']
-    sizes = len(state['state']) if 'hypers' in state else [len(o['params']) for o in groups]
+    sizes = state.get('shapes') or (len(state['state']) if 'hypers' in state else [len(o['params']) for o in groups])
     return [sorted({*o} - {'params'}) for o in groups], sizes
 
 _OTHER_OPT = ("The optimizer is another one than that which the checkpoint was saved with: its settings have other names, or "
-              "there are more or fewer parameters. Give opt= as it was, or go on with a new one: allow=['opt'].")
+              "its parameters are others. Give opt= as it was, or go on with a new one: allow=['opt'].")
 
 # %% ../nbs/40_moments.ipynb #c1b1c255
 SAVE_ORDER = 80 # in an event, checkpoints are written after callbacks of lower order and before the others

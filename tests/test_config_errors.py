@@ -115,16 +115,111 @@ def test_teacher_and_student(losses, args):
     assert p.model.arch == 'ResNet18' and p.callbacks[-1:] == (('distill', dict(teacher='t.onnx') | args),) or (
         ('distill', dict(teacher='t.onnx') | args) in p.callbacks)
 
+MGD = dict(base_loss_name='MGDLoss', weight=1., s_key='blocks[7]', t_key='blocks[15]')
+PEFD = dict(base_loss_name='PEFDLoss', s_key='avg_pool', t_key='avg_pool')
+
 @pytest.mark.parametrize('losses, says', [
-    ([dict(DistillationPairLoss={})], "'DistillationPairLoss' has no equal here"), ([dict(AFDLoss={})], "'AFDLoss' has no equal"),
+    ([dict(DistillationRKDLoss={})], "'DistillationRKDLoss' has no equal here"),
+    ([dict(AFDLoss={})], 'two networks that are wrapped as AttentionModel'),
+    ([dict(DistillationPairLoss={})], "base_loss_name=None is not supported. Known: MGDLoss, PEFDLoss"),
+    ([dict(DistillationPairLoss=dict(base_loss_name='MGDLos'))], "Did you mean 'MGDLoss'"),
+    ([dict(DistillationPairLoss=dict(base_loss_name='MGDLoss', s_key='blocks[7]'))], 's_key and t_key name a layer of each'),
+    ([MGD | dict(s_key='blocks[8]')], "s_key='blocks.8.': ResNet18 has no layer.*Did you mean 'blocks.*It has stem, max_pool"),
+    ([MGD | dict(t_key='layer4')], "t_key='layer4': ResNet34 has no layer"), ([MGD | dict(weight=0)], 'has weight=0'),
+    ([MGD | dict(lambda_mgd=2)], 'lambda_mgd=2 does not fit'), ([MGD | dict(s_shape=[1])], 's_shape is not a key'),
+    ([MGD, dict(DistillationDKDLoss={})], 'goes with DistillationGTCELoss and DistillationKLDivLoss, and not with Distill'),
+    ([MGD, MGD], 'there are two DistillationPairLoss'), ([PEFD | dict(s_key='blocks[7]')], 'are maps, which are averaged here'),
+    ([dict(DistillationDistanceLoss=dict(key='blocks[7]'))], 'is for two networks that both learn'),
     ([dict(DistillationCELoss=dict(epsilon=.1))], 'DistillationCELoss.epsilon is not a key'),
     ([dict(DistillationDMLLoss=dict(sum_across_class_dim=True))], 'sum_across_class_dim=True is not supported'),
     ([dict(DistillationSKDLoss=dict(weight=0))], 'DistillationSKDLoss has weight=0'),
     ([dict(DistillationCELoss=dict(model_name_pairs=[['Teacher', 'Student']]))], 'the student hears the teacher'),
-    ([dict(DistillationGTCELoss=dict(model_names=['Student', 'Teacher']))], 'only the student learns'),
+    ([dict(DistillationGTCELoss=dict(model_names=['Student', 'Teacher']))], 'frozen is not one'),
     ([dict(DistillationGTCELoss={})], '0 losses between student and teacher')], ids=str)
 def test_losses_without_an_equal(losses, says):
+    losses = [dict(DistillationPairLoss=o) if 'base_loss_name' in o else o for o in losses]
     with pytest.raises(InputError, match=says): plan(*PAIR, f'Loss.Train={losses}')
+
+# Distillation by layers
+
+def distill(*overrides): return dict(plan(*overrides).callbacks)['distill']
+
+LABEL, PAIRS = dict(DistillationGTCELoss=dict(weight=1., model_names=['Student'])), [['Student', 'Teacher']]
+
+@pytest.mark.parametrize('loss, args', [
+    (MGD | dict(name='loss_mgd', student_channels=512, teacher_channels=512, model_name_pairs=PAIRS),
+     dict(kind='mgd', layers=['layer4.1'], teacher_layers=['layer4.2'], weight=1.756, mask=.15)),
+    (MGD | dict(weight=2., alpha_mgd=3., lambda_mgd=.5),
+     dict(kind='mgd', layers=['layer4.1'], teacher_layers=['layer4.2'], weight=6., mask=.5)),
+    (PEFD | dict(weight=25., student_channel=512, teacher_channel=512),
+     dict(kind='pefd', layers=['global_pool'], teacher_layers=['global_pool'], weight=25., projectors=3)),
+    (PEFD | dict(weight=25., s_key='blocks[7]', t_key='blocks[15]', mode='gap', num_projectors=2),
+     dict(kind='pefd', layers=['layer4.1'], teacher_layers=['layer4.2'], weight=25., projectors=2))], ids=str)
+def test_a_pair_of_layers(loss, args):
+    got = distill(*PAIR, f'Loss.Train={[LABEL, dict(DistillationPairLoss=loss)]}')
+    assert got == dict(teacher='t.onnx', label_weight=1., logits_weight=0.) | args
+    soft = dict(DistillationKLDivLoss=dict(weight=.5, temperature=2))
+    got = distill(*PAIR, f'Loss.Train={[soft, LABEL, dict(DistillationPairLoss=loss)]}')
+    assert got == dict(teacher='t.onnx', label_weight=1., logits_weight=.5, temperature=2.) | args
+
+def attention(teacher=None, student=None, **changed): # overrides; changed keys of what is wrapped
+    keys = dict(Teacher=[f'blocks[{i}]' for i in range(16)], Student=[f'blocks[{i}]' for i in range(8)])
+    nets = dict(Teacher=dict(name='ResNet34', pretrained=True, return_patterns=keys['Teacher']),
+                Student=dict(name='ResNet18', class_num=9))
+    def wrapped(who, own):
+        transform = dict(name=f'LinearTransform{who}', keys=keys[who], qk_dim=128, t_shapes=[[64, 56, 56]]) | own
+        return {who: dict(name='AttentionModel', freeze_params_list=[who == 'Teacher', False],
+                          models=[{'net': nets[who]}, {'transform': transform}]) | changed}
+    arch = dict(name='DistillationModel', models=[wrapped('Teacher', teacher or {}), wrapped('Student', student or {})])
+    losses = [LABEL, dict(DistillationKLDivLoss=dict(weight=.9, temperature=4, key='logits', model_name_pairs=PAIRS)),
+              dict(AFDLoss=dict(weight=50., model_name_pair=['Student', 'Teacher'], student_keys=['bilinear_key', 'value'],
+                                teacher_keys=['query', 'value'], s_shapes=[], t_shapes=[]))]
+    return f'Arch={arch}', f'Loss.Train={losses}'
+
+def test_attention():
+    p = plan(*attention())
+    args, blocks = dict(p.callbacks)['distill'], [f'layer{s}.{i}' for s, n in enumerate((3, 4, 6, 3), 1) for i in range(n)]
+    assert p.model.arch == 'ResNet18' and p.model.num_classes == 9 and args == dict(
+        teacher='ResNet34', kind='afd', layers=[f'layer{s}.{i}' for s in range(1, 5) for i in range(2)], teacher_layers=blocks,
+        weight=50., label_weight=1., logits_weight=.9, temperature=4., dim=128)
+    args = distill(*attention(dict(qk_dim=64), dict(qk_dim=64)))
+    assert args['dim'] == 64
+
+@pytest.mark.parametrize('how, says', [
+    (dict(teacher=dict(qk_dim=64)), r'qk_dim is \[64, 128\]. Make them equal'),
+    (dict(teacher=dict(keys=['blocks[16]'])), "Teacher.keys='blocks.16.': ResNet34 has no layer.*or 'blocks.15.'"),
+    (dict(teacher=dict(shapes=1)), 'shapes is not a key'),
+    (dict(freeze_params_list=[False, False]), "teacher's network is frozen"),
+    (dict(student=dict(name='LinearTransformTeacher')), 'expected a network and a LinearTransformStudent, found ResNet18'),
+    (dict(name='Attention'), "'Attention' is not supported. Known: AttentionModel")], ids=str)
+def test_attention_that_has_no_equal(how, says):
+    with pytest.raises(InputError, match=says): plan(*attention(**how))
+
+def mutual(*losses, freeze=(False, False), pretrained=False, names=('Student', 'Teacher')):
+    models = [{who: dict(name='PPLCNet_x2_5', class_num=9, pretrained=pretrained and who == 'Teacher',
+                         return_patterns=['blocks3', 'blocks5'])} for who in ('Teacher', 'Student')]
+    arch = dict(name='DistillationModel', class_num=9, freeze_params_list=list(freeze), models=models)
+    usual = [dict(DistillationDMLLoss=dict(weight=1., key='logits', model_name_pairs=PAIRS)),
+             dict(DistillationDistanceLoss=dict(weight=2., key='blocks5', model_name_pairs=PAIRS))]
+    label = dict(DistillationGTCELoss=dict(weight=1., key='logits', model_names=list(names)))
+    return f'Arch={arch}', f'Loss.Train={[label, *(losses or usual)]}'
+
+def test_two_students():
+    p = plan(*mutual())
+    assert p.model.arch == 'PPLCNet_x2_5' and p.model.num_classes == 9 and dict(p.callbacks)['distill'] == dict(
+        teacher='PPLCNet_x2_5', kind='udml', layers=['blocks.4'], teacher_layers=['blocks.4'], weight=2., label_weight=1.,
+        logits_weight=1.)
+
+@pytest.mark.parametrize('how, losses, says', [
+    (dict(freeze=(False, True)), [], 'has no equal for Teacher, Student: the student learns'),
+    (dict(freeze=(False,)), [], 'has no equal'), (dict(pretrained=True), [], 'a teacher that learns begins without weights here'),
+    (dict(names=('Student',)), [], 'labels are for those who learn, and of these the config has Student and Teacher'),
+    ({}, [dict(DistillationDMLLoss={})], 'brings two networks that both learn together by DistillationDMLLoss. Here it is by'),
+    ({}, [dict(DistillationDistanceLoss=dict(mode='l1', key='blocks5'))], "mode='l1' is not supported"),
+    ({}, [dict(DistillationDistanceLoss=dict(key='blocks7'))], "key='blocks7': PPLCNet_x2_5 has no layer.*Did you mean")],
+    ids=str)
+def test_two_students_without_an_equal(how, losses, says):
+    with pytest.raises(InputError, match=says): plan(*mutual(*losses, **how))
 
 @pytest.mark.parametrize('given, teacher', [('True', 'ResNet34'), ('runs/r34', 'runs/r34')])
 def test_who_teaches(given, teacher):

@@ -17,6 +17,7 @@ from torch import nn
 
 import imgcls_nb.data  # noqa: F401 (imports fastai without its warning)
 from imgcls_nb.callbacks.clock import Clock, EpochMetrics
+from imgcls_nb.callbacks.compile import CompileModel
 from imgcls_nb.callbacks.distill import (
     DISTILLATIONS,
     Distill,
@@ -28,14 +29,18 @@ from imgcls_nb.callbacks.distill import (
     symmetric_kl,
     weighted_kl,
 )
+from imgcls_nb.callbacks.guards import DivergenceGuard
 from imgcls_nb.callbacks.mixing import MixBatch
 from imgcls_nb.callbacks.precision import Precision
+from imgcls_nb.callbacks.steps import BackOff
 from imgcls_nb.core import FILTERS, InputError, Preprocess
+from imgcls_nb.features import features_of, map_gaps, tapped
 from imgcls_nb.losses import LOSSES, make_loss
 from imgcls_nb.mixing import Mixer
 from imgcls_nb.models import create_model
 
 C = 4
+BY_LOGITS = [k for k, o in DISTILLATIONS.items() if o.adapter is None]
 
 def draw(n=9, c=C, seed=0, scale=2., dtype=torch.float64):
     rng = torch.Generator().manual_seed(seed)
@@ -262,7 +267,7 @@ def test_the_teacher_gets_its_own_normalization_and_size():
 # With others
 
 @pytest.mark.parametrize('first', [True, False])
-@pytest.mark.parametrize('kind', DISTILLATIONS)
+@pytest.mark.parametrize('kind', BY_LOGITS)
 def test_mixed_pictures(kind, first): # whatever the order in which they are given
     teacher, watch, mixing = net(9), Watch(), MixBatch('mixup+cutmix', 7)
     cbs = [mixing, Distill(teacher, kind=kind)]
@@ -273,7 +278,7 @@ def test_mixed_pictures(kind, first): # whatever the order in which they are giv
         label = mix.lam*F.cross_entropy(pred, own) + (1 - mix.lam)*F.cross_entropy(pred, mix.partner(own))
         q = answers(teacher, x)
         assert torch.equal(y, mix.dominant(own))
-        want = DISTILLATIONS[kind](label, pred, q, mix.dominant(own), 1.)
+        want = DISTILLATIONS[kind].loss(label, pred, q, mix.dominant(own), 1.)
         assert got == pytest.approx(want.item(), rel=1e-5)
 
 def test_gradients_can_be_gathered():
@@ -314,13 +319,13 @@ def test_the_teacher_gets_its_say_step_by_step(epochs):
     fit(learn, 1) # the count goes on over fits
     assert ramps == pytest.approx([min(1., (i + 1)/3/epochs) for i in range(9)])
 
-@pytest.mark.parametrize('kind', DISTILLATIONS)
+@pytest.mark.parametrize('kind', BY_LOGITS)
 def test_a_share_of_its_weight(kind):
     teacher, watch = net(9), Watch()
     fit(learner(Distill(teacher, kind=kind, warmup_epochs=3), watch))
     for i, (_, x, y, pred, got) in enumerate(watch.seen[:3]):
         label, q, r = F.cross_entropy(pred, y), answers(teacher, x), (i + 1)/9
-        alone, whole = (DISTILLATIONS[kind](label, pred, q, y, o) for o in (0., 1.))
+        alone, whole = (DISTILLATIONS[kind].loss(label, pred, q, y, o) for o in (0., 1.))
         want = (1 - r)*alone + r*whole
         assert got == pytest.approx(want.item(), rel=1e-5)
 
@@ -352,6 +357,186 @@ def test_a_search_works_and_predictions_do_not_ask():
         assert not asked
         learn.lr_find(num_it=5, show_plot=False)
     assert learn.clock.steps == 0 and asked
+
+# Layers
+
+RESNET = 'test_resnet' # a peer begins by its name
+INSIDE = dict(afd=dict(layers=['0', '2'], teacher_layers=['0', '1', '2'], dim=4),
+              mgd=dict(layers='2', teacher_layers='2', mask=0.), pefd=dict(layers='2', teacher_layers='4'), udml={})
+
+def distill(kind, teacher=None, **args):
+    return Distill(RESNET if kind == 'udml' else teacher or net(9, width=6), kind=kind, **INSIDE[kind] | args)
+
+def inside(kind, *cbs, teacher=None, args=None, lr=.05, **kwargs):
+    model = create_model(RESNET, num_classes=C) if kind == 'udml' else net()
+    learn = learner(distill(kind, teacher, **args or {}), *cbs, model=model, lr=lr, **kwargs)
+    learn.dls.c = C
+    return learn
+
+def gap_by_hand(cb, model, x): # once more, with what stands between as it is
+    models = model, cb.network
+    with torch.no_grad():
+        heard = []
+        for m, names in zip(models, cb.taps):
+            with tapped(m, names) as found: m(x)
+            heard.append(features_of(found, names))
+        return cb.beside['adapter'](*heard)
+
+@pytest.mark.parametrize('kind, args', [('afd', {}), ('afd', dict(weight=3., logits_weight=0., label_weight=.5)), ('mgd', {}),
+                                        ('mgd', dict(logits_weight=2., temperature=3.)), ('pefd', {}), ('udml', {}),
+                                        ('udml', dict(weight=2., logits_weight=.5, label_weight=3.))], ids=str)
+def test_the_loss_is_that_of_label_logits_and_layers(kind, args):
+    watch, usual = Watch(), dict(afd=(50., .9), mgd=(1.756, 0.), pefd=(25., 0.), udml=(1., 1.))[kind]
+    learn = inside(kind, watch, args=args, lr=0.)
+    fit(learn)
+    cb, model = learn.distill, learn.model.train()
+    weight, soft = args.get('weight', usual[0]), args.get('logits_weight', usual[1])
+    for training, x, y, pred, got in watch.seen:
+        if not training: continue
+        q, label = answers(cb.network, x), F.cross_entropy(pred, y)
+        if kind == 'udml': label, far = label + F.cross_entropy(q, y), symmetric_kl(pred, q)
+        else: far = soft_kl(pred, q, args.get('temperature', 4.))
+        want = args.get('label_weight', 1.)*label + soft*far + weight*gap_by_hand(cb, model, x)
+        assert got == pytest.approx(want.item(), rel=1e-4)
+
+@pytest.mark.parametrize('kind', INSIDE)
+def test_what_stands_between_learns_and_stays_outside(kind):
+    teacher, learn = net(9, width=6), None
+    learn = inside(kind, teacher=teacher)
+    fit(learn, 1, lr=0.)
+    cb, first, depths = learn.distill, copy.deepcopy(learn.distill.beside.state_dict()), len(learn.opt.hypers)
+    fixed, names = copy.deepcopy(teacher.state_dict()), [*learn.model.state_dict()]
+    fit(learn, 2)
+    moved = [k for k, v in cb.beside.named_parameters() if not torch.equal(v, first[k])]
+    assert len(moved) >= len(first)/3 and len(learn.opt.hypers) == depths
+    stepped = [id(p) for p, *_ in learn.opt.all_params()]
+    assert {id(p) for p in cb.beside.parameters()} <= {*stepped} and len({*stepped}) == len(stepped), "once, over fits"
+    assert all(torch.equal(v, fixed[k]) for k, v in teacher.state_dict().items()) and [*learn.model.state_dict()] == names
+    assert not any(o._forward_hooks for m in (learn.model, teacher, cb.beside) for o in m.modules())
+
+@pytest.mark.parametrize('kind', INSIDE)
+def test_layers_come_closer(kind):
+    x = torch.stack([o for o, _ in PAIRS])
+    learn = inside(kind, args=dict(label_weight=.01, logits_weight=0.))
+    fit(learn, lr=0.)
+    learn.model.train(), learn.distill.beside.train()
+    before = gap_by_hand(learn.distill, learn.model, x)
+    fit(learn, 15)
+    assert gap_by_hand(learn.distill, learn.model.train(), x) < .9*before
+
+def test_the_student_is_what_attention_moves(): # towards the maps of the teacher, and not the other way round
+    learn = inside('afd', args=dict(label_weight=0., logits_weight=0., weight=50.), lr=.1)
+    x, teacher = torch.stack([o for o, _ in PAIRS]), learn.distill.teacher
+    def gaps():
+        with tapped(learn.model.train(), ['2']) as own, tapped(teacher.eval(), ['2']) as given, torch.no_grad():
+            learn.model(x), teacher(x)
+        return map_gaps(features_of(own, ['2']), features_of(given, ['2'])).mean()
+    before = gaps()
+    fit(learn, 20)
+    assert gaps() < before
+
+def test_both_networks_learn_from_each_other():
+    learn = inside('udml', lr=0., n=12)
+    fit(learn)
+    student, peer = copy.deepcopy(learn.model).train(), copy.deepcopy(learn.distill.beside['peer']).train()
+    assert not torch.equal(student.fc.weight, peer.fc.weight), "they begin otherwise"
+    fit(learn, lr=.1)
+    x, y, names = torch.stack([o for o, _ in PAIRS[:12]]), torch.arange(12) % C, ['layer4']
+    with tapped(student, names) as a, tapped(peer, names) as b: p, q = student(x), peer(x)
+    gap = F.mse_loss(*(features_of(o, names)[0] for o in (a, b)))
+    (F.cross_entropy(p, y) + F.cross_entropy(q, y) + symmetric_kl(p, q) + gap).backward() # neither is held still
+    for before, after in ((student, learn.model), (peer, learn.distill.beside['peer'])):
+        for o, n in zip(before.parameters(), after.parameters(), strict=True): near(o - .1*o.grad, n, atol=1e-5, rtol=1e-4)
+
+@pytest.mark.parametrize('kind', INSIDE)
+def test_a_search_and_predictions_leave_no_trace(kind):
+    learn = inside(kind)
+    with learn.no_bar(), learn.no_logging(): learn.get_preds()
+    assert learn.distill.beside is None
+    fit(learn, lr=0.)
+    before = copy.deepcopy(learn.distill.beside.state_dict())
+    with learn.no_bar(), learn.no_logging(): learn.lr_find(start_lr=1e-3, num_it=5, show_plot=False)
+    assert all(torch.equal(v, before[k]) for k, v in learn.distill.beside.state_dict().items())
+
+@pytest.mark.parametrize('event', ['before_batch', 'after_pred', 'after_loss', 'before_step', 'before_validate'])
+def test_an_interrupt_leaves_no_one_listening(event):
+    stop = type('Stop', (Callback,), {event: lambda self: (_ for _ in ()).throw(KeyboardInterrupt()), 'order': 1})
+    learn = inside('mgd')
+    with pytest.raises(KeyboardInterrupt): fit(learn, cbs=[stop()])
+    learn.distill.close() # as a learner of ours does
+    assert not any(o._forward_hooks for o in learn.model.modules()) and np.isfinite(fit(learn)).all()
+
+def test_it_begins_from_the_seed():
+    first, again, other = (inside('pefd') for _ in range(3))
+    other.clock.seed = 7
+    torch.manual_seed(5)
+    for learn in (first, again, other): fit(learn, lr=0.)
+    a, b, c = (o.distill.beside['adapter'].projectors[0].weight for o in (first, again, other))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+def test_a_lost_training_begins_anew():
+    learn = inside('pefd', DivergenceGuard())
+    fit(learn, lr=0.)
+    fresh = copy.deepcopy(learn.distill.beside.state_dict())
+    for p in learn.distill.beside.parameters(): p.data.fill_(math.nan)
+    with pytest.raises(InputError, match='the loss is nan'): fit(learn)
+    assert all(torch.equal(v, fresh[k]) for k, v in learn.distill.beside.state_dict().items())
+    assert np.isfinite(fit(learn)).all()
+
+def test_the_last_stage_is_usual_and_of_attention_all():
+    learn = learner(Distill(create_model(RESNET, num_classes=C), kind='afd', dim=4), model=create_model(RESNET, num_classes=C))
+    fit(learn)
+    assert learn.distill.taps == [['act1', 'layer1', 'layer2', 'layer3', 'layer4']]*2
+    learn = learner(Distill(create_model(RESNET, num_classes=C), kind='pefd'), model=create_model(RESNET, num_classes=C))
+    fit(learn)
+    assert learn.distill.taps == [['layer4']]*2
+
+def test_a_teacher_that_sees_other_pictures():
+    larger = Preprocess(crop=(24, 24), resize_short=24, mean=(0., 0., 0.), std=(1., 1., 1.))
+    learn = learner(Distill(net(9, width=6), larger, kind='mgd', layers='2', teacher_layers='2'))
+    assert np.isfinite(fit(learn)).all()
+
+def test_in_bfloat16():
+    for kind in INSIDE: assert np.isfinite(fit(inside(kind, Precision()))).all()
+
+def test_memory_that_runs_out_is_said():
+    class Full(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.armed = nn.Linear(4, C), False
+        def forward(self, x):
+            if self.armed and torch.is_grad_enabled(): raise torch.OutOfMemoryError
+            return self.inner(x)
+    learn = inside('mgd', BackOff())
+    learn.model[6] = full = Full()
+    full.armed = True
+    with pytest.raises(InputError, match='with 12 pictures, and a distillation by layers.* as a whole. Take bs=6'): fit(learn)
+
+@pytest.mark.parametrize('args, says', [
+    (dict(layers='2'), "kind='kl' compares logits, and no layers. Those that compare layers are afd, mgd, pefd, udml"),
+    (dict(kind='mgd', layer='2'), 'Layers of the student are named by layers'), (dict(kind='mgd', mask=2), 'from 0 to 1'),
+    (dict(kind='pefd', projectors=0), 'whole number of 1 or more'), (dict(kind='afd', dim=1.5), 'whole number of 1 or more'),
+    (dict(kind='udml'), 'Give the name of one as teacher'), (dict(kind='udml', teacher='resnet1'), 'no architecture'),
+    (dict(kind='udml', teacher=RESNET, preprocess=PRE), 'both networks get the same pictures'),
+    (dict(kind='mgd', teacher=lambda x: x), 'neither a model.onnx nor a function says what is inside')], ids=str)
+def test_layers_that_cannot_be_asked_for(args, says):
+    with pytest.raises(InputError, match=says): Distill(**dict(teacher=net(9)) | args)
+
+@pytest.mark.parametrize('args, cbs, says', [
+    (dict(layers='99'), [], "The Sequential has no layer '99'"), (dict(layers=['0', '2']), [], 'of the student are 2'),
+    (dict(layers='5'), [], r"'5' gives \(4,\) for a picture"), (dict(layers=None), [], 'does not say where its stages end'),
+    ({}, [CompileModel()], "Leave 'compile' out")], ids=str)
+def test_layers_that_are_not_heard(args, cbs, says):
+    with pytest.raises(InputError, match=says): fit(inside('mgd', *cbs, args=args))
+
+def test_two_networks_know_no_mixed_pictures():
+    with pytest.raises(InputError, match='Leave mix out'): fit(inside('udml', MixBatch('mixup', 7)))
+
+@pytest.mark.parametrize('lost, says', [('clock', 'Add Clock'), ('preprocess', 'how large pictures are')])
+def test_what_layers_need(lost, says):
+    learn = inside('mgd', clock=lost != 'clock')
+    if lost == 'preprocess': del learn.dls.preprocess
+    with pytest.raises(InputError, match=says): fit(learn)
 
 # What does not fit
 

@@ -4,6 +4,7 @@ import shutil
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from fastai.callback.fp16 import MixedPrecision
@@ -21,6 +22,7 @@ from imgcls_nb.callbacks.precision import Precision
 from imgcls_nb.callbacks.recording import best_of
 from imgcls_nb.core import InputError
 from imgcls_nb.data import image_dls
+from imgcls_nb.export import export_onnx
 from imgcls_nb.learner import image_learner, learner_from_plan, run_schedule
 from imgcls_nb.models import classes_of, create_model
 from imgcls_nb.plan import plan_from_yaml, plan_to_yaml
@@ -110,6 +112,16 @@ def test_a_teacher_of_other_classes_is_refused(renamed, trained_run):
 def test_a_distillation_that_cannot_be(dls, trained_run, args, says):
     args = args if 'teacher' in args or not args else dict(teacher=str(trained_run)) | args
     with pytest.raises(InputError, match=says): make(dls, cbs=('distill', args))
+
+def test_layers_that_are_compared_stay_out_of_the_model_file(dls, trained_run, tmp_path):
+    plain, learn = make(dls), make(dls, cbs=('distill', dict(teacher=str(trained_run), kind='mgd')))
+    fit(learn)
+    assert {*learn.distill.beside.parameters()} <= {*learn.parameters()} and [*plain.parameters()] == [*plain.model.parameters()]
+    plain.model.load_state_dict(learn.model.state_dict())
+    files = [tmp_path/'plain.onnx', tmp_path/'distilled.onnx']
+    for o, file in zip((plain, learn), files): export_onnx(o, file)
+    held = [{o.name: tuple(o.dims) for o in onnx.load(file).graph.initializer} for file in files]
+    assert held[0] == held[1] and files[1].stat().st_size < files[0].stat().st_size + 4096
 
 # What is exchanged
 

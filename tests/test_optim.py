@@ -19,7 +19,7 @@ from imgcls_nb.checkpoints import state_from_bytes, state_to_bytes
 from imgcls_nb.core import InputError
 from imgcls_nb.data import image_dls
 from imgcls_nb.models import create_model, split_params
-from imgcls_nb.optim import OPTIMIZERS, DepthOptimizer, make_optimizer, read_optimizer
+from imgcls_nb.optim import OPTIMIZERS, DepthOptimizer, add_params, make_optimizer, read_optimizer
 
 SOME = ['sgd', 'adamw', 'lamb', 'rmsprop', 'rmsproptf', 'muon', 'adan', 'lion', 'adafactor', 'nadamuon']
 
@@ -503,3 +503,61 @@ def test_saved_by_a_learner(dls, tmp_path):
     learn.load('stage')
     assert all(torch.equal(p, q) for p, q in zip(before, weights(learn.model)))
     assert all(torch.equal(p, q) for p, q in zip(tensors(sd), tensors(learn.opt.state_dict()), strict=True))
+
+# One more module
+
+def extra(): return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+@pytest.mark.parametrize('name', SOME)
+def test_one_more_module_is_stepped_with_the_head(name):
+    (model, opt), more = make(name, lr=slice(1e-4, 1e-2)), extra()
+    before, n = weights(more), len(opt.hypers)
+    add_params(opt, more)
+    assert len(opt.hypers) == len(opt.param_lists) == n
+    for p in (*model.parameters(), *more.parameters()): p.grad = torch.ones_like(p)
+    opt.step()
+    assert not any(torch.equal(p, q) for p, q in zip(before, weights(more)))
+    assert {o['lr'] for o in opt.opt.param_groups if o['depth'] == n - 1} == {1e-2}
+    opt.zero_grad()
+    assert all(p.grad is None for p in more.parameters())
+
+@pytest.mark.parametrize('how, decayed', [
+    ({}, {'0.weight'}), (dict(decay_norm_bias=True), {'0.weight', '0.bias', '1.weight', '1.bias'}),
+    (dict(no_decay=('1.',), decay_norm_bias=True), {'0.weight', '0.bias'})], ids=str)
+def test_one_more_module_decays_by_the_same_rules(how, decayed):
+    (_, opt), more = make('adamw', wd=.1, **how), extra()
+    add_params(opt, more)
+    names = {id(p): k for k, p in more.named_parameters()}
+    assert {names[id(p)] for o in opt.opt.param_groups if o['decays'] for p in o['params'] if id(p) in names} == decayed
+
+@pytest.mark.parametrize('name', SOME)
+def test_one_more_module_is_exact_after_a_file(name):
+    def built():
+        (model, opt), more = make(name, lr=.01), extra()
+        with torch.no_grad():
+            for p in more.parameters(): p.fill_(.5)
+        add_params(opt, more)
+        return model, opt, more
+    def step(model, opt, more, n):
+        for i in range(n):
+            for k, p in enumerate((*model.parameters(), *more.parameters())): p.grad = torch.full_like(p, math.sin(k + i + 1))
+            opt.step()
+    whole, half, rest = built(), built(), built()
+    step(*whole, 4)
+    step(*half, 2)
+    for a, b in zip(rest, half): a.load_state_dict(state_from_bytes(state_to_bytes(b.state_dict())))
+    for i in (2, 3):
+        for k, p in enumerate((*rest[0].parameters(), *rest[2].parameters())): p.grad = torch.full_like(p, math.sin(k + i + 1))
+        rest[1].step()
+    assert equal(whole[0], rest[0]) and equal(whole[2], rest[2])
+    with pytest.raises(InputError, match='of other parameters'): make(name)[1].load_state_dict(half[1].state_dict())
+
+@pytest.mark.parametrize('opt_func', [fastai.optimizer.SGD, fastai.optimizer.Adam,
+                                      partial(fastai.optimizer.OptimWrapper, opt=torch.optim.SGD)], ids=['sgd', 'adam', 'torch'])
+def test_one_more_module_in_an_optimizer_from_elsewhere(opt_func):
+    model, more = net(), extra()
+    opt, before = opt_func(depths(model), lr=.1), weights(more)
+    add_params(opt, more)
+    for p in (*model.parameters(), *more.parameters()): p.grad = torch.ones_like(p)
+    opt.step()
+    assert not any(torch.equal(p, q) for p, q in zip(before, weights(more))) and len(opt.hypers) == 3

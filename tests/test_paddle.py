@@ -11,7 +11,7 @@ from imgcls_nb.archs import build_arch, find_arch
 from imgcls_nb.cli import main
 from imgcls_nb.core import InputError
 from imgcls_nb.models import create_model, load_weights
-from imgcls_nb.paddle import convert_pdparams, read_pdparams
+from imgcls_nb.paddle import convert_pdparams, layer_names, read_pdparams
 
 
 def theirs_of_resnet(names):
@@ -139,3 +139,30 @@ def test_arrays_that_are_left_over_are_named(tmp_path):
     write_pdparams(tmp_path/'x.pdparams', model, lambda k: k, dict(more=np.zeros(3, np.float32)))
     with pytest.raises(InputError, match='1 left over, such as more'):
         convert_pdparams(tmp_path/'x.pdparams', 'DeiT_tiny_patch16_224')
+
+# Layers by name
+
+@pytest.mark.parametrize('arch, some, n', [
+    ('ResNet18', {'blocks[0]': 'layer1.0', 'blocks[7]': 'layer4.1', 'avg_pool': 'global_pool', 'stem': 'act1'}, 8),
+    ('ResNet34', {'blocks[2]': 'layer1.2', 'blocks[3]': 'layer2.0', 'blocks[15]': 'layer4.2'}, 16),
+    ('ResNet50_vd', {'blocks[12]': 'layer3.5', 'max_pool': 'maxpool'}, 16),
+    ('PPLCNet_x2_5', {'blocks2': 'blocks.0', 'blocks3': 'blocks.1', 'blocks4': 'blocks.2', 'blocks5': 'blocks.4',
+                      'blocks6': 'blocks.5', 'blocks5[0]': 'blocks.3.0', 'blocks5[5]': 'blocks.4.3'}, 13),
+    ('MobileNetV3_large_x1_0', {'blocks[0]': 'blocks.0.0', 'blocks[14]': 'blocks.5.2'}, 15),
+    ('MobileNetV3_small_x0_35', {'blocks[10]': 'blocks.10.0'}, 11),
+    ('DeiT_tiny_patch16_224', {'blocks[11]': 'blocks.11'}, 12)], ids=lambda o: str(o)[:24])
+def test_layers_have_the_names_of_ours(arch, some, n):
+    found = layer_names(arch)
+    with torch.device('meta'): known = {k for k, _ in build_arch(find_arch(arch), False, 3).named_modules()}
+    assert some.items() <= found.items() and {*found.values()} <= known and sum('[' in k for k in found) == n
+
+def test_layers_give_what_theirs_do(): # of one size and number of channels, as the config of PP-LCNet's authors has them
+    from imgcls_nb.features import feature_shapes
+    model, names = build_arch(find_arch('PPLCNet_x2_5'), False, 3), layer_names('PPLCNet_x2_5')
+    shapes = feature_shapes(model, [names[f'blocks{i}'] for i in range(2, 7)], torch.zeros(1, 3, 64, 64))
+    assert [*shapes.values()] == [(80, 32, 32), (160, 16, 16), (320, 8, 8), (640, 4, 4), (1280, 2, 2)]
+
+@pytest.mark.parametrize('arch, says', [('SwinTransformer_tiny_patch4_window7_224', 'known by other names here'),
+                                        ('ResNet5', 'no architecture')])
+def test_layers_without_an_equal(arch, says):
+    with pytest.raises(InputError, match=says): layer_names(arch)

@@ -14,6 +14,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
@@ -291,6 +292,46 @@ def test_a_model_file_as_teacher_is_told_from_another(pictures, tmp_path):
         cb = ('distill', dict(teacher=str(tmp_path/f'{seed}.onnx')))
         facts.append(make(pictures, tmp_path/f'run_{seed}', cbs=[cb]).run_writer.facts['teacher'])
     assert facts == [files.sha256(tmp_path/f'{o}.onnx') for o in (1, 2)] and facts[0] != facts[1]
+
+@pytest.fixture(scope='module')
+def teacher(pictures, tmp_path_factory):
+    learn = make(pictures, tmp_path_factory.mktemp('teacher')/'run', dict(seed=3), save_steps=None)
+    with learn.no_bar(): learn.fit(1, 1e-3)
+    return learn.run_folder.path
+
+INSIDE = dict(afd=dict(layers='layer*.0', teacher_layers=['layer2', 'layer4'], dim=8), mgd={}, pefd={}, udml={})
+
+@posix
+@pytest.mark.parametrize('kind, moment', [('afd', dict(event='before_batch', n=5)), ('mgd', dict(event='after_epoch', n=1)),
+                                          ('pefd', dict(event='after_batch', n=4)),
+                                          ('udml', dict(event='after_backward', n=5))], ids=str)
+def test_what_learns_beside_the_network_goes_on(pictures, teacher, tmp_path, kind, moment):
+    args = dict(teacher='test_resnet' if kind == 'udml' else str(teacher), kind=kind, logits_weight=.5) | INSIDE[kind]
+    def distilled(name): return make(pictures, tmp_path/name, cbs=[('distill', args), 'ema', ('clip_norm', dict(max_norm=1.))])
+    whole, plain = distilled('whole'), make(pictures, None, save_steps=None)
+    with whole.no_bar(): fine_tune(whole)
+    want = outcome(whole)
+    assert killed(distilled('run'), fine_tune, **moment)
+    got = outcome(resumed(distilled('run'), fine_tune))
+    assert {k: got.get(k) == v for k, v in want.items()} == dict.fromkeys(want, True) and 'distill' in want
+    assert all(o['exact'] for o in Run(tmp_path/'run').events('resume'))
+    for name in ('latest', 'best_model'): # nothing of it is in what is used
+        held = safetensors.torch.load_file(tmp_path/f'run/{name}.safetensors')
+        assert held.keys() == plain.model.state_dict().keys()
+    state = read_checkpoint(tmp_path/'run', 'latest').state()
+    assert state['callbacks']['distill'].keys() == whole.distill.beside.state_dict().keys()
+    assert len(list(whole.parameters())) == len(list(whole.model.parameters())) + len(list(whole.distill.beside.parameters()))
+
+@posix
+@pytest.mark.parametrize('then, now', [('mgd', 'pefd'), ('mgd', 'kl'), ('kl', 'pefd')])
+def test_another_distillation_begins_anew(pictures, teacher, tmp_path, then, now):
+    def distilled(kind): return make(pictures, tmp_path/'run', cbs=[('distill', dict(teacher=str(teacher), kind=kind))])
+    assert killed(distilled(then), one_cycle, 'before_batch', 6)
+    with pytest.raises(InputError, match=r"callbacks was .*allow=\['callbacks'\]"): resumed(distilled(now), one_cycle)
+    with pytest.raises(InputError, match=r"its parameters are others.*allow=\['opt'\]"):
+        with (learn := distilled(now)).no_bar(): one_cycle(learn, resume=True, allow='callbacks')
+    with (learn := distilled(now)).no_bar(): one_cycle(learn, resume=True, allow=['callbacks', 'opt'])
+    assert learn.clock.epochs == 2
 
 def test_another_teacher(pictures, tmp_path):
     def distilled(): return make(pictures, tmp_path/'run', cbs=[('distill', dict(teacher=str(tmp_path/'teacher')))])

@@ -20,7 +20,8 @@ BATCH = 8 # of all processes together
 CASES = dict(plain={}, mixed=dict(mix='mixup+cutmix'), averaged=dict(cbs=[('ema', dict(decay=.9))]),
              gathered=dict(cbs=[('accumulate', dict(n=2))], mix='mixup'), weighed=dict(loss_args=dict(weight=[1., 4., 9.])),
              as_cuda={}, repeated=dict(data=dict(repeats=3), mix='cutmix'),
-             compiled=dict(cbs=[('compile', dict(backend='aot_eager'))]))
+             compiled=dict(cbs=[('compile', dict(backend='aot_eager'))]),
+             both_learn=dict(cbs=[('distill', dict(teacher='test_convnext', kind='udml')), ('accumulate', dict(n=2))]))
 
 class Noted(Callback):
     "Note the gradient of each step, and its loss"

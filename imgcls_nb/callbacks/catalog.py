@@ -14,7 +14,7 @@ from fastai.callback.core import Callback
 from .averaging import EMA, SWA
 from .compile import CompileModel
 from .console import Console
-from .distill import Distill
+from .distill import DISTILLATIONS, Distill
 from .guards import DivergenceGuard, EarlyStop, TimeLimit
 from .steps import Accumulate, BackOff, ClipNorm
 from .trackers import TRACKERS, make_tracker
@@ -76,7 +76,8 @@ _WORDS = ({o.lower(): _MIX.format(o.lower()) for o in MIX_OPS} | {o: _FIT.format
                  grad_accum='accumulate', grad_acc='accumulate', modelema='ema', csvlogger='csv',
                  tensorboardcallback='tensorboard', tb='tensorboard', oom='back_off', nan='divergence_guard',
                  terminateonnancallback='divergence_guard',
-                 max_minutes='time_limit', kd='distill', dkd='distill'))
+                 max_minutes='time_limit')
+          | dict.fromkeys(['kd', *DISTILLATIONS], 'distill'))
 
 # %% ../../nbs/44_callbacks.catalog.ipynb #e2ecbdef
 def make_callbacks(

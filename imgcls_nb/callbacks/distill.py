@@ -4,26 +4,38 @@
 
 # %% auto #0
 __all__ = ['DISTILLATIONS', 'soft_kl', 'decoupled_kl', 'symmetric_kl', 'relation_gap', 'weighted_kl', 'spherical_kl',
-           'as_teacher_sees', 'read_teacher', 'OnnxTeacher', 'Distill']
+           'as_teacher_sees', 'read_teacher', 'OnnxTeacher', 'Method', 'Distill']
 
 # %% ../../nbs/43_callbacks.distill.ipynb #04438799
+import copy
 import inspect
 import math
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.learner import Learner
+from fastcore.basics import patch
 from torch import nn
 
 from ..archs import arch_cfg, find_arch
+from .compile import CompileModel
+from .mixing import MixBatch
 from .precision import Precision
 from ..core import InputError, Preprocess
+from ..features import (Attention, Distance, Generation, Projectors, feature_shapes, features_of, find_layers,
+                                stage_layers, tapped)
 from ..models import create_model, model_preprocess
-from ..names import find_name, nearest
+from ..names import find_name, is_number, nearest
+from ..optim import add_params
 from ..predict import Predictor
+from ..ranks import summed, world
+from ..seeds import mix_seed, seeded
 from ..trained import load_trained
 
 # %% ../../nbs/43_callbacks.distill.ipynb #b0e1b8af
@@ -190,31 +202,58 @@ def _wsl(own, logits, teacher, targ, ramp, weight=2.5, label_weight=1., temperat
 def _skd(own, logits, teacher, targ, ramp, weight=1., label_weight=0., alpha=.9, temperature=1., multiplier=2.):
     return label_weight*own + ramp*weight*spherical_kl(logits, teacher, targ, alpha, temperature, multiplier)
 
-DISTILLATIONS = {'kl': _share, 'dkd': _add, 'dml': _dml, 'dist': _dist, 'wsl': _wsl, 'skd': _skd}
+def _hint(own, logits, teacher, targ, ramp, gap, weight=1., label_weight=1., logits_weight=0., temperature=4.):
+    soft = logits_weight*soft_kl(logits, teacher, temperature) if logits_weight else 0.
+    return label_weight*own + ramp*(soft + weight*gap)
 
+def _mutual(own, logits, teacher, targ, ramp, gap, weight=1., label_weight=1., logits_weight=1.):
+    return label_weight*own + ramp*(logits_weight*symmetric_kl(logits, teacher) + weight*gap)
+
+@dataclass(frozen=True)
+class Method:
+    "A way to distill"
+    loss: Callable # Of the label's loss, both logits, class numbers, the teacher's part of its weight; how far layers are apart
+    adapter: type|None = None # What compares layers, and learns; None: logits alone are compared
+    mutual: bool = False # The teacher begins and learns as the student does
+
+DISTILLATIONS = dict(
+    kl=Method(_share), dkd=Method(_add), dml=Method(_dml), dist=Method(_dist), wsl=Method(_wsl), skd=Method(_skd),
+    afd=Method(partial(_hint, weight=50., logits_weight=.9), Attention), mgd=Method(partial(_hint, weight=1.756), Generation),
+    pefd=Method(partial(_hint, weight=25.), Projectors), udml=Method(_mutual, Distance, mutual=True))
+
+# %% ../../nbs/43_callbacks.distill.ipynb #2936ef2c
 class Distill(Callback):
     "Make a teacher's answers a part of the training loss"
     order, run_valid = 2, False # after label mixing, before gradients are scaled or gathered
     def __init__(self,
-        teacher, # As for `read_teacher`
+        teacher, # As for `read_teacher`; of a kind by which both learn, the name of a network
         preprocess:Preprocess|None=None, # What the teacher was trained with; None: its own where it has one, or the student's
         kind:str='kl', # One of `DISTILLATIONS`
         warmup_epochs:float=0., # Epochs of the run over which the teacher's part grows to its full weight
+        layers=None, # Of the student, as for `find_layers`; None: the end of its last stage, and for 'afd' of all
+        teacher_layers=None, # The same of the teacher
         **args # Of the kind, such as `alpha`, `temperature`, `weight` and `label_weight`
     ):
-        self.kind, self.args = _read_args(kind, warmup_epochs, args)
-        found = read_teacher(teacher)
+        self.kind, self.args, self.adapter_args = _read_args(kind, warmup_epochs, args)
+        self.method, self.wanted = DISTILLATIONS[self.kind], (_listed(layers), _listed(teacher_layers))
+        found = _read_peer(self.kind, teacher, preprocess) if self.method.mutual else read_teacher(teacher)
         self.teacher, self.vocab, self.preprocess = found['teacher'], found['vocab'], preprocess or found['preprocess']
         self.warmup_epochs, self.columns, self.compared = warmup_epochs, None, None
+        self.beside, self.taps, self.kept, self.hearing = None, ((), ()), None, ExitStack()
+        _check_layers(self)
 
     @property
     def ramp(self) -> float: # the part of its weight that the teacher has now, 0..1
         return min(1., (self.clock.steps + 1)/len(self.dls.train)/self.warmup_epochs) if self.warmup_epochs else 1.
 
+    @property
+    def network(self): return self.beside['peer'] if self.method.mutual else self.teacher # that is asked
+
     def before_fit(self):
         _check_fit(self)
         self._compare(getattr(self.dls, 'vocab', None))
         if isinstance(self.teacher, nn.Module): _to_student(self.teacher, self.model).eval()
+        if self.method.adapter and self.learn.opt: self._prepare()
 
     def _compare(self, vocab): # class names, once
         if self.vocab is None or vocab is None or self.compared == list(vocab): return
@@ -225,17 +264,95 @@ class Distill(Callback):
     ): # Logits, float32, `(B, C)`
         "What the teacher says, in the number format of the training"
         if self.preprocess: x = as_teacher_sees(x, self.dls.preprocess, self.preprocess)
-        dtypes = [o.dtype for o in self.learn.cbs if isinstance(o, Precision)]
-        with torch.no_grad(), torch.autocast(x.device.type, *dtypes) if dtypes else nullcontext(): out = self.teacher(x)
+        with torch.set_grad_enabled(self.method.mutual), self._format(x): out = self.network(x)
         out = torch.as_tensor(out, device=x.device).float() if hasattr(out, 'shape') else out
         return out if self.columns is None else out[:, self.columns]
 
+    def _format(self, x): # of numbers
+        dtypes = [o.dtype for o in self.learn.cbs if isinstance(o, Precision)]
+        return torch.autocast(x.device.type, *dtypes) if dtypes else nullcontext()
+
+    def before_batch(self):
+        self.hearing.close()
+        self.heard = self.hearing.enter_context(tapped(self.learn.model, self.taps[0]))
+
+    def after_pred(self): self.hearing.close()
+
     def after_loss(self):
-        teacher, targ = self.ask(self.xb[0]), self.yb[0]
+        x, targ, own, gap = self.xb[0], self.yb[0], self.loss_grad, ()
+        with tapped(self.network, self.taps[1]) as heard: teacher = self.ask(x)
         _check_answer(teacher, self.pred)
+        if self.method.mutual: own = own + self.loss_func(teacher, *self.yb)
+        if self.method.adapter: gap = [self._gap(x, heard)]
         targ = targ if targ.ndim == 1 else targ.argmax(1)
-        self.learn.loss_grad = DISTILLATIONS[self.kind](self.loss_grad, self.pred, teacher, targ, self.ramp, **self.args)
+        self.learn.loss_grad = self.method.loss(own, self.pred, teacher, targ, self.ramp, *gap, **self.args)
         self.learn.loss = self.loss_grad.clone()
+
+    def _gap(self, x, heard): # between the layers of both
+        features, self.heard = [features_of(*o) for o in zip((self.heard, heard), self.taps)], None
+        with self._format(x): return self.beside['adapter'](*features)
+
+# %% ../../nbs/43_callbacks.distill.ipynb #ea2e35ed
+@patch
+def _prepare(self:Distill): # the layers that are compared, and what learns with them
+    if self.beside is None: self.beside = self._begin()
+    self.taps = self._layers(self.network)
+    stepped = {id(p) for p, *_ in self.opt.all_params()}
+    for o in self.beside.values():
+        if any(id(p) not in stepped for p in o.parameters()): add_params(self.learn.opt, o)
+    self.beside.train()
+    if self.clock.searching: self.kept = copy.deepcopy(self.beside.state_dict())
+
+@patch
+def _layers(self:Distill, network): # of both networks
+    usual = stage_layers if self.kind == 'afd' else lambda model: stage_layers(model)[-1:]
+    return [find_layers(o, names) if names else usual(o) for o, names in zip((self.learn.model, network), self.wanted)]
+
+@patch
+def _begin(self:Distill): # as it is before the first step
+    pre, made = self.dls.preprocess, {}
+    x = torch.zeros(1, pre.channels or len(pre.mean), *pre.size, device=next(self.learn.model.parameters()).device)
+    theirs = as_teacher_sees(x, pre, self.preprocess) if self.preprocess else x
+    with seeded(mix_seed(self.clock.seed, 'distill')):
+        if self.method.mutual: made['peer'] = _to_student(_make_peer(self.teacher, self.dls), self.learn.model)
+        networks = self.learn.model, made.get('peer', self.teacher)
+        shapes = [feature_shapes(*o) for o in zip(networks, self._layers(networks[1]), (x, theirs))]
+        made['adapter'] = _to_student(self.method.adapter(*shapes, **self.adapter_args), self.learn.model)
+    return nn.ModuleDict(made)
+
+def _make_peer(name, dls): # a second student, of other weights
+    pre = dls.preprocess
+    return create_model(name, False, dls.c, pre.size, in_chans=pre.channels or len(pre.mean))
+
+@patch
+def after_backward(self:Distill):
+    if self.beside is None or world() == 1: return
+    grads = [p.grad for p in self.beside.parameters() if p.grad is not None]
+    if not grads: return
+    mean = summed(torch.cat([o.flatten() for o in grads]))/world()
+    for o, v in zip(grads, mean.split([o.numel() for o in grads])): o.copy_(v.view_as(o))
+
+@patch
+def after_fit(self:Distill): self.close()
+
+@patch
+def close(self:Distill): # also called when a fit is interrupted
+    self.hearing.close()
+    if self.kept: self.beside.load_state_dict(self.kept)
+    self.kept = self.heard = None
+
+@patch
+def forget(self:Distill): # the training was lost
+    if self.beside is not None: self.beside.load_state_dict(self._begin().state_dict())
+
+@patch
+def state(self:Distill): # for a checkpoint; None: nothing learns but the student
+    return None if self.beside is None else dict(self.beside.state_dict())
+
+@patch
+def load_state(self:Distill, state:dict): # of another kind, if that was wanted: then it begins here
+    own = {} if self.beside is None else self.beside.state_dict()
+    if {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in state.items()}: self.beside.load_state_dict(state)
 
 # %% ../../nbs/43_callbacks.distill.ipynb #f628f821
 def _to_student(teacher, model): # to its device, and to the layout of its convolutions, which is the fast one there
@@ -243,23 +360,40 @@ def _to_student(teacher, model): # to its device, and to the layout of its convo
     return teacher.to(next(model.parameters()).device, **dict(memory_format=torch.channels_last) if last else {})
 
 _WAY = f"How it is distilled is said by kind: {' or '.join(map(repr, DISTILLATIONS))}."
+_SAID = "Layers of the student are named by layers, those of the teacher by teacher_layers."
 _WORDS = dict(loss=_WAY, method=_WAY, mode=_WAY, type=_WAY, t='temperature', temp='temperature', tau='temperature',
-              weight='alpha', warmup="The weight of the teacher grows over warmup_epochs.")
+              weight='alpha', warmup="The weight of the teacher grows over warmup_epochs.", layer=_SAID, student_layers=_SAID,
+              student_layer=_SAID, teacher_layer=_SAID)
 
-def _read_args(kind, warmup_epochs, args):
-    kind = find_name('kind', kind, DISTILLATIONS, dict(kd='kl', soft='kl', decoupled='dkd'))
-    known = {k: o.default for k, o in inspect.signature(DISTILLATIONS[kind]).parameters.items() if o.default is not o.empty}
+def _read_args(kind, warmup_epochs, args): # the kind, what its loss takes, and what its adapter does
+    kind = find_name('kind', kind, DISTILLATIONS, dict(kd='kl', soft='kl', decoupled='dkd', attention='afd', masked='mgd',
+                                                       projectors='pefd', mutual='udml'))
+    of_loss, of_adapter = _defaults(DISTILLATIONS[kind].loss), _defaults(DISTILLATIONS[kind].adapter)
+    known = of_loss | of_adapter
     if unknown := [k for k in args if k not in known]:
         near = nearest(unknown[0], known, _WORDS)
         raise InputError(f"kind='{kind}' takes no '{unknown[0]}'.{near} It takes: {', '.join(known)}.")
     for k, v in (args | dict(warmup_epochs=warmup_epochs)).items(): _check_number(kind, k, v)
-    return kind, known | args
+    return kind, *({k: args.get(k, v) for k, v in o.items()} for o in (of_loss, of_adapter))
+
+def _defaults(func):
+    given = inspect.signature(func).parameters if func else {}
+    return {k: o.default for k, o in given.items() if o.default is not o.empty}
 
 def _check_number(kind, name, v):
-    most, number = 1 if name == 'alpha' and kind != 'dkd' else math.inf, isinstance(v, (int, float)) and not isinstance(v, bool)
-    if number and 0 <= v <= most and v < math.inf and (v or name != 'temperature'): return
-    what = 'above 0' if name == 'temperature' else 'from 0 to 1' if most == 1 else 'of 0 or more'
-    raise InputError(f"{name}={v!r} does not fit. Give a number {what}.")
+    whole, share = name in ('dim', 'projectors'), name == 'mask' or name == 'alpha' and kind != 'dkd'
+    least = 1 if whole else 0
+    if is_number(v, whole) and least <= v <= (1 if share else math.inf) and (v or name != 'temperature'): return
+    what = ('above 0' if name == 'temperature' else 'from 0 to 1' if share else 'of 0 or more')
+    raise InputError(f"{name}={v!r} does not fit. Give a {'whole number of 1 or more' if whole else f'number {what}'}.")
+
+def _listed(names): return [names] if isinstance(names, str) else list(names or [])
+
+def _read_peer(kind, name, preprocess): # as `read_teacher` answers
+    if preprocess: raise InputError(f"kind='{kind}': both networks get the same pictures. Leave preprocess out.")
+    if not isinstance(name, str):
+        raise InputError(f"kind='{kind}': both networks learn from the start. Give the name of one as teacher, as 'resnet18'.")
+    return dict(teacher=find_arch(name).name, preprocess=None, vocab=None)
 
 def _check_fit(cb):
     if cb.warmup_epochs and not hasattr(cb.learn, 'clock'):
@@ -272,6 +406,25 @@ def _check_fit(cb):
                          "Use image_dls, or as teacher a function that normalizes anew.")
     if other and len(own.mean) > len(other.mean):
         raise InputError("The teacher takes grey pictures and the student coloured ones. Take a teacher for coloured ones.")
+    if cb.method.adapter: _check_inside(cb, own)
+
+def _check_layers(cb): # whether there are any to compare
+    if not cb.method.adapter and any(cb.wanted):
+        kinds = ', '.join(k for k, o in DISTILLATIONS.items() if o.adapter)
+        raise InputError(f"kind='{cb.kind}' compares logits, and no layers. Those that compare layers are {kinds}.")
+    if not cb.method.adapter or cb.method.mutual or isinstance(cb.teacher, nn.Module): return
+    raise InputError(f"kind='{cb.kind}' compares layers, and neither a model.onnx nor a function says what is inside. Give as "
+                     "teacher a learner, a run folder, a checkpoint in it, or the name of a network with published weights.")
+
+def _check_inside(cb, own): # what a comparison of layers asks of a learner
+    if not hasattr(cb.learn, 'clock'): raise InputError("What compares layers begins from a seed. Add Clock() as a callback.")
+    if not own:
+        raise InputError(f"kind='{cb.kind}' must know how large pictures are, and the loaders do not say it. Use image_dls.")
+    others = {type(o) for o in cb.learn.cbs}
+    if CompileModel in others:
+        raise InputError(f"kind='{cb.kind}' listens to layers, and a compiled network has none left. Leave 'compile' out.")
+    if cb.method.mutual and MixBatch in others:
+        raise InputError(f"kind='{cb.kind}' gives labels to two networks, and knows none of mixed pictures. Leave mix out.")
 
 def _check_answer(teacher, pred):
     got = f'shape {tuple(teacher.shape)}' if hasattr(teacher, 'shape') else f'a {type(teacher).__name__}'

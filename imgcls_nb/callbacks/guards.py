@@ -244,6 +244,7 @@ class DivergenceGuard(Callback):
             self.opt.clear_state()
             if hasattr(self.learn, 'ema'): self.learn.ema.forget()
             since = self.good_step
+        if hasattr(self.learn, 'distill'): self.learn.distill.forget() # what learned beside the network may be lost as well
         self.why = f'{what} in epoch {self.clock.epochs + 1}, at step {step}'
         raise InputError(_explain(self, since))
 

@@ -170,6 +170,7 @@ class BackOff(Callback):
     def _halve(self, x):
         n = min(len(x), self.room[self.training] or len(x))
         if n == 1: raise InputError(_too_large(x))
+        if self.training and getattr(vars(self.learn).get('distill'), 'beside', None): raise InputError(_whole(n))
         self.room[self.training], self.told = math.ceil(n/2), False
 
     def after_step(self): self.clean = True # what follows sets the gradients to zero
@@ -197,6 +198,10 @@ class BackOff(Callback):
     def state(self) -> dict: return dict(train=self.room[True], valid=self.room[False]) # for a checkpoint
 
     def load_state(self, state:dict): self.room = {True: state['train'], False: state['valid']}
+
+def _whole(n):
+    return (f"Memory runs out with {n} pictures, and a distillation by layers takes a batch as a whole. Take bs={math.ceil(n/2)} "
+            "and cbs=('accumulate', dict(n=2)), or smaller pictures.")
 
 def _too_large(x):
     return (f"Memory runs out with a single picture of {'x'.join(map(str, x.shape[1:]))}. Free some (other programs, other "

@@ -175,9 +175,9 @@ def _plan(cfg, demanded):
 def _network(cfg, g, notes): # what is trained, how far its labels are smoothed, and who teaches it
     arch, loss, taught = Section(cfg.get('Arch'), 'Arch'), Section(cfg.get('Loss'), 'Loss'), ()
     if arch.get('name') == 'DistillationModel':
-        args, smoothing = read_distillation_losses(loss, notes)
-        arch, teacher = read_pair(arch, notes)
-        taught = (('distill', dict(teacher=teacher) | args),)
+        pair = read_pair(arch, notes)
+        args, smoothing = read_distillation_losses(loss, pair, notes)
+        arch, taught = pair.student, (('distill', dict(teacher=pair.teacher) | args),)
     else: smoothing = read_smoothing(loss, notes)
     old, own = g.count('class_num'), arch.get('class_num')
     if old and own is None: arch.values = arch.values | dict(class_num=old)
