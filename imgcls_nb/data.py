@@ -362,7 +362,7 @@ def dls_from_plan(
 ) -> ImageDataLoaders:
     "Build the loaders that a plan describes"
     join()
-    with first_alone('the pictures are found'): train, valid = find_pictures(plan, table)
+    with first_alone('the pictures are found', each_machine=True): train, valid = find_pictures(plan, table)
     if plan.vocab and plan.vocab != train.vocab:
         raise InputError(f"'{plan.path}' has the classes {', '.join(train.vocab[:12])}, "
                          f"but the plan was made with {', '.join(plan.vocab[:12])}.")
@@ -384,7 +384,7 @@ def dls_from_plan(
                   balance=BALANCE[plan.balance][0], sizes=plan.sizes, full_size=plan.decode == 'full',
                   shard_window=plan.shard_window)
     keep = train_dl.maker.kept if cache and (plan.size or plan.preprocess) else None # otherwise the model may want another size
-    with first_alone('the pictures are checked'):
+    with first_alone('the pictures are checked', each_machine=True):
         sides, bad = _settle(dict(train=train, valid=valid), plan.on_bad, dict(train=keep))
     check_same('pictures', {k: o.list_hash() for k, o in sides.items()} if world() > 1 else {})
     if bad['train']: train_dl = train_dl.new(sides['train'])

@@ -14,7 +14,7 @@ from imgcls_nb.data import image_dls  # first, because it imports fastai quietly
 from imgcls_nb.evaluate import evaluate
 from imgcls_nb.learner import image_learner
 from imgcls_nb.moments import Moment
-from imgcls_nb.ranks import all_values, first_alone, has_begun, join, rank, wait_for_all, world
+from imgcls_nb.ranks import LostError, all_values, first_alone, has_begun, join, rank, wait_for_all, world
 
 BATCH = 8 # of all processes together
 CASES = dict(plain={}, mixed=dict(mix='mixup+cutmix'), averaged=dict(cbs=[('ema', dict(decay=.9))]),
@@ -138,19 +138,25 @@ def main(folder, out, *jobs):
         if what == 'run': got = run(folder, out, arg)
         if what == 'curves': got = curves(folder)
         if what == 'late': got = late(out)
+        if what == 'apart': got = apart(out)
         if rank() == 0: torch.save(got, out/f'{what}-{arg}.pt')
     wait_for_all('the end')
 
 def late(out):
     "What those say who wait for somebody"
-    from imgcls_nb.core import InputError
     said = ''
     if rank() != 1:
         try: wait_for_all('lunch', wait_s=1)
-        except InputError as e: said = str(e)
+        except LostError as e: said = str(e)
     with first_alone('a file is written'):
         if rank() == 0: (out/'first').write_text('here')
         there = (out/'first').exists()
     return json.loads(json.dumps(dict(said=all_values(said), there=all_values(there))))
+
+def apart(out):
+    "Wait for each other outside of a step; the second process comes when somebody has cut the cable"
+    (out/f'apart-{rank()}').write_text('')
+    if rank(): time.sleep(5)
+    wait_for_all('lunch')
 
 if __name__ == '__main__': main(*sys.argv[1:])
