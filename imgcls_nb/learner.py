@@ -30,7 +30,7 @@ from .callbacks.clock import Clock, EpochMetrics
 from .callbacks.control import Control, check_idle, when_idle
 from .callbacks.guards import DivergenceGuard, TimeLimit
 from .callbacks.mixing import MixBatch
-from .callbacks.parallel import JointStep, Parallel, check_sync_bn
+from .callbacks.parallel import JointStep, Parallel, check_sync_bn, joint_preds
 from .callbacks.precision import describe_hardware, precision_callbacks, read_channels_last, read_precision
 from .callbacks.progress import EpochTable
 from .callbacks.recording import Checkpointer, RunWriter
@@ -49,7 +49,7 @@ from .moments import ResumableLearner
 from .names import is_number
 from .optim import make_optimizer, read_optimizer
 from .plan import FitPlan, ModelPlan, ObjectivePlan, Plan
-from .ranks import gathered, rank, world
+from .ranks import rank, world
 from .resume import INSIDE, INTERRUPTED, check_call, end_call, take_up, tell_again
 from .runs import Run
 from .samplers import class_weights
@@ -187,19 +187,7 @@ def _traceless(search):
 ImageLearner.lr_find = _traceless(Learner.lr_find)
 
 # %% ../nbs/45_learner.ipynb #e18aa8c0
-@wraps(Learner.get_preds)
-def _get_preds(self, ds_idx=1, dl=None, *args, **kwargs):
-    if world() == 1: return Learner.get_preds(self, ds_idx, dl, *args, **kwargs)
-    if dl is None: dl = self.dls[ds_idx].new(shuffle=False, drop_last=False)
-    if getattr(dl, 'shared', False) and len(dl.dataset) < world(): dl = dl.new(shared=False) # too few for all
-    if not getattr(dl, 'shared', False): return Learner.get_preds(self, ds_idx, dl, *args, **kwargs)
-    return _whole(Learner.get_preds(self, ds_idx, dl, *args, **kwargs | dict(reorder=False))) # it is in order
-
-ImageLearner.get_preds, ImageLearner.validate = when_idle(_get_preds), when_idle(Learner.validate)
-
-def _whole(o): # from the parts of all processes
-    if isinstance(o, torch.Tensor): return gathered(o)
-    return type(o)(map(_whole, o)) if isinstance(o, (list, tuple)) else o
+ImageLearner.get_preds, ImageLearner.validate = when_idle(joint_preds), when_idle(Learner.validate)
 
 # %% ../nbs/45_learner.ipynb #e4849660
 @patch
@@ -209,14 +197,15 @@ def tta(self:ImageLearner,
     n:int=4, # Varied looks at each picture
     beta:float|None=.25, # Weight of the plain look in the mean; None: give the two apart
     use_max:bool=False, # Take the largest in place of the mean
+    whole:bool=True, # Of several processes each gets all rows; False: the first gets them, and the others none
 ): # Probabilities `(N, C)` and targets; with `beta=None` the varied ones, the plain ones and the targets
     "Predict with test-time augmentation"
     if not is_number(n, whole=True) or n < 1: raise InputError(f"n={n!r} is no number of looks. Give at least 1.")
     plain = (dl or self.dls[ds_idx]).new(shuffle=False, drop_last=False, ops=None)
     varied, looks = plain.new(ops=self.dls.train.how['ops'] or augment_ops('light')), []
     with self.no_bar():
-        for varied.epoch in range(n): looks.append(self.get_preds(dl=varied, reorder=False)[0])
-        preds, targs = self.get_preds(dl=plain, reorder=False)
+        for varied.epoch in range(n): looks.append(self.get_preds(dl=varied, reorder=False, whole=whole)[0])
+        preds, targs = self.get_preds(dl=plain, reorder=False, whole=whole)
     looks = torch.stack(looks)
     if use_max: return torch.maximum(looks.max(0).values, preds), targs
     return (looks.mean(0), preds, targs) if beta is None else (torch.lerp(looks.mean(0), preds, beta), targs)

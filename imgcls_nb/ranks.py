@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['TIMEOUT', 'USUAL_TIMEOUT_S', 'ANSWER_S', 'LOST_SIGNS', 'LOGS', 'is_together', 'rank', 'world', 'forget_leftovers',
-           'timeout_s', 'join', 'leave', 'summed', 'gathered', 'from_first', 'all_values', 'in_turn', 'check_same',
-           'LostError', 'wait_for_all', 'absent', 'first_alone', 'who_is_gone', 'says_first', 'note_run', 'has_begun']
+           'timeout_s', 'join', 'leave', 'summed', 'gathered', 'to_first', 'from_first', 'all_values', 'in_turn',
+           'check_same', 'LostError', 'wait_for_all', 'absent', 'first_alone', 'who_is_gone', 'says_first', 'note_run',
+           'has_begun']
 
 # %% ../nbs/07_ranks.ipynb #3b2a7ce2
 import hashlib
@@ -105,6 +106,22 @@ def gathered(
     padded = rows.new_zeros(max(lengths), *rows.shape[1:])
     padded[:len(rows)] = rows
     return torch.cat([o[:n] for o, n in zip(_all(padded), lengths)])
+
+def to_first(
+    rows:torch.Tensor, # Their number may differ between processes
+) -> torch.Tensor: # Of the others none
+    "The rows of all processes, in the first one"
+    rows = rows.detach().as_subclass(torch.Tensor).contiguous()
+    if world() == 1: return rows
+    lengths = [int(o) for o in _all(torch.tensor([len(rows)], device=rows.device))]
+    if rank():
+        if len(rows): dist.send(rows, 0)
+        return rows.new_empty(0, *rows.shape[1:])
+    out = rows.new_empty(sum(lengths), *rows.shape[1:])
+    out[:len(rows)] = rows
+    for r, part in enumerate(out.split(lengths)):
+        if r and len(part): dist.recv(part, r)
+    return out
 
 def _all(tensor): # of the same shape everywhere
     out = [torch.empty_like(tensor) for _ in range(world())]
