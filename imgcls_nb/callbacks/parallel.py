@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .steps import loss_divisor
-from ..core import InputError
+from ..core import BadPictureError, InputError
 from ..metrics import CountedMetric, counts_of
 from ..ranks import all_values, gathered, summed, to_first, world
 from ..samplers import is_lent
@@ -39,6 +39,7 @@ class JointStep(Callback):
     def after_loss(self):
         if not self.training or not len(self.yb): return
         self.total, loss = summed(torch.stack([self.share, self.loss.detach()*self.share]))
+        if is_lent(self.dl) and not self.total: raise _nothing_left(self.dl) # in all processes alike
         self.learn.loss_grad = self.loss_grad*(self.share*world()/self.total).to(self.loss_grad.dtype)
         self.learn.loss = (loss/self.total).to(self.loss.dtype)
 
@@ -50,7 +51,15 @@ class JointStep(Callback):
     def after_validate(self):
         if not getattr(self.dl, 'shared', False): return # each process went through all
         share_lost(self.dl)
-        share_metrics([self.recorder.loss, *self.learn.metrics])
+        if all(all_values(is_lent(self.dl))): raise _nothing_left(self.dl)
+        metrics = [self.recorder.loss, *self.learn.metrics]
+        if is_lent(self.dl): # it has seen blank pictures
+            for o in metrics: o.reset()
+        share_metrics(metrics)
+
+def _nothing_left(dl):
+    return BadPictureError(f"Of a batch or a validation no picture can be read any more by any of {world()} processes. Is the "
+                           f"folder '{dl.dataset.root}' still there, on every machine? The first: {dl.lost[0][1]}")
 
 # %% ../../nbs/42_callbacks.parallel.ipynb #b4a6a36b
 JOINABLE = CountedMetric, AvgLoss, AvgMetric, AccumMetric, ValueMetric # the last is computed elsewhere
