@@ -30,12 +30,12 @@ from .callbacks.clock import Clock, EpochMetrics
 from .callbacks.control import Control, check_idle, when_idle
 from .callbacks.guards import DivergenceGuard, TimeLimit
 from .callbacks.mixing import MixBatch
-from .callbacks.parallel import JointStep, Parallel, check_sync_bn, joint_preds
+from .callbacks.parallel import JointStep, Parallel, check_sync_bn, joint_preds, out_of_memory, without_back_off
 from .callbacks.precision import describe_hardware, precision_callbacks, read_channels_last, read_precision
 from .callbacks.progress import EpochTable
 from .callbacks.recording import Checkpointer, RunWriter
 from .callbacks.resizing import GrowSize
-from .callbacks.steps import BackOff, MeanLoss
+from .callbacks.steps import BackOff, MeanLoss, is_out_of_memory
 from .callbacks.timing import StepTimer
 from .callbacks.worst import WorstPictures
 from .core import InputError, Preprocess, did_you_mean
@@ -84,6 +84,7 @@ class ImageLearner(Idioms, ResumableLearner):
                 elif method: self._add_custom(INTERRUPTED)
                 self._tidy(L((args or {}).get('cbs')))
             if isinstance(e, InputError): raise InputError(str(e).partition('`:\n\t')[2] or str(e)) from e # fastai adds where
+            if world() > 1 and is_out_of_memory(e): raise out_of_memory(self.dls.train) from e
             raise
         finally:
             self._depth -= 1
@@ -230,7 +231,8 @@ def _build(plan, dls, loss_func=None, opt_func=None, metrics=None, cbs=None):
     device, obj = dls.device, plan.objective
     precision = read_precision(plan.precision, device)
     channels_last = read_channels_last(plan.channels_last, device, precision)
-    precise, named = precision_callbacks(precision, device), make_callbacks(plan.callbacks, plan.run)
+    precise = precision_callbacks(precision, device)
+    given = without_back_off([*make_callbacks(plan.callbacks, plan.run), *L(cbs)])
     metrics = make_metrics(plan.metrics if metrics is None else metrics, dls.c)
     check_sync_bn(plan.sync_bn, device)
     if plan.run and not rank(): Run(plan.run).check_alone(Path(plan.data.path))
@@ -240,7 +242,7 @@ def _build(plan, dls, loss_func=None, opt_func=None, metrics=None, cbs=None):
                          splitter=_splitter(obj), wd=obj.weight_decay, wd_bn_bias=obj.decay_norm_bias or not opt_func,
                          metrics=metrics, path=plan.run or '.',
                          cbs=[Clock(plan.data.seed), EpochMetrics(), StepTimer(), EpochTable(), FitCheck(), *precise,
-                              *_joint(plan), *_varying(plan), *_watching(device, [*named, *L(cbs)]), *named, *L(cbs)])
+                              *_joint(plan), *_varying(plan), *_watching(device, given), *given])
     learn.remove_cbs(ProgressCallback)
     learn.recorder.loss = MeanLoss()
     learn.plan = replace(plan, data=dls.plan, model=replace(plan.model, num_classes=dls.c), mix=mix_ops(plan.mix),

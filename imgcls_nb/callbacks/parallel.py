@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['JOINABLE', 'JointStep', 'check_metrics', 'share_metrics', 'share_lost', 'joint_preds', 'share_statistics',
-           'check_sync_bn', 'with_sync_bn', 'without_sync_bn', 'wrapper_options', 'Parallel']
+           'check_sync_bn', 'with_sync_bn', 'without_sync_bn', 'wrapper_options', 'Parallel', 'without_back_off',
+           'out_of_memory']
 
 # %% ../../nbs/42_callbacks.parallel.ipynb #b05dfdc2
 import inspect
@@ -17,10 +18,10 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .steps import loss_divisor
+from .steps import BackOff, loss_divisor
 from ..core import BadPictureError, InputError
 from ..metrics import CountedMetric, counts_of
-from ..ranks import all_values, gathered, summed, to_first, world
+from ..ranks import all_values, gathered, rank, summed, to_first, world
 from ..samplers import is_lent
 
 # %% ../../nbs/42_callbacks.parallel.ipynb #77691d8c
@@ -223,4 +224,22 @@ class Parallel(Callback):
         if self.learn.opt: vars(self.learn.opt).pop('zero_grad', None)
         self.wrapped, self.old = None, {}
 
+# %% ../../nbs/42_callbacks.parallel.ipynb #58c44866
+def without_back_off(
+    cbs, # Callbacks that a learner is to have
+) -> list: # In a program that is alone all of them
+    "Leave out what does batches in parts, where processes would wait for each other"
+    left = [o for o in cbs if world() == 1 or o is not BackOff and not isinstance(o, BackOff)]
+    if len(left) < len(cbs) and rank() == 0:
+        print("back_off is left out: of several processes none can do its batch in parts, for the others wait for its gradient. "
+              "Where memory runs out, halve bs and add cbs=('accumulate', dict(n=2)).")
+    return left
 
+def out_of_memory(
+    dl, # The loader that was trained on
+) -> InputError: # To be raised
+    "What to do when one of several processes runs out of memory"
+    n = dl.own_part(dl.bs).n
+    return InputError(f"Memory has run out in process {rank()} of {world()}, with {n} pictures at once. Of several processes "
+                      f"none can do its batch in parts: bs={max(1, n//2)} with cbs=('accumulate', dict(n=2)) makes the same "
+                      "steps. Smaller pictures, a smaller network or precision='bf16' need less, too.")
