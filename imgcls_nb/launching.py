@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEFTOVERS', 'LOGS', 'STUCK_S', 'LOST', 'PARTLY', 'TERMINATED', 'read_gpus', 'count_processes', 'clean_env',
-           'process_env', 'address_towards', 'interface_of', 'free_port', 'launcher_arguments', 'launch_processes',
+           'process_env', 'address_towards', 'interface_of', 'meeting_point', 'launcher_arguments', 'launch_processes',
            'keep_logs', 'take_part', 'log_traceback', 'unexpected']
 
 # %% ../nbs/48_launching.ipynb #defbe892
@@ -105,34 +105,33 @@ def interface_of(
     return ''
 
 # %% ../nbs/48_launching.ipynb #4025c57b
-def free_port() -> int:
-    "A port of this machine that nobody uses"
-    with socket.socket() as s:
-        s.bind(('', 0))
-        return s.getsockname()[1]
+def meeting_point(): # A store of torch's, which keeps its port while it lives; a launcher in this process finds it there
+    "Where the processes of one machine meet"
+    from torch.distributed import TCPStore
+    return TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False, multi_tenant=True)
 
 def launcher_arguments(
     nproc:int, # Processes on this machine
     nnodes:int=1, # Machines
     node_rank:int=0, # Number of this one
-    endpoint:str|None=None, # Where the machines meet, `host:port` of the first
+    endpoint:str|None=None, # Where they meet, `host:port` of the first machine
     max_restarts:int=0, # How often all are started again when one has failed
 ) -> list: # For `torch.distributed.run`
     "How torch's launcher is told what to do"
     common = [f'--nproc-per-node={nproc}', f'--max-restarts={max_restarts}', '--monitor-interval=0.2']
     if nnodes < 1 or not 0 <= node_rank < nnodes:
         raise InputError(f"--nnodes {nnodes} --node-rank {node_rank}: of {nnodes} machines the numbers are 0 to {nnodes - 1}.")
-    if nnodes == 1: return [*common, *_static('127.0.0.1', free_port(), secrets.token_hex()), '--local-addr=127.0.0.1']
+    if nnodes == 1: return [*common, *_static(endpoint, secrets.token_hex()), '--local-addr=127.0.0.1']
     host, _, port = (endpoint or '').rpartition(':')
     if not (host and port.isdigit()):
         raise InputError(f"--nnodes {nnodes} needs --rdzv-endpoint HOST:PORT, where the first machine can be reached by the "
                          f"others, the same on all of them{f'; {endpoint} is none' if endpoint else ''}.")
     address = host if node_rank == 0 else address_towards(host)
-    meet = _elastic(endpoint, node_rank) if max_restarts else _static(host, port, 'imgcls')
+    meet = _elastic(endpoint, node_rank) if max_restarts else _static(endpoint, 'imgcls')
     return [*common, f'--nnodes={nnodes}', f'--node-rank={node_rank}', *meet, *([f'--local-addr={address}'] if address else [])]
 
-def _static(host, port, name): # machines have the numbers that they were given, and there is one meeting
-    return [f'--rdzv-endpoint={host}:{port}', f'--rdzv-id={name}'] # torch's usual backend
+def _static(endpoint, name): # machines have the numbers that they were given, and there is one meeting
+    return [f'--rdzv-endpoint={endpoint}', f'--rdzv-id={name}'] # torch's usual backend
 
 def _elastic(endpoint, node_rank): # they can meet again
     return ['--rdzv-backend=c10d', f'--rdzv-endpoint={endpoint}', '--rdzv-id=imgcls',
@@ -153,7 +152,8 @@ def launch_processes(
     "Run a command in several processes"
     import torch
     n = count_processes(nproc, read_gpus(gpus), torch.cuda.device_count())
-    arguments = launcher_arguments(n, nnodes, node_rank, endpoint, max_restarts)
+    store = meeting_point() if nnodes == 1 else None # one machine's own
+    arguments = launcher_arguments(n, nnodes, node_rank, f'127.0.0.1:{store.port}' if store else endpoint, max_restarts)
     to_others = address_towards(endpoint.rpartition(':')[0]) if nnodes > 1 else ''
     logs = Path(tempfile.mkdtemp(prefix='imgcls-'))
     env = process_env(os.environ, n, logs, read_gpus(gpus), timeout_s, interface_of(to_others) if to_others else '')
@@ -189,9 +189,16 @@ def _run_agent(arguments, then):
         print(f'imgcls: interrupted. {then}', file=sys.stderr)
         return 128 + e.sigval
     except (RuntimeError, RendezvousError) as e: # of the store where launchers meet
-        print(f"imgcls: the other machines cannot be reached, or have ended ({' '.join(str(e).split())[:160]}).", file=sys.stderr)
-        return LOST
+        status, message = _no_meeting(' '.join(f'{e} {e.__cause__ or ""}'.split()))
+        print(f'imgcls: {message}', file=sys.stderr)
+        return status
     return 0
+
+def _no_meeting(said): # exit status, and what there is to say
+    if 'EADDRINUSE' not in said and 'already in use' not in said:
+        return LOST, f'the other machines cannot be reached, or have ended ({said[:160]}).'
+    return 2, ("the port of --rdzv-endpoint is taken on this machine, by another program or a launch that has not ended. "
+               "Give another one, the same on all machines.")
 
 LOST = 3 # exit status of a process that cannot go on because others are gone
 PARTLY = 1 # where all was done that could be, as with pictures of which some cannot be read
