@@ -215,14 +215,19 @@ def keep_logs(
     logs:Path, # Where they are
     failed:bool, # Whether somebody will want to read them
 ):
-    "Put the logs of processes into the run folder; those of a failure stay where they are, if there is none"
+    "Add the logs of processes to those in the run folder; of a failure they stay where they are, if there is none"
     run = Path((logs/'run').read_text()) if (logs/'run').is_file() else None
     written = [o for o in logs.glob('*.log') if o.stat().st_size]
     if run and (run/'config.yaml').is_file():
         (run/'ranks').mkdir(exist_ok=True)
-        for o in written: shutil.copyfile(o, run/'ranks'/o.name)
+        for o in written: _append(o, run/'ranks'/o.name)
     elif failed and written: return print(f"What else the processes had to say is in {logs}", file=sys.stderr)
     shutil.rmtree(logs, ignore_errors=True)
+
+def _append(log, kept): # to what earlier launches of the run had to say
+    with open(log, 'rb') as new, open(kept, 'ab') as all_:
+        if all_.tell(): all_.write(f'\n--- of the launch that ended at {time.strftime("%Y-%m-%d %H:%M:%S")}\n'.encode())
+        shutil.copyfileobj(new, all_)
 
 # %% ../nbs/48_launching.ipynb #dbf6a6ba
 TERMINATED = 143
