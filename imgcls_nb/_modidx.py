@@ -2114,6 +2114,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'imgcls_nb.launching.meeting_point': ('launching.html#meeting_point', 'imgcls_nb/launching.py'),
                                      'imgcls_nb.launching.process_env': ('launching.html#process_env', 'imgcls_nb/launching.py'),
                                      'imgcls_nb.launching.read_gpus': ('launching.html#read_gpus', 'imgcls_nb/launching.py'),
+                                     'imgcls_nb.launching.read_number': ('launching.html#read_number', 'imgcls_nb/launching.py'),
                                      'imgcls_nb.launching.take_part': ('launching.html#take_part', 'imgcls_nb/launching.py'),
                                      'imgcls_nb.launching.unexpected': ('launching.html#unexpected', 'imgcls_nb/launching.py')},
             'imgcls_nb.learner': { 'imgcls_nb.learner.ImageLearner': ('learner.html#imagelearner', 'imgcls_nb/learner.py'),

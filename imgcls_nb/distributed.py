@@ -41,7 +41,7 @@ from .callbacks.control import ask_run
 from .checkpoints import read_checkpoint
 from .core import InputError, did_you_mean
 from .files import write_atomic
-from .launching import clean_env, count_processes, read_gpus
+from .launching import clean_env, count_processes, read_gpus, read_number
 from .plan import FitPlan, Plan, plan_from_yaml, plan_to_yaml
 from .ranks import rank
 from .resume import INSIDE
@@ -264,7 +264,8 @@ def _command(nproc, gpus, max_restarts, timeout_s):
     if nproc is not None and type(nproc) is not int:
         raise InputError(f"nproc={nproc!r} is no number of processes. Give a whole one, such as nproc=2.")
     count_processes(nproc, read_gpus(gpus), torch.cuda.device_count()) # what is wrong with it is said at once
-    given = {'--nproc': nproc, '--gpus': gpus, '--max-restarts': max_restarts or None, '--timeout': timeout_s}
+    given = {'--nproc': nproc, '--max-restarts': max_restarts or None, '--timeout': timeout_s}
+    given = {k: read_number(k, v) for k, v in given.items()} | {'--gpus': gpus}
     return ['launch', *(str(x) for k, v in given.items() if v is not None for x in (k, v))]
 
 def _kept(plan): # in a file, which a restart reads again
@@ -370,12 +371,13 @@ def _check_code(cell):
 
 def _cell_arguments(line):
     parser = argparse.ArgumentParser('%%launch', exit_on_error=False, add_help=False)
-    for name, kind in (('nproc', int), ('gpus', str), ('timeout', float)): parser.add_argument(f'--{name}', type=kind)
+    for o in ('--nproc', '--gpus', '--timeout'): parser.add_argument(o)
     parser.add_argument('--run', default='runs/cell')
-    parser.add_argument('--max-restarts', type=int, default=0)
+    parser.add_argument('--max-restarts', default=0)
     try: args, rest = parser.parse_known_args(shlex.split(line))
     except (argparse.ArgumentError, ValueError) as e: raise InputError(f"%%launch {line}: {e}.") from e
     if rest: raise InputError(f"%%launch {line}: {rest[0]} is unknown. Known: --nproc, --gpus, --run, --timeout, --max-restarts.")
+    args.nproc, args.max_restarts = read_number('--nproc', args.nproc), read_number('--max-restarts', args.max_restarts)
     return args
 
 # %% ../nbs/73_distributed.ipynb #bab884fa
