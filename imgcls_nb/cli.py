@@ -12,7 +12,7 @@ import sys
 import warnings
 
 from .core import InputError, did_you_mean, is_one_of_many
-from .launching import launch_processes, log_traceback, take_part, unexpected
+from .launching import NUMBERS, launch_processes, log_traceback, read_number, take_part, unexpected
 from imgcls_nb.verbs import (
     run_app, run_benchmark, run_check_data, run_config, run_convert, run_eval, run_export, run_infer, run_lab,
     run_models, run_predict, run_python, run_quickstart, run_resume, run_serve, run_train, run_tutorials,
@@ -35,6 +35,7 @@ LAUNCHABLE = 'train', 'resume', 'eval', *LABELLING, 'python'
 
 def _run_launch(args):
     args.command = args.command[args.command[:1] == ['--']:] # as for other launchers
+    for o, name in ((o, o[2:].replace('-', '_')) for o in NUMBERS): setattr(args, name, read_number(o, getattr(args, name)))
     if not args.command: raise InputError("imgcls launch takes a command: imgcls launch --nproc 2 train -c CONFIG.yaml.")
     if args.command[0] not in LAUNCHABLE:
         verb = args.command[0]
@@ -116,14 +117,14 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('--allow', **allow)
 
     p = verb('launch', _run_launch, 'Run train, resume, eval, infer or predict in several processes', config=False)
-    for name, kind, text in (('nproc', int, 'processes on this machine (default: one for each GPU)'),
-                             ('gpus', str, 'numbers of the GPUs to use, such as 0,1 (default: all)'),
-                             ('rdzv-endpoint', str, 'with --nnodes, in a network that you trust: HOST:PORT of the first machine'),
-                             ('timeout', float, 'seconds that processes wait for each other (default: 600)')):
-        p.add_argument(f'--{name}', type=kind, help=text)
+    for name, text in (('nproc', 'processes on this machine (default: one for each GPU)'),
+                       ('gpus', 'numbers of the GPUs to use, such as 0,1 (default: all)'),
+                       ('rdzv-endpoint', 'with --nnodes, in a network that you trust: HOST:PORT of the first machine'),
+                       ('timeout', 'seconds that processes wait for each other (default: 600)')):
+        p.add_argument(f'--{name}', help=text) # numbers are read by `read_number`, which says more than argparse
     for name, usual, text in (('nnodes', 1, 'machines; start this command on each'), ('node-rank', 0, 'number of this machine'),
                               ('max-restarts', 0, 'times to go on from what was kept when a process has failed')):
-        p.add_argument(f'--{name}', type=int, default=usual, help=f'{text} (default: %(default)s)')
+        p.add_argument(f'--{name}', default=usual, help=f'{text} (default: %(default)s)')
     p.add_argument('command', nargs=argparse.REMAINDER, metavar='COMMAND', help=', '.join(LAUNCHABLE))
 
     p = verb('python', run_python, 'Run a script of your own; for launch', config=False)

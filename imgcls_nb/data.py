@@ -213,18 +213,23 @@ def own_part(self:ImageDL,
 @patch
 def __iter__(self:ImageDL):
     todo, any_left = self.epoch_batches(), False
+    ready = lambda b: self.after_batch(to_device(_typed(b), self.device, non_blocking=self.pin_memory))
     if self.shuffle and not todo: raise InputError(_NO_BATCH.format(n=len(self.dataset), bs=self.bs))
     todo, self.first = todo[self.first:], 0
     self.before_iter()
-    for b, (_, idxs, _) in zip(self._fetch(todo), todo):
+    for b, (size, idxs, _) in zip(self._fetch(todo), todo):
         self.part = self._batch_part(len(idxs))
         if isinstance(b[-1], list): self.lost, b = list(dict.fromkeys([*self.lost, *map(tuple, b[-1])])), b[:-1]
-        if b: yield self.after_batch(to_device(_typed(b), self.device, non_blocking=self.pin_memory))
         any_left = any_left or bool(b)
-        if not b and self.shuffle and self.processes > 1: break # the others have pictures, and would wait for this process
-    if todo and (not any_left or self.shuffle and self.processes > 1 and not b):
-        raise BadPictureError(_NONE_LEFT.format(n=len(self.lost), root=self.dataset.root, why=self.lost[0][1]))
+        if b or self.shuffle and self.processes > 1: yield ready(b or _blank(self, size))
+    if todo and not any_left:
+        if not self.shuffle and self.processes > 1: yield ready(_blank(self, self.size)) # the others may have some
+        else: raise BadPictureError(_NONE_LEFT.format(n=len(self.lost), root=self.dataset.root, why=self.lost[0][1]))
     self.after_iter()
+
+def _blank(dl, size): # in place of pictures that cannot be read, where other processes wait for this one; they count nothing
+    dl.part, y = Part(0, 0, 0), torch.zeros(2, dtype=torch.long)
+    return torch.zeros(2, len(dl.preprocess.mean), *size, dtype=torch.uint8), *([y] if dl.dataset.labels[0] >= 0 else [])
 
 _NO_BATCH = "There is nothing to train on: {n} pictures make no full batch of bs={bs}. Take a smaller bs, or drop_last=False."
 _NONE_LEFT = "None of {n} pictures of '{root}' can be read any more. Is the folder still there? The first: {why}"
@@ -362,7 +367,7 @@ def dls_from_plan(
 ) -> ImageDataLoaders:
     "Build the loaders that a plan describes"
     join()
-    with first_alone('the pictures are found'): train, valid = find_pictures(plan, table)
+    with first_alone('the pictures are found', each_machine=True): train, valid = find_pictures(plan, table)
     if plan.vocab and plan.vocab != train.vocab:
         raise InputError(f"'{plan.path}' has the classes {', '.join(train.vocab[:12])}, "
                          f"but the plan was made with {', '.join(plan.vocab[:12])}.")
@@ -384,7 +389,7 @@ def dls_from_plan(
                   balance=BALANCE[plan.balance][0], sizes=plan.sizes, full_size=plan.decode == 'full',
                   shard_window=plan.shard_window)
     keep = train_dl.maker.kept if cache and (plan.size or plan.preprocess) else None # otherwise the model may want another size
-    with first_alone('the pictures are checked'):
+    with first_alone('the pictures are checked', each_machine=True):
         sides, bad = _settle(dict(train=train, valid=valid), plan.on_bad, dict(train=keep))
     check_same('pictures', {k: o.list_hash() for k, o in sides.items()} if world() > 1 else {})
     if bad['train']: train_dl = train_dl.new(sides['train'])

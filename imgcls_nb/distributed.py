@@ -16,11 +16,13 @@ import inspect
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -39,7 +41,7 @@ from .callbacks.control import ask_run
 from .checkpoints import read_checkpoint
 from .core import InputError, did_you_mean
 from .files import write_atomic
-from .launching import clean_env, count_processes, read_gpus
+from .launching import clean_env, count_processes, read_gpus, read_number
 from .plan import FitPlan, Plan, plan_from_yaml, plan_to_yaml
 from .ranks import rank
 from .resume import INSIDE
@@ -53,12 +55,14 @@ class Launched:
         command:list, # Arguments of `imgcls`, such as `['launch', '--nproc', '2', 'train', …]`
         run, # The run folder that they write
         receive=None, # Called in the end, gives the trained learner; None: there is none
+        folder=None, # A temporary one, which it takes over; None: a new one
     ):
         self.run, self.place, self.said, self.lock, self.interrupts = Path(run), 0, '', Lock(), 0
-        self.receive, self.result, self.shown, self.folder = receive, None, None, Path(tempfile.mkdtemp(prefix='imgcls-'))
+        self.receive, self.result, self.shown, self.folder = receive, None, None, Path(folder or _new_folder())
         with open(self.folder/'log', 'wb') as log:
             self.process = subprocess.Popen([sys.executable, '-m', 'imgcls_nb.cli', *map(str, command)], stdin=subprocess.DEVNULL,
                                             stdout=log, stderr=log, env=_plain_env(), start_new_session=True)
+        weakref.finalize(self, _clear, self.process, self.folder)
 
     @property
     def running(self) -> bool:
@@ -95,6 +99,11 @@ class Launched:
     def end(self):
         "End the processes as an interrupt does"
         if self.running: os.killpg(self.process.pid, signal.SIGINT)
+
+def _new_folder(): return tempfile.mkdtemp(prefix='imgcls-')
+
+def _clear(process, folder): # of processes that go on without this kernel it stays
+    if process.poll() is not None: shutil.rmtree(folder, ignore_errors=True)
 
 def _plain_env(): # torch and others have put things into the kernel's that are its own
     return clean_env(os.environ) | dict(PYTHONUNBUFFERED='1')
@@ -247,8 +256,8 @@ def launch(
     plan = plan_to_launch(source, fit, run)
     Path(plan.run).parent.mkdir(parents=True, exist_ok=True)
     learn = source if isinstance(source, ImageLearner) else None
-    command = _command(nproc, gpus, max_restarts, timeout_s) + ['train', '--plan', _kept(plan)]
-    job = Launched(command, plan.run, partial(take_back, learn, plan.run))
+    command, file = _command(nproc, gpus, max_restarts, timeout_s), _kept(plan)
+    job = Launched([*command, 'train', '--plan', file], plan.run, partial(take_back, learn, plan.run), file.parent)
     return job.learner() if wait else job
 
 def _command(nproc, gpus, max_restarts, timeout_s):
@@ -256,11 +265,12 @@ def _command(nproc, gpus, max_restarts, timeout_s):
     if nproc is not None and type(nproc) is not int:
         raise InputError(f"nproc={nproc!r} is no number of processes. Give a whole one, such as nproc=2.")
     count_processes(nproc, read_gpus(gpus), torch.cuda.device_count()) # what is wrong with it is said at once
-    given = {'--nproc': nproc, '--gpus': gpus, '--max-restarts': max_restarts or None, '--timeout': timeout_s}
+    given = {'--nproc': nproc, '--max-restarts': max_restarts or None, '--timeout': timeout_s}
+    given = {k: read_number(k, v) for k, v in given.items()} | {'--gpus': gpus}
     return ['launch', *(str(x) for k, v in given.items() if v is not None for x in (k, v))]
 
-def _kept(plan): # in a file, until the run folder has it
-    file = Path(tempfile.mkdtemp(prefix='imgcls-'))/'plan.yaml'
+def _kept(plan): # in a file, which a restart reads again
+    file = Path(_new_folder())/'plan.yaml'
     file.write_text(plan_to_yaml(plan), encoding='utf-8')
     return file
 
@@ -362,12 +372,13 @@ def _check_code(cell):
 
 def _cell_arguments(line):
     parser = argparse.ArgumentParser('%%launch', exit_on_error=False, add_help=False)
-    for name, kind in (('nproc', int), ('gpus', str), ('timeout', float)): parser.add_argument(f'--{name}', type=kind)
+    for o in ('--nproc', '--gpus', '--timeout'): parser.add_argument(o)
     parser.add_argument('--run', default='runs/cell')
-    parser.add_argument('--max-restarts', type=int, default=0)
+    parser.add_argument('--max-restarts', default=0)
     try: args, rest = parser.parse_known_args(shlex.split(line))
     except (argparse.ArgumentError, ValueError) as e: raise InputError(f"%%launch {line}: {e}.") from e
     if rest: raise InputError(f"%%launch {line}: {rest[0]} is unknown. Known: --nproc, --gpus, --run, --timeout, --max-restarts.")
+    args.nproc, args.max_restarts = read_number('--nproc', args.nproc), read_number('--max-restarts', args.max_restarts)
     return args
 
 # %% ../nbs/73_distributed.ipynb #bab884fa

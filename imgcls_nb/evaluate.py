@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from .core import BadPictureError, InputError, did_you_mean
-from .evaluation import FOLDER, MANIFEST, Evaluation, saved_in
+from .evaluation import FOLDER, MANIFEST, SEEN, Evaluation, Told, saved_in
 
 # %% ../nbs/55_evaluate.ipynb #4f31e647
 def labelled_pictures(
@@ -78,33 +78,47 @@ def match_classes(
     return np.array([where.get(o, -1) for o in pics.vocab], np.int64)
 
 # %% ../nbs/55_evaluate.ipynb #9e6ea382
-def _by_learner(learn, data, tta):
+def _by_learner(learn, data, tta, whole):
+    from imgcls_nb.ranks import from_first, rank
     vocab = tuple(map(str, learn.dls.vocab))
     pics, side = _find_labelled(learn.dls.valid if data is None else data, vocab)
     side = _own_side(learn, pics) or side
     places = match_classes(pics, vocab)
     dl = learn.dls.valid.new(pics, shuffle=False, drop_last=False, ops=None, sizes=())
-    probs, targs = _looks(learn, dl, tta)
-    lost = {name for name, _ in dl.lost}
-    if len(targs) + len(lost) != len(pics): # varied looks are taken by loaders that end with the call
-        raise InputError(f"{len(pics) - len(targs)} of {len(pics)} pictures were lost while they were looked at several times. "
+    probs, targs = _looks(learn, dl, tta, whole)
+    lost, n = {name for name, _ in dl.lost}, from_first(len(targs))
+    if n + len(lost) != len(pics): # varied looks are taken by loaders that end with the call
+        raise InputError(f"{len(pics) - n} of {len(pics)} pictures were lost while they were looked at several times. "
                          "Evaluate without tta, which names them, or load the data again.")
-    names = [pics.name(i) for i in range(len(pics))]
+    names = [o for o in map(pics.name, range(len(pics))) if o not in lost]
     _say_lost(lost, len(pics))
     facts = dict(arch=learn.plan.model.arch if learn.plan else None, epoch=learn.clock.epochs, step=learn.clock.steps,
                  side=side)
-    return Evaluation(probs.float().numpy(), places[targs.numpy()], vocab, [o for o in names if o not in lost], pics.root,
-                      facts=facts).attach(pics)
+    about = vocab, names, pics.root
+    ev = Evaluation(probs.float().numpy(), places[targs.numpy()], *about, facts=facts) if whole or rank() == 0 else None
+    seen = None if whole else _told(ev, n)
+    return (Told(*seen, *about, facts) if ev is None else ev).attach(pics)
+
+def _told(ev, n): # by the first process to the others: what follows from the probabilities, and the targets
+    import torch
+
+    from imgcls_nb.ranks import summed, world
+    if world() == 1: return None
+    rows = torch.zeros(1 + len(SEEN), n, dtype=torch.float64)
+    if ev is not None: rows[:] = torch.from_numpy(np.stack([ev.targs, *(ev.judge()[k] for k in SEEN)]))
+    targs, *seen = summed(rows).numpy()
+    kinds = dict(preds=np.int64, confidence=np.float32, truth_probs=np.float32, ranks=np.int64)
+    return {k: o.astype(kinds[k]) for k, o in zip(SEEN, seen)}, targs.astype(np.int64)
 
 # %% ../nbs/55_evaluate.ipynb #cfdde1da
 def _own_side(learn, pics): # of its split; None: they are others
     dls = getattr(learn, 'dls', None)
     return next((k for k in ('train', 'valid') if dls is not None and getattr(dls, f'{k}_ds') is pics), None)
 
-def _looks(learn, dl, tta):
+def _looks(learn, dl, tta, whole):
     with learn.no_bar():
-        if not tta: return learn.get_preds(dl=dl, reorder=False) # they come in order
-        return learn.tta(dl=dl, **tta)
+        if not tta: return learn.get_preds(dl=dl, reorder=False, whole=whole) # they come in order
+        return learn.tta(dl=dl, whole=whole, **tta)
 
 def _say_lost(lost, n):
     if not lost: return
@@ -138,12 +152,13 @@ def evaluate(
     tta=False, # Varied looks at each picture: how many, True for 4, or arguments of `learn.tta`
     run=None, # Run folder to save into; None: the learner's own; False: nothing is saved
     name:str|None=None, # Under which name; None: 'valid' or 'train', or that of the data, with '-tta' where it is
+    whole:bool=False, # Of several processes with a learner each gets the probabilities; False: the first, the others a `Told`
 ) -> Evaluation:
     "Predict once, to answer every question from it"
     tta = _tta_args(tta)
-    if isinstance(source, (str, os.PathLike)): return _evaluate_path(Path(source), data, tta, run, name)
+    if isinstance(source, (str, os.PathLike)): return _evaluate_path(Path(source), data, tta, run, name, whole)
     if not hasattr(source, 'get_preds'): ev = _evaluate_predictor(source, data, tta)
-    else: ev = _by_learner(source, data, tta)
+    else: ev = _by_learner(source, data, tta, whole)
     ev.facts |= dict(tta=tta, time=round(time.time(), 3))
     if where := _run_of(source) if run is None else run: _keep(ev, where, name or _usual_name(ev, source, data, tta))
     return ev
@@ -181,7 +196,7 @@ def _evaluate_predictor(predictor, data, tta):
     return _by_predictor(predictor, data)
 
 # %% ../nbs/55_evaluate.ipynb #efb77eeb
-def _evaluate_path(path, data, tta, run, name):
+def _evaluate_path(path, data, tta, run, name, whole):
     if not path.exists(): raise InputError(f"There is no '{path}'. Give a run folder, a model file, or a saved evaluation.")
     if path.name == MANIFEST: path = path.parent
     if path.suffix == '.onnx':
@@ -196,7 +211,7 @@ def _evaluate_path(path, data, tta, run, name):
     if not (path/'config.yaml').is_file(): raise InputError(f"'{path}' holds no saved predictions, and is no run folder. "
                                                             "Give what evaluate has saved, a run folder, or a model file.")
     save = path if run is None else run
-    if data is None: return _by_run(path, tta, save, name)
+    if data is None: return _by_run(path, tta, save, name, whole)
     from imgcls_nb.trained import TorchPredictor, load_trained
     return evaluate(TorchPredictor(load_trained(path)), data, tta, save, name)
 
@@ -208,10 +223,10 @@ def _say_if_older(run, name, ev): # than the checkpoints
     print(f"'{name}' was evaluated at step {ev.facts['step']}, and the run has come to step {steps[-1]}. "
           "Evaluate the learner to have it anew.")
 
-def _by_run(run, tta, save, name):
+def _by_run(run, tta, save, name, whole):
     from imgcls_nb.trained import checkpoint_of
     plan, weights, facts = checkpoint_of(run)
-    ev = evaluate_plan(plan, weights, tta=tta, run=False)
+    ev = evaluate_plan(plan, weights, tta=tta, run=False, whole=whole)
     ev.facts |= {k: facts[k] for k in ('epoch', 'step') if k in facts} | dict(checkpoint='best_model')
     if save: _keep(ev, save, name)
     return ev

@@ -103,7 +103,7 @@ def _judge(learn, schedule, epochs, folder):
     with learn.no_bar():
         run_schedule(learn, schedule)
         if epochs: learn.fit_one_cycle(epochs)
-    ev = evaluate(learn)
+    ev = evaluate(learn, whole=True)
     if folder: ev.save(folder)
     return ev
 

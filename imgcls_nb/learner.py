@@ -30,12 +30,12 @@ from .callbacks.clock import Clock, EpochMetrics
 from .callbacks.control import Control, check_idle, when_idle
 from .callbacks.guards import DivergenceGuard, TimeLimit
 from .callbacks.mixing import MixBatch
-from .callbacks.parallel import JointStep, Parallel, check_sync_bn
+from .callbacks.parallel import JointStep, Parallel, check_sync_bn, joint_preds, out_of_memory, without_back_off
 from .callbacks.precision import describe_hardware, precision_callbacks, read_channels_last, read_precision
 from .callbacks.progress import EpochTable
 from .callbacks.recording import Checkpointer, RunWriter
 from .callbacks.resizing import GrowSize
-from .callbacks.steps import BackOff, MeanLoss
+from .callbacks.steps import BackOff, MeanLoss, is_out_of_memory
 from .callbacks.timing import StepTimer
 from .callbacks.worst import WorstPictures
 from .core import InputError, Preprocess, did_you_mean
@@ -49,7 +49,7 @@ from .moments import ResumableLearner
 from .names import is_number
 from .optim import make_optimizer, read_optimizer
 from .plan import FitPlan, ModelPlan, ObjectivePlan, Plan
-from .ranks import gathered, rank, world
+from .ranks import rank, world
 from .resume import INSIDE, INTERRUPTED, check_call, end_call, take_up, tell_again
 from .runs import Run
 from .samplers import class_weights
@@ -84,6 +84,7 @@ class ImageLearner(Idioms, ResumableLearner):
                 elif method: self._add_custom(INTERRUPTED)
                 self._tidy(L((args or {}).get('cbs')))
             if isinstance(e, InputError): raise InputError(str(e).partition('`:\n\t')[2] or str(e)) from e # fastai adds where
+            if world() > 1 and is_out_of_memory(e): raise out_of_memory(self.dls.train) from e
             raise
         finally:
             self._depth -= 1
@@ -187,19 +188,7 @@ def _traceless(search):
 ImageLearner.lr_find = _traceless(Learner.lr_find)
 
 # %% ../nbs/45_learner.ipynb #e18aa8c0
-@wraps(Learner.get_preds)
-def _get_preds(self, ds_idx=1, dl=None, *args, **kwargs):
-    if world() == 1: return Learner.get_preds(self, ds_idx, dl, *args, **kwargs)
-    if dl is None: dl = self.dls[ds_idx].new(shuffle=False, drop_last=False)
-    if getattr(dl, 'shared', False) and len(dl.dataset) < world(): dl = dl.new(shared=False) # too few for all
-    if not getattr(dl, 'shared', False): return Learner.get_preds(self, ds_idx, dl, *args, **kwargs)
-    return _whole(Learner.get_preds(self, ds_idx, dl, *args, **kwargs | dict(reorder=False))) # it is in order
-
-ImageLearner.get_preds, ImageLearner.validate = when_idle(_get_preds), when_idle(Learner.validate)
-
-def _whole(o): # from the parts of all processes
-    if isinstance(o, torch.Tensor): return gathered(o)
-    return type(o)(map(_whole, o)) if isinstance(o, (list, tuple)) else o
+ImageLearner.get_preds, ImageLearner.validate = when_idle(joint_preds), when_idle(Learner.validate)
 
 # %% ../nbs/45_learner.ipynb #e4849660
 @patch
@@ -209,14 +198,15 @@ def tta(self:ImageLearner,
     n:int=4, # Varied looks at each picture
     beta:float|None=.25, # Weight of the plain look in the mean; None: give the two apart
     use_max:bool=False, # Take the largest in place of the mean
+    whole:bool=True, # Of several processes each gets all rows; False: the first gets them, and the others none
 ): # Probabilities `(N, C)` and targets; with `beta=None` the varied ones, the plain ones and the targets
     "Predict with test-time augmentation"
     if not is_number(n, whole=True) or n < 1: raise InputError(f"n={n!r} is no number of looks. Give at least 1.")
     plain = (dl or self.dls[ds_idx]).new(shuffle=False, drop_last=False, ops=None)
     varied, looks = plain.new(ops=self.dls.train.how['ops'] or augment_ops('light')), []
     with self.no_bar():
-        for varied.epoch in range(n): looks.append(self.get_preds(dl=varied, reorder=False)[0])
-        preds, targs = self.get_preds(dl=plain, reorder=False)
+        for varied.epoch in range(n): looks.append(self.get_preds(dl=varied, reorder=False, whole=whole)[0])
+        preds, targs = self.get_preds(dl=plain, reorder=False, whole=whole)
     looks = torch.stack(looks)
     if use_max: return torch.maximum(looks.max(0).values, preds), targs
     return (looks.mean(0), preds, targs) if beta is None else (torch.lerp(looks.mean(0), preds, beta), targs)
@@ -241,7 +231,8 @@ def _build(plan, dls, loss_func=None, opt_func=None, metrics=None, cbs=None):
     device, obj = dls.device, plan.objective
     precision = read_precision(plan.precision, device)
     channels_last = read_channels_last(plan.channels_last, device, precision)
-    precise, named = precision_callbacks(precision, device), make_callbacks(plan.callbacks, plan.run)
+    precise = precision_callbacks(precision, device)
+    given = without_back_off([*make_callbacks(plan.callbacks, plan.run), *L(cbs)])
     metrics = make_metrics(plan.metrics if metrics is None else metrics, dls.c)
     check_sync_bn(plan.sync_bn, device)
     if plan.run and not rank(): Run(plan.run).check_alone(Path(plan.data.path))
@@ -251,7 +242,7 @@ def _build(plan, dls, loss_func=None, opt_func=None, metrics=None, cbs=None):
                          splitter=_splitter(obj), wd=obj.weight_decay, wd_bn_bias=obj.decay_norm_bias or not opt_func,
                          metrics=metrics, path=plan.run or '.',
                          cbs=[Clock(plan.data.seed), EpochMetrics(), StepTimer(), EpochTable(), FitCheck(), *precise,
-                              *_joint(plan), *_varying(plan), *_watching(device, [*named, *L(cbs)]), *named, *L(cbs)])
+                              *_joint(plan), *_varying(plan), *_watching(device, given), *given])
     learn.remove_cbs(ProgressCallback)
     learn.recorder.loss = MeanLoss()
     learn.plan = replace(plan, data=dls.plan, model=replace(plan.model, num_classes=dls.c), mix=mix_ops(plan.mix),

@@ -1,14 +1,19 @@
 "Several processes do what one does, and say so when they cannot"
+import gc
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,10 +22,13 @@ import pytest
 import together
 import torch
 import yaml
+from fastai.callback.core import Callback
 from safetensors.torch import load_file
 
 from imgcls_nb import data, distributed, launching, learner, ranks, resume, verbs
+from imgcls_nb.callbacks import parallel
 from imgcls_nb.callbacks.control import ask_run
+from imgcls_nb.callbacks.steps import BackOff, ClipNorm
 from imgcls_nb.checkpoints import read_checkpoint
 from imgcls_nb.cli import main, make_parser
 from imgcls_nb.core import InputError, is_one_of_many
@@ -30,7 +38,7 @@ from imgcls_nb.distributed import _take_over, _write_cell, launch_cell, load_ipy
 from imgcls_nb.distributed import launch as launch_learner
 from imgcls_nb.learner import resume_run
 from imgcls_nb.plan import FitPlan
-from imgcls_nb.ranks import forget_leftovers, rank, world
+from imgcls_nb.ranks import LostError, first_alone, forget_leftovers, rank, wait_for_all, world
 from imgcls_nb.runs import Run
 from imgcls_nb.shipped import shipped_path
 
@@ -78,6 +86,11 @@ def test_two_processes_make_the_steps_of_one(two, pictures, name):
     for state in ('weights', 'average'):
         for k, v in one[state].items(): assert torch.allclose(v, both[state][k], atol=1e-5), k
 
+@pytest.mark.parametrize('name', [*(f'case-{o}' for o in together.CASES), 'run-whole'])
+def test_processes_end_with_the_same_weights(two, name):
+    first, second = load(two, name)['hashes'] # of the weights and of their average
+    assert first == second
+
 def test_batchnorm_of_each_process_learns_as_fast(two, pictures):
     one, both = (np.array(o['losses']) for o in (together.curves(pictures), load(two, 'curves-')))
     assert one.shape == both.shape and not np.allclose(one, both, atol=1e-3), "they are not the same steps"
@@ -114,6 +127,16 @@ def test_three_processes_count_as_one(three, pictures, out):
     assert torch.allclose(three['preds'], one['preds'], atol=1e-6) and torch.equal(three['targs'], one['targs'])
     assert np.allclose(three['values'], one['values'], atol=1e-6) and torch.allclose(three['few'], one['few'], atol=.5)
     assert len(three['worst']) == len(one['worst']) == len(one['names'])
+    assert [three['hashes'][0]]*3 == three['hashes'] and len(three['rest']['preds']) == len(one['names']) - 1
+    assert np.allclose(three['rest']['values'], one['rest']['values'], atol=1e-6), "who can read nothing counts nothing"
+    assert torch.allclose(three['rest']['preds'], one['rest']['preds'], atol=1e-6)
+
+def test_only_the_first_has_all_probabilities(three, out):
+    n = len(three['names'])
+    assert three['rows'] == [[n, n], [0, 0], [0, 0]]
+    (kinds, nlls, *others) = zip(*three['told'])
+    assert kinds == ('Evaluation', 'Told', 'Told') and np.allclose(nlls, nlls[0], atol=1e-6)
+    assert all(o == (o[0],)*3 for o in others), "whoever decides by a figure decides alike"
 
 def test_each_picture_is_seen_once_in_an_epoch(three, pictures):
     dls = together.make(pictures, arch='test_resnet', bs=3*(together.BATCH//3)).dls # as many as three make
@@ -263,10 +286,15 @@ def test_one_message(pictures, out, capsys):
     assert status == 2 and errors.count('imgcls:') == 1 and 'nowhere' in errors and 'Traceback' not in errors + said
     for args, text in ((['launch', 'train', 'x'], 'say how many'), (['launch', '--gpus', '0,1', 'train', 'x'], '--nproc 2'),
                        (['launch', '--nproc', '0', 'train', 'x'], '--nproc 0 is no number'),
+                       (['launch', '--nproc', 'two', 'train', 'x'], 'two is no number of processes. Give a whole one'),
+                       (['launch', '--nnodes', '1.5', 'train', 'x'], '1.5 is no number of machines'),
+                       (['launch', '--node-rank', '-1', 'train', 'x'], "-1 is no machine's number"),
+                       (['launch', '--max-restarts', 'often', 'train', 'x'], 'such as --max-restarts 3'),
+                       (['launch', '--timeout', '0', 'train', 'x'], '0 is no time to wait. Give seconds'),
+                       (['launch', '--timeout', 'nan', 'train', 'x'], 'nan is no time to wait'),
                        (['launch', '--nproc', '2', 'export', 'x'], 'Run imgcls export by itself'),
                        (['launch', '--nproc', '2', 'trian', 'x'], "Did you mean 'train'?"),
-                       (['launch', '--nproc', '2'], 'takes a command'), (['launch', '--nproc', '2', '--'], 'takes a command'),
-                       (['launch', '--nproc', '0', '--', 'train', 'x'], '--nproc 0 is no number')):
+                       (['launch', '--nproc', '2'], 'takes a command'), (['launch', '--nproc', '2', '--'], 'takes a command')):
         if torch.cuda.is_available() and args[1] in ('train', '--gpus'): continue
         assert main(args) == 2 and text in capsys.readouterr().err, args
 
@@ -349,7 +377,7 @@ def test_a_launcher_hears_at_once_of_a_process_that_lives(tmp_path, monkeypatch)
     assert not (tmp_path/'1.lost').exists()
 
 def test_where_launchers_meet():
-    one, two = launching.launcher_arguments(2), launching.launcher_arguments(2)
+    one, two = (launching.launcher_arguments(2, endpoint='127.0.0.1:29400') for _ in range(2))
     names = [next(o for o in args if o.startswith('--rdzv-id=')) for args in (one, two)]
     assert names[0] != names[1] and len(names[0]) > 40 and not any('c10d' in o for o in one), "no state is unpickled"
     where = dict(nnodes=2, node_rank=1, endpoint='127.0.0.1:29400')
@@ -359,10 +387,10 @@ def test_where_launchers_meet():
 @pytest.mark.parametrize('how, says', [
     (dict(nnodes=2), '--nnodes 2 needs --rdzv-endpoint HOST:PORT'), (dict(endpoint='a:1'), 'Say how many there are'),
     (dict(nnodes=2, endpoint='a'), '; a is none'), (dict(nnodes=2, endpoint='a:99999'), '; a:99999 is none'),
-    (dict(nnodes=2, node_rank=2, endpoint='a:1'), 'have the numbers 0 to 1'), (dict(node_rank=1), 'is for several machines'),
-    (dict(nnodes=0), '--nnodes 0 is no'), (dict(max_restarts=-1), '--max-restarts -1 is no')], ids=str)
+    (dict(nnodes=2, node_rank=2, endpoint='a:1'), 'have the numbers 0 to 1'),
+    (dict(node_rank=1), 'is for several machines')], ids=str)
 def test_machines_that_cannot_meet_are_told_before_anything_starts(how, says):
-    with pytest.raises(InputError, match=re.escape(says)): launching.launcher_arguments(2, **how)
+    with pytest.raises(InputError, match=re.escape(says)): launching.check_machines(**how)
 
 # What a GPU gets; what it does with it is for test_distributed_gpu.py
 
@@ -384,6 +412,120 @@ def test_pictures_for_a_gpu_are_pinned_and_sent_without_waiting(pictures, monkey
     dl = data.image_dls(pictures, size=32, bs=8, num_workers=0, cache=False).valid
     next(iter(dl))
     assert sent == [('cuda', True)] and data._start(dl, 1).pin_memory
+
+def test_the_port_of_a_launch_is_its_own_at_once():
+    store = launching.meeting_point()
+    with socket.socket() as other, pytest.raises(OSError): other.bind(('', store.port))
+    launcher = torch.distributed.TCPStore('127.0.0.1', store.port, 1, True, timedelta(seconds=5), multi_tenant=True)
+    launcher.set('who', 'the launcher')
+    assert store.get('who') == b'the launcher'
+
+def test_a_port_that_is_taken():
+    with socket.create_server(('', 0)) as other:
+        endpoint = f'127.0.0.1:{other.getsockname()[1]}'
+        status, _, errors = finish(imgcls('launch', '--nproc', 1, '--nnodes', 2, '--rdzv-endpoint', endpoint, 'python', 'x.py'))
+    assert status == 2 and errors.startswith('imgcls: the port of --rdzv-endpoint is taken') and errors.count('\n') == 1, errors
+
+def test_logs_of_a_run_that_goes_on_are_added(tmp_path):
+    run = tmp_path/'run'
+    run.mkdir()
+    (run/'config.yaml').touch()
+    for said in ('before', 'after'):
+        (logs := tmp_path/'logs').mkdir()
+        (logs/'run').write_text(str(run))
+        (logs/'1.log').write_text(f'{said}\n')
+        launching.keep_logs(logs, failed=False)
+        assert not logs.exists()
+    before, between, after = re.split('\n--- of the launch that ended at (.*)\n', (run/'ranks/1.log').read_text())
+    assert (before, after) == ('before\n', 'after\n')
+
+# Waiting
+
+class Store: # as much of torch's as a wait needs
+    def __init__(self): self.values, self.lock = {}, threading.Lock()
+    def set(self, key, value): self.values[key] = value.encode()
+    def get(self, key): return self.values[key]
+    def check(self, keys): return self.values.keys() >= {*keys}
+    def add(self, key, n):
+        with self.lock:
+            now = int(self.values.get(key, 0)) + n
+            if n: self.values[key] = str(now).encode()
+        return now
+
+class Deaf(Store): # behind a cable that was cut
+    def _hear(self, *args): time.sleep(60)
+    add = check = get = _hear
+
+@pytest.fixture
+def second(monkeypatch): # of two processes
+    def put(store, limit='.2'):
+        put = dict(rank=lambda: 1, world=lambda: 2, _store=lambda: store, ANSWER_S=.1)
+        for k, v in put.items(): monkeypatch.setattr(ranks, k, v)
+        monkeypatch.setenv('IMGCLS_TIMEOUT', limit)
+        return store
+    return put
+
+def test_a_store_that_cannot_be_reached_is_waited_for_no_longer_than_the_limit(second):
+    second(Deaf())
+    began = time.monotonic()
+    for ask in (lambda: wait_for_all('lunch'), lambda: ranks.absent('mark', .2), lambda: first_alone('it is done').__enter__()):
+        with pytest.raises(LostError, match='lost the machine of process 0'): ask()
+    assert ranks.who_is_gone(LostError('it is far')) == 'it is far' and ranks.says_first()
+    assert time.monotonic() - began < 5
+
+def test_a_first_process_is_waited_for_while_it_lives(second, monkeypatch):
+    store = second(Store(), limit='.4')
+    def work(): # of the first: longer than the limit
+        with ranks._heard('imgcls/it is done/1/0'): time.sleep(1)
+    first = threading.Thread(target=work)
+    first.start()
+    with first_alone('it is done'): assert store.check(['imgcls/it is done/1/0'])
+    first.join()
+    with pytest.raises(LostError, match='process 0, of which nothing is heard'): first_alone('it is done').__enter__()
+    monkeypatch.setattr(ranks, '_machine', lambda: (0, 2, False))
+    store.set('imgcls/it is done/3/0', 'done')
+    with pytest.raises(LostError, match='machine 1, of which nothing'): first_alone('it is done', True).__enter__()
+    for key in ('imgcls/it is done/4/failed', 'imgcls/reports'): store.set(key, 'yes')
+    with pytest.raises(InputError, match='The first process could not do it'): first_alone('it is done').__enter__()
+
+FIRSTS = """
+import os, sys, time
+from pathlib import Path
+from imgcls_nb.ranks import first_alone, join, rank
+join()
+with first_alone('it is done', each_machine=True):
+    began = time.time()
+    if os.environ['LOCAL_RANK'] == '0': time.sleep(1)
+    Path(sys.argv[1], str(rank())).write_text(f'{began} {time.time()}')
+"""
+
+def test_one_process_of_each_machine_goes_first(tmp_path):
+    (tmp_path/'firsts.py').write_text(FIRSTS)
+    with socket.create_server(('', 0)) as s: endpoint = f'127.0.0.1:{s.getsockname()[1]}'
+    machines = [imgcls('launch', '--nproc', 2, '--nnodes', 2, '--node-rank', i, '--rdzv-endpoint', endpoint, 'python',
+                       tmp_path/'firsts.py', tmp_path) for i in range(2)]
+    processes = [subprocess.Popen(o, stderr=subprocess.PIPE, text=True) for o in machines]
+    errors = [o.communicate(timeout=120)[1] for o in processes]
+    assert [o.returncode for o in processes] == [0, 0], errors
+    begin, end = zip(*(map(float, (tmp_path/str(i)).read_text().split()) for i in range(4)))
+    assert max(begin[0], begin[2]) < min(end[0], end[2]), "both machines at once"
+    assert min(begin[1], begin[3]) > max(end[0], end[2]), "the others when it is done everywhere"
+
+# Memory
+
+def test_what_does_batches_in_parts_is_left_out(pictures, monkeypatch, capsys):
+    monkeypatch.setattr(parallel, 'world', lambda: 2)
+    learn = together.make(pictures, cbs=['back_off', ClipNorm(1.)])
+    assert capsys.readouterr().out.count('back_off is left out') == 1 and hasattr(learn, 'clip_norm')
+    assert not hasattr(learn, 'back_off') and not parallel.without_back_off([BackOff, BackOff()])
+
+def test_who_runs_out_of_memory_says_what_to_do(pictures, monkeypatch):
+    class Full(Callback):
+        def before_batch(self): raise torch.OutOfMemoryError('CUDA out of memory.')
+    learn = together.make(pictures)
+    for o in (learner, parallel): monkeypatch.setattr(o, 'world', lambda: 2)
+    with pytest.raises(InputError, match=r"in process 0 of 2, with 8 pictures.*bs=4 with cbs=\('accumulate'"), learn.no_bar():
+        learn.fit(1, cbs=Full())
 
 # From a notebook
 
@@ -411,10 +553,16 @@ def test_what_was_trained_without_a_run_is_handed_over(pictures, tmp_path):
     kept = load_file(plan.model.pretrained)
     assert all(torch.equal(v, kept[k]) for k, v in learn.model.state_dict().items())
 
-def test_what_failed_is_said_once(pictures, out):
+def test_what_failed_is_said_once_and_nothing_is_left(pictures, out, tmp_path, monkeypatch):
+    monkeypatch.setenv('TMPDIR', str(tmp_path)) # also for the launcher
+    monkeypatch.setattr(tempfile, 'tempdir', None)
     plan = replace(together.make(pictures).plan, run=str(out/'failed'), schedule=(FitPlan('fit', dict(n_epoch=1)),))
     plan = replace(plan, data=replace(plan.data, path='nowhere'))
-    with pytest.raises(InputError, match='nowhere'): launch_learner(plan, nproc=2)
+    with pytest.raises(InputError, match='nowhere') as said: launch_learner(plan, nproc=2)
+    assert [*tmp_path.glob('imgcls-*')], "as long as somebody may look at it"
+    del said
+    gc.collect()
+    assert not [*tmp_path.glob('imgcls-*')]
 
 class Shell: # as much of IPython as a magic needs
     def __init__(self): self.user_ns = {}
@@ -429,7 +577,7 @@ def test_a_cell_of_ones_own(pictures, out, capsys):
     assert said.count('ValueError: on purpose') == 1 and said.count('  File ') == 1 and 'cell.py", line 2' in said
     assert (out/'cell/cell.py').read_text().splitlines()[1] == cell.strip(), "a line has the number that it has in the notebook"
     with pytest.raises(InputError, match='--nprocs is unknown'): shell.magic('--nprocs 2', cell)
-    with pytest.raises(InputError, match='invalid int'): shell.magic('--nproc two', cell)
+    with pytest.raises(InputError, match='two is no number of processes'): shell.magic('--nproc two', cell)
 
 @linux
 def test_interrupted(out):
@@ -466,6 +614,7 @@ def test_the_text_of_a_cell_is_kept(tmp_path):
 def test_what_is_wrong_with_a_launch_is_said_at_once(pictures, out):
     learn = together.make(pictures, out/'never', 'test_resnet')
     for how, text in ((dict(nproc='two'), "nproc='two' is no number"), (dict(nproc=0), '--nproc 0 is no number'),
+                      (dict(timeout_s='soon'), 'soon is no time to wait'), (dict(max_restarts=-1), '-1 is no number of restarts'),
                       (dict(fit='fine_tun'), "Did you mean 'fine_tune'"), (dict(fit=('fit', 3)), 'does not say what to do'),
                       (dict(fit='fit'), "missing a required argument: 'n_epoch'"),
                       (dict(fit=None), 'needs to know what to do')):

@@ -17,6 +17,7 @@ from test_split import random_network
 from imgcls_nb.cli import main
 from imgcls_nb.core import ModelCard
 from imgcls_nb.datasets import make_shapes
+from imgcls_nb.launching import STUCK_S
 from imgcls_nb.runs import Run
 
 pytestmark = pytest.mark.netns
@@ -55,9 +56,9 @@ def hosts():
 @pytest.fixture(scope='module')
 def pictures(tmp_path_factory): return make_shapes(tmp_path_factory.mktemp('data')/'shapes', n=9)
 
-def start(hosts, port, *command, options=()):
+def start(hosts, port, *command, options=(), wait_s=WAIT_S):
     names, _, address = hosts
-    options = ['--nproc', 1, '--nnodes', 2, '--rdzv-endpoint', f'{address}:{port}', '--timeout', WAIT_S, *options]
+    options = ['--nproc', 1, '--nnodes', 2, '--rdzv-endpoint', f'{address}:{port}', '--timeout', wait_s, *options]
     processes = []
     for node, name in enumerate(names):
         launch = ['ip', 'netns', 'exec', name, sys.executable, '-m', 'imgcls_nb.cli', 'launch', *options, '--node-rank', node]
@@ -82,6 +83,17 @@ def test_two_hosts_make_the_steps_of_one(trained, pictures):
     one, both = together.case(pictures, 'plain'), load(trained, 'case-plain')
     assert (one['grads'] - both['grads']).abs().max() < 1e-5 and np.allclose(one['losses'], both['losses'], atol=1e-5)
     for k, v in one['weights'].items(): assert torch.allclose(v, both['weights'][k], atol=1e-5), k
+
+def test_a_cable_that_is_cut_outside_of_a_step_ends_both_sides(hosts, trained, pictures):
+    names, ends, _ = hosts
+    processes, deadline = start(hosts, 29415, 'python', SCRIPT, pictures, trained, 'apart:', wait_s=8), time.monotonic() + 90
+    while not all((trained/f'apart-{i}').exists() for i in range(2)) and time.monotonic() < deadline: time.sleep(.05)
+    ip('-n', names[1], 'link', 'set', ends[1], 'down')
+    began = time.monotonic()
+    try: codes, _, errors = finish(processes)
+    finally: ip('-n', names[1], 'link', 'set', ends[1], 'up')
+    assert time.monotonic() - began < 8 + STUCK_S + 30 and 0 not in codes, errors
+    assert "waited at 'lunch' for process 1" in errors[0] and 'lost the machine of process 0' in errors[1], errors
 
 def test_a_cut_cable_ends_both_sides_and_the_run_goes_on(hosts, trained, pictures):
     names, ends, _ = hosts

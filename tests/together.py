@@ -1,8 +1,11 @@
 "What several processes do in tests/test_distributed.py, and one process for comparison"
+import hashlib
 import json
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,12 +17,14 @@ from imgcls_nb.data import image_dls  # first, because it imports fastai quietly
 from imgcls_nb.evaluate import evaluate
 from imgcls_nb.learner import image_learner
 from imgcls_nb.moments import Moment
-from imgcls_nb.ranks import all_values, first_alone, has_begun, join, rank, wait_for_all, world
+from imgcls_nb.ranks import LostError, all_values, first_alone, from_first, has_begun, join, rank, wait_for_all, world
+from imgcls_nb.samplers import parts_of
 
 BATCH = 8 # of all processes together
 CASES = dict(plain={}, mixed=dict(mix='mixup+cutmix'), averaged=dict(cbs=[('ema', dict(decay=.9))]),
-             gathered=dict(cbs=[('accumulate', dict(n=2))], mix='mixup'), weighed=dict(loss_args=dict(weight=[1., 4., 9.])),
-             as_cuda={}, repeated=dict(data=dict(repeats=3), mix='cutmix'),
+             gathered=dict(cbs=[('accumulate', dict(n=2)), ('ema', dict(decay=.9))], mix='mixup'),
+             weighed=dict(loss_args=dict(weight=[1., 4., 9.])), as_cuda={},
+             repeated=dict(data=dict(repeats=3), mix='cutmix'), lost=dict(data=dict(on_lost='skip')),
              compiled=dict(cbs=[('compile', dict(backend='aot_eager'))]),
              both_learn=dict(cbs=[('distill', dict(teacher='test_convnext', kind='udml')), ('accumulate', dict(n=2))]))
 
@@ -44,20 +49,42 @@ def seen(dl): # names of the pictures that this process takes of each batch
         names.append([dl.dataset.name(i) for i in idxs[part.start:part.stop]])
     return names
 
+def hashes(learn): # of the weights and of their average, in every process
+    states = learn.model.state_dict(), learn.ema.state()['weights'] if hasattr(learn, 'ema') else {}
+    return all_values([hash_of(o) for o in states])
+
+def hash_of(weights):
+    sha = hashlib.sha256()
+    for k, v in sorted(weights.items()): sha.update(k.encode() + v.contiguous().cpu().numpy().tobytes())
+    return sha.hexdigest()
+
+def copied(folder): # one copy for all processes
+    copy = Path(from_first(tempfile.mkdtemp() if rank() == 0 else None))/'pictures'
+    if rank() == 0: shutil.copytree(folder, copy)
+    wait_for_all('pictures are copied')
+    return copy
+
+def lose(pics, idxs): # they vanish while the loaders are there
+    if rank() == 0:
+        for i in idxs: os.unlink(pics.source(i))
+    wait_for_all('pictures are lost')
+
 def case(folder, name):
     "Train for two epochs; the gradients of all steps and what came of them"
+    if name == 'lost': folder = copied(folder)
     how = dict(arch='test_resnet', sync_bn=True) if name == 'synced' else CASES[name] # the former on CUDA only
     learn, watch = make(folder, **how), Noted()
     if name == 'as_cuda' and world() > 1: # the options of a GPU, but for its number
         options = {k: v for k, v in wrapper_options('cuda:0').items() if k != 'device_ids'}
         next(o for o in learn.cbs if isinstance(o, Parallel)).options = options
+    if name == 'lost': lose(learn.dls.train_ds, learn.dls.train.epoch_batches()[1][1][BATCH//2:]) # all that the second of two has
     learn.add_cb(watch)
     with learn.no_bar(): learn.fit(2, .05)
     values = {k: float(v) for k, v in learn.epoch_metrics.values.items()}
     state = learn.ema.state()['weights'] if hasattr(learn, 'ema') else {}
     if name == 'compiled': assert learn.compile_model.tried and not learn.compile_model.why, learn.compile_model.why
     return dict(grads=torch.stack(watch.grads), losses=watch.losses, values=values, average=state,
-                weights=learn.model.state_dict(), bare='module' not in str([*learn.model.state_dict()][0]),
+                weights=learn.model.state_dict(), hashes=hashes(learn), bare='module' not in str([*learn.model.state_dict()][0]),
                 counts=dict(right=float(learn.epoch_metrics.right), seen=float(learn.epoch_metrics.seen)))
 
 def count(folder, out):
@@ -66,13 +93,22 @@ def count(folder, out):
     learn.model.load_state_dict(torch.load(out/'alone.pt', weights_only=True))
     with learn.no_bar(): values = list(learn.validate())
     ev = evaluate(learn, run=out/'evaluated')
+    told = all_values([type(ev).__name__, ev.nll, ev.top1, ev.confusion_matrix().tolist(), ev.top_losses(3).to_json()])
     preds, targs = learn.get_preds()
+    rows = all_values([len(learn.get_preds(whole=False)[0]), len(learn.tta(n=1, whole=False)[0])])
     few = learn.dls.test_dl([learn.dls.valid_ds.source(0)])
     with learn.no_bar(): learn.fit_one_cycle(1, 1e-2)
     pictures = [seen(learn.dls.train) for learn.dls.train.epoch in range(2)]
     return dict(values=values, matrix=ev.confusion_matrix().tolist(), per_class=ev.report().round(6).to_json(),
                 names=ev.paths, preds=preds, targs=targs, few=learn.get_preds(dl=few)[0], pictures=all_values(pictures),
-                worst=learn.worst_pictures.found, statistics=[b.clone() for b in learn.model.buffers()])
+                worst=learn.worst_pictures.found, hashes=hashes(learn), told=told, rows=rows, rest=rest(folder))
+
+def rest(folder):
+    "A validation and predictions where the last of three processes can read none of its pictures"
+    learn = make(copied(folder), arch='test_resnet', data=dict(on_lost='skip'))
+    pics = learn.dls.valid_ds
+    lose(pics, range(*parts_of(len(pics), 3)[2]))
+    with learn.no_bar(): return dict(values=list(learn.validate()), preds=learn.get_preds(reorder=False)[0])
 
 def curves(folder):
     "The mean loss of each epoch, for a few seeds, of a network that normalizes by the pictures of its process"
@@ -122,13 +158,8 @@ def run(folder, out, how='whole'):
     if how == 'all': add_silently(learn, Wait(5, out/'waits'))
     if how == 'linger': add_silently(learn, Linger(out/'lingers'))
     learn.fit_one_cycle(2, 1e-2, resume=how.endswith('-resumed') or restarted)
-    return dict(moment=hash_of(Moment.of(learn, None)), losses=[float(o) for o in learn.recorder.losses])
-
-def hash_of(moment):
-    import hashlib
-    sha = hashlib.sha256()
-    for k, v in sorted(moment.weights.items()): sha.update(k.encode() + v.contiguous().numpy().tobytes())
-    return sha.hexdigest()
+    moment = hash_of(Moment.of(learn, None).weights)
+    return dict(moment=moment, hashes=hashes(learn), losses=[float(o) for o in learn.recorder.losses])
 
 def main(folder, out, *jobs):
     "Do jobs such as `case:plain` or `run:whole`, and save what the first process has"
@@ -141,19 +172,25 @@ def main(folder, out, *jobs):
         if what == 'run': got = run(folder, out, arg)
         if what == 'curves': got = curves(folder)
         if what == 'late': got = late(out)
+        if what == 'apart': got = apart(out)
         if rank() == 0: torch.save(got, out/f'{what}-{arg}.pt')
     wait_for_all('the end')
 
 def late(out):
     "What those say who wait for somebody"
-    from imgcls_nb.core import InputError
     said = ''
     if rank() != 1:
         try: wait_for_all('lunch', wait_s=1)
-        except InputError as e: said = str(e)
+        except LostError as e: said = str(e)
     with first_alone('a file is written'):
         if rank() == 0: (out/'first').write_text('here')
         there = (out/'first').exists()
     return json.loads(json.dumps(dict(said=all_values(said), there=all_values(there))))
+
+def apart(out):
+    "Wait for each other outside of a step; the second process comes when somebody has cut the cable"
+    (out/f'apart-{rank()}').write_text('')
+    if rank(): time.sleep(5)
+    wait_for_all('lunch')
 
 if __name__ == '__main__': main(*sys.argv[1:])
