@@ -321,10 +321,13 @@ class Told(Evaluation):
         self.run, self._judged = None, judged
 
     @property
-    def probs(self): raise InputError(_WITH_THE_FIRST)
+    def probs(self):
+        "Refused: another process has them"
+        raise InputError(_WITH_THE_FIRST)
 
     @property
     def nll(self) -> float: # Mean over pictures
+        "The negative log-likelihood of the truth"
         return float(-np.log(np.maximum(self.truth_probs, TINY)).mean()) if len(self) else float('nan')
 
 _WITH_THE_FIRST = ("The probabilities of this evaluation are with the first of several processes; this one has the guesses, and "

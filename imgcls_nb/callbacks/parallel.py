@@ -108,9 +108,9 @@ def joint_preds(
     learn, # Predicts
     ds_idx:int=1, # 1: the validation pictures, 0: those of training
     dl=None, # Another loader
-    *args, # Handed to fastai's `get_preds`, as `kwargs` are
+    *args, # Handed to fastai's `get_preds`
     whole:bool=True, # Of several processes each gets all rows; False: the first gets them, and the others none
-    **kwargs
+    **kwargs # The same
 ): # As from fastai's `get_preds`
     "fastai's `get_preds`, by all processes together"
     if world() == 1: return Learner.get_preds(learn, ds_idx, dl, *args, **kwargs)
