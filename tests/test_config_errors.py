@@ -191,7 +191,7 @@ def test_attention():
     (dict(teacher=dict(shapes=1)), 'shapes is not a key'),
     (dict(freeze_params_list=[False, False]), "teacher's network is frozen"),
     (dict(student=dict(name='LinearTransformTeacher')), 'expected a network and a LinearTransformStudent, found ResNet18'),
-    (dict(name='Attention'), "'Attention' is not supported. Known: AttentionModel")], ids=str)
+    (dict(name='Attention'), 'freeze_params_list is not a key')], ids=str)
 def test_attention_that_has_no_equal(how, says):
     with pytest.raises(InputError, match=says): plan(*attention(**how))
 
@@ -209,12 +209,15 @@ def test_two_students():
     assert p.model.arch == 'PPLCNet_x2_5' and p.model.num_classes == 9 and dict(p.callbacks)['distill'] == dict(
         teacher='PPLCNet_x2_5', kind='udml', layers=['blocks.4'], teacher_layers=['blocks.4'], weight=2., label_weight=1.,
         logits_weight=1.)
+    assert distill(*mutual(dict(DistillationDMLLoss=dict(weight=3., model_name_pairs=PAIRS)))) == dict(
+        teacher='PPLCNet_x2_5', kind='mutual', weight=3., label_weight=1.)
 
 @pytest.mark.parametrize('how, losses, says', [
     (dict(freeze=(False, True)), [], 'has no equal for Teacher, Student: the student learns'),
     (dict(freeze=(False,)), [], 'has no equal'), (dict(pretrained=True), [], 'a teacher that learns begins without weights here'),
     (dict(names=('Student',)), [], 'labels are for those who learn, and of these the config has Student and Teacher'),
-    ({}, [dict(DistillationDMLLoss={})], 'brings two networks that both learn together by DistillationDMLLoss. Here it is by'),
+    ({}, [dict(DistillationCELoss={})], 'by DistillationDMLLoss, alone or with a DistillationDistanceLoss; Loss.Train has D'),
+    ({}, [dict(DistillationDistanceLoss=dict(key='blocks5'))], 'Loss.Train has none'),
     ({}, [dict(DistillationDistanceLoss=dict(mode='l1', key='blocks5'))], "mode='l1' is not supported"),
     ({}, [dict(DistillationDistanceLoss=dict(key='blocks7'))], "key='blocks7': PPLCNet_x2_5 has no layer.*Did you mean")],
     ids=str)

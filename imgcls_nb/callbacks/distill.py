@@ -216,10 +216,14 @@ class Method:
     adapter: type|None = None # What compares layers, and learns; None: logits alone are compared
     mutual: bool = False # The teacher begins and learns as the student does
 
+    @property
+    def learns(self) -> bool: return self.mutual or self.adapter is not None # Something learns beside the student
+
 DISTILLATIONS = dict(
     kl=Method(_share), dkd=Method(_add), dml=Method(_dml), dist=Method(_dist), wsl=Method(_wsl), skd=Method(_skd),
     afd=Method(partial(_hint, weight=50., logits_weight=.9), Attention), mgd=Method(partial(_hint, weight=1.756), Generation),
-    pefd=Method(partial(_hint, weight=25.), Projectors), udml=Method(_mutual, Distance, mutual=True))
+    pefd=Method(partial(_hint, weight=25.), Projectors), mutual=Method(_dml, mutual=True),
+    udml=Method(_mutual, Distance, mutual=True))
 
 # %% ../../nbs/43_callbacks.distill.ipynb #2936ef2c
 class Distill(Callback):
@@ -253,7 +257,7 @@ class Distill(Callback):
         _check_fit(self)
         self._compare(getattr(self.dls, 'vocab', None))
         if isinstance(self.teacher, nn.Module): _to_student(self.teacher, self.model).eval()
-        if self.method.adapter and self.learn.opt: self._prepare()
+        if self.method.learns and self.learn.opt: self._prepare()
 
     def _compare(self, vocab): # class names, once
         if self.vocab is None or vocab is None or self.compared == list(vocab): return
@@ -296,7 +300,7 @@ class Distill(Callback):
 @patch
 def _prepare(self:Distill): # the layers that are compared, and what learns with them
     if self.beside is None: self.beside = self._begin()
-    self.taps = self._layers(self.network)
+    if self.method.adapter: self.taps = self._layers(self.network)
     stepped = {id(p) for p, *_ in self.opt.all_params()}
     for o in self.beside.values():
         if any(id(p) not in stepped for p in o.parameters()): add_params(self.learn.opt, o)
@@ -311,18 +315,20 @@ def _layers(self:Distill, network): # of both networks
 @patch
 def _begin(self:Distill): # as it is before the first step
     pre, made = self.dls.preprocess, {}
+    with seeded(mix_seed(self.clock.seed, 'distill')):
+        if self.method.mutual: made['peer'] = _to_student(_make_peer(self.teacher, pre, self.dls.c), self.learn.model)
+        if self.method.adapter: made['adapter'] = self._between(pre, made.get('peer', self.teacher))
+    return _to_student(nn.ModuleDict(made), self.learn.model)
+
+@patch
+def _between(self:Distill, pre, network): # an adapter, for pictures as they come
     x = torch.zeros(1, pre.channels or len(pre.mean), *pre.size, device=next(self.learn.model.parameters()).device)
     theirs = as_teacher_sees(x, pre, self.preprocess) if self.preprocess else x
-    with seeded(mix_seed(self.clock.seed, 'distill')):
-        if self.method.mutual: made['peer'] = _to_student(_make_peer(self.teacher, self.dls), self.learn.model)
-        networks = self.learn.model, made.get('peer', self.teacher)
-        shapes = [feature_shapes(*o) for o in zip(networks, self._layers(networks[1]), (x, theirs))]
-        made['adapter'] = _to_student(self.method.adapter(*shapes, **self.adapter_args), self.learn.model)
-    return nn.ModuleDict(made)
+    shapes = (feature_shapes(*o) for o in zip((self.learn.model, network), self._layers(network), (x, theirs)))
+    return self.method.adapter(*shapes, **self.adapter_args)
 
-def _make_peer(name, dls): # a second student, of other weights
-    pre = dls.preprocess
-    return create_model(name, False, dls.c, pre.size, in_chans=pre.channels or len(pre.mean))
+def _make_peer(name, pre, c): # a second student, of other weights
+    return create_model(name, False, c, pre.size, in_chans=pre.channels or len(pre.mean))
 
 @patch
 def after_backward(self:Distill):
@@ -367,7 +373,7 @@ _WORDS = dict(loss=_WAY, method=_WAY, mode=_WAY, type=_WAY, t='temperature', tem
 
 def _read_args(kind, warmup_epochs, args): # the kind, what its loss takes, and what its adapter does
     kind = find_name('kind', kind, DISTILLATIONS, dict(kd='kl', soft='kl', decoupled='dkd', attention='afd', masked='mgd',
-                                                       projectors='pefd', mutual='udml'))
+                                                       projectors='pefd'))
     of_loss, of_adapter = _defaults(DISTILLATIONS[kind].loss), _defaults(DISTILLATIONS[kind].adapter)
     known = of_loss | of_adapter
     if unknown := [k for k in args if k not in known]:
@@ -406,7 +412,7 @@ def _check_fit(cb):
                          "Use image_dls, or as teacher a function that normalizes anew.")
     if other and len(own.mean) > len(other.mean):
         raise InputError("The teacher takes grey pictures and the student coloured ones. Take a teacher for coloured ones.")
-    if cb.method.adapter: _check_inside(cb, own)
+    if cb.method.learns: _check_beside(cb, own)
 
 def _check_layers(cb): # whether there are any to compare
     if not cb.method.adapter and any(cb.wanted):
@@ -416,12 +422,12 @@ def _check_layers(cb): # whether there are any to compare
     raise InputError(f"kind='{cb.kind}' compares layers, and neither a model.onnx nor a function says what is inside. Give as "
                      "teacher a learner, a run folder, a checkpoint in it, or the name of a network with published weights.")
 
-def _check_inside(cb, own): # what a comparison of layers asks of a learner
-    if not hasattr(cb.learn, 'clock'): raise InputError("What compares layers begins from a seed. Add Clock() as a callback.")
+def _check_beside(cb, own): # what it takes for something to learn beside the student
+    if not hasattr(cb.learn, 'clock'): raise InputError("What learns beside it begins from a seed. Add Clock() as a callback.")
     if not own:
         raise InputError(f"kind='{cb.kind}' must know how large pictures are, and the loaders do not say it. Use image_dls.")
     others = {type(o) for o in cb.learn.cbs}
-    if CompileModel in others:
+    if CompileModel in others and cb.method.adapter:
         raise InputError(f"kind='{cb.kind}' listens to layers, and a compiled network has none left. Leave 'compile' out.")
     if cb.method.mutual and MixBatch in others:
         raise InputError(f"kind='{cb.kind}' gives labels to two networks, and knows none of mixed pictures. Leave mix out.")

@@ -170,7 +170,7 @@ class BackOff(Callback):
     def _halve(self, x):
         n = min(len(x), self.room[self.training] or len(x))
         if n == 1: raise InputError(_too_large(x))
-        if self.training and getattr(vars(self.learn).get('distill'), 'beside', None): raise InputError(_whole(n))
+        if self.training and any(getattr(vars(self.learn).get('distill'), 'taps', ())): raise InputError(_whole(n))
         self.room[self.training], self.told = math.ceil(n/2), False
 
     def after_step(self): self.clean = True # what follows sets the gradients to zero

@@ -224,15 +224,18 @@ def _decoupled(args, weight, labels):
 # %% ../../nbs/79_config.distillation.ipynb #71ce8a51
 def _by_layers(found, inside, label, pair):
     weights = dict(label_weight=float(label['weight']), logits_weight=0.)
-    if pair.mutual: return dict(kind='udml') | weights | _mutual(found, inside)
+    if pair.mutual: return _mutual(found, label)
     args, soft = dict(found.pop(inside[0])), found.pop('DistillationKLDivLoss', None)
     if found: raise InputError(f"{inside[0]} goes with {LABELS} and DistillationKLDivLoss, and not with {', '.join(found)}.")
     if not args['weight']: raise InputError(f"Loss.Train: {inside[0]} has weight={args['weight']}. Give a number above 0.")
     if soft: weights |= dict(logits_weight=soft['weight'], temperature=soft['temperature'])
     return args | weights
 
-def _mutual(found, inside):
-    if {*found} != {'DistillationDMLLoss', 'DistillationDistanceLoss'}:
-        raise InputError(f"Loss.Train brings two networks that both learn together by {', '.join(found) or 'nothing'}. Here it "
-                         "is by DistillationDMLLoss and DistillationDistanceLoss; to leave one out give it weight: 0.")
-    return found['DistillationDistanceLoss'] | dict(logits_weight=found['DistillationDMLLoss']['weight'])
+def _mutual(found, label): # by answers, or by layers as well
+    both, inside = (found.pop(o, None) for o in ('DistillationDMLLoss', 'DistillationDistanceLoss'))
+    weights = dict(label_weight=float(label['weight']))
+    if both is None or found:
+        raise InputError("Two networks that both learn are brought together by DistillationDMLLoss, alone or with a "
+                         f"DistillationDistanceLoss; Loss.Train has {', '.join(found) or 'none'}.")
+    if not inside: return dict(kind='mutual', weight=both['weight']) | weights
+    return dict(kind='udml', logits_weight=both['weight']) | weights | inside
