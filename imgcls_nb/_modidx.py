@@ -3200,6 +3200,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'imgcls_nb.states.state_from_bytes': ('states.html#state_from_bytes', 'imgcls_nb/states.py'),
                                   'imgcls_nb.states.state_to_bytes': ('states.html#state_to_bytes', 'imgcls_nb/states.py')},
             'imgcls_nb.subsets': { 'imgcls_nb.subsets._as_name': ('subsets.html#_as_name', 'imgcls_nb/subsets.py'),
+                                   'imgcls_nb.subsets._folders_of': ('subsets.html#_folders_of', 'imgcls_nb/subsets.py'),
                                    'imgcls_nb.subsets._free': ('subsets.html#_free', 'imgcls_nb/subsets.py'),
                                    'imgcls_nb.subsets._put': ('subsets.html#_put', 'imgcls_nb/subsets.py'),
                                    'imgcls_nb.subsets._same': ('subsets.html#_same', 'imgcls_nb/subsets.py'),

@@ -43,8 +43,9 @@ def _sides_of(source): return [o for o in find_pictures(DataPlan(str(source))) i
 def _write_few(sides, folder, n, seed):
     places = [(pics, i) for pics in sides for i in range(len(pics))]
     labels, vocab = np.concatenate([o.labels for o in sides]), sides[0].vocab
+    folders = _folders_of(vocab)
     for k in choose_few(labels, vocab, n, seed):
-        to = folder/_as_name(vocab[labels[k]])
+        to = folder/folders[labels[k]]
         to.mkdir(exist_ok=True)
         _put(*places[k], to)
 
@@ -57,6 +58,13 @@ def _put(pics, i, folder):
 def _free(file): # the two sides of a split may each have a 001.jpg
     numbered = (file.with_stem(f'{file.stem}_{k}') for k in count(2))
     return next(o for o in chain([file], numbered) if not o.exists())
+
+def _folders_of(vocab):
+    names = [_as_name(o) for o in vocab]
+    for o, name in zip(vocab, names):
+        if names.index(name) != vocab.index(o):
+            raise InputError(f"Classes {vocab[names.index(name)]!r} and {o!r} would be one folder, '{name}'. Rename one of them.")
+    return names
 
 def _as_name(text): return re.sub(r'[^\w.-]+', '_', text)
 

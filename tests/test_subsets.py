@@ -57,6 +57,12 @@ def test_nested_names_do_not_meet(shapes, tmp_path):
             to.write_bytes(pics[0].read_bytes())
     assert counts(few_of_each(tmp_path/'deep', tmp_path)) == dict(a=2, b=2)
 
+def test_classes_that_would_be_one_folder(shapes, tmp_path):
+    for name in ('a b', 'a_b'):
+        (tmp_path/'odd'/name).mkdir(parents=True)
+        for i in range(2): (tmp_path/f'odd/{name}/{i}.png').write_bytes(list_images(shapes)[0].read_bytes())
+    with pytest.raises(InputError, match="'a b' and 'a_b' would be one folder, 'a_b'"): few_of_each(tmp_path/'odd', tmp_path)
+
 def test_sides_with_equal_names_lose_nothing(tmp_path): # as cameras number them
     for part in ('train', 'valid'): make_shapes(tmp_path/'photos'/part, 3)
     path = few_of_each(tmp_path/'photos', tmp_path)
