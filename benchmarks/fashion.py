@@ -21,7 +21,7 @@ SIZES = {'imgcls_nb': None, 'fastai, 28 px, 5 epochs': (28, 5), 'fastai, 28 px, 
 # ---- The arms, each in its own process
 
 NET = dict(arch='resnet18', layers=[1, 1, 1, 1], channels=[64, 128, 192, 256], in_chans=1, stem_stride=2)
-EPOCHS, LR = 9, 8e-3
+EPOCHS, LR = 20, 8e-3
 
 def train_ours(report, folder, cap):
     from imgcls_nb.core import Preprocess
