@@ -125,6 +125,7 @@ def test_outputs_are_small_and_clean(path):
     assert len(json.dumps(outputs)) <= limit * 1024, f"more than {limit} KB of outputs"
     assert not [o for o in outputs if o.get('name') == 'stderr']
     assert 'widget-view+json' not in json.dumps(outputs), "clear the output of widget cells before a commit"
+    assert 'progress-bar' not in json.dumps(outputs), "the style of a progress bar that is gone"
     text = '\n'.join(strings(outputs))
     assert not re.search('\x1b|\r(?!\n)|<progress|[\u2588-\u258f]|\\dit/s', text), "a progress bar or terminal codes"
 

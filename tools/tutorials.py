@@ -13,7 +13,8 @@ FOLDER = Path(__file__).parent.parent/'nbs/tutorials'
 
 
 def kept(outputs): # what a page can show without a kernel
-    return [o for o in outputs if 'application/vnd.jupyter.widget-view+json' not in o.get('data', {})]
+    return [o for o in outputs if 'application/vnd.jupyter.widget-view+json' not in o.get('data', {})
+            and 'progress-bar' not in ''.join(o.get('data', {}).get('text/html', ''))] # its style stays when a bar is gone
 
 def run(path, quick):
     nb, started = nbformat.read(path, as_version=4), time.monotonic()
