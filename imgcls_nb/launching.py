@@ -287,7 +287,9 @@ def take_part(
     except KeyboardInterrupt: status, message = TERMINATED, '' # while an error was looked into
     if message and not terminated and says_first(): os.write(screen, f'imgcls: {message}\n'.encode())
     _note_loss(status == LOST)
-    if done := status in (0, PARTLY): leave() # else the group is broken, and nobody waits for its end
+    if done := status in (0, PARTLY): # else the group is broken, and nobody waits for its end
+        _on_signals(signal.SIG_DFL) # there is nothing left to save
+        leave()
     _end(TERMINATED if terminated else _told(status) if done else status, done)
 
 def _end(status, done): # without taking the interpreter apart

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TIMEOUT', 'USUAL_TIMEOUT_S', 'ANSWER_S', 'LOST_SIGNS', 'LOGS', 'is_together', 'rank', 'world', 'forget_leftovers',
-           'timeout_s', 'join', 'leave', 'summed', 'gathered', 'to_first', 'from_first', 'all_values', 'in_turn',
-           'check_same', 'LostError', 'wait_for_all', 'absent', 'first_alone', 'who_is_gone', 'says_first', 'note_run',
+           'timeout_s', 'join', 'summed', 'gathered', 'to_first', 'from_first', 'all_values', 'in_turn', 'check_same',
+           'LostError', 'wait_for_all', 'absent', 'leave', 'first_alone', 'who_is_gone', 'says_first', 'note_run',
            'has_begun']
 
 # %% ../nbs/07_ranks.ipynb #3b2a7ce2
@@ -82,10 +82,6 @@ def _meet(backend, wait):
     dist.init_process_group(backend, store=dist.PrefixStore(attempt, store), rank=number, world_size=n, timeout=wait)
 
 def _brief(e): return ' '.join(str(e).split())[:160]
-
-def leave():
-    "Leave the group, at the end of a program"
-    if is_together(): dist.destroy_process_group()
 
 # %% ../nbs/07_ranks.ipynb #373170e7
 def summed(
@@ -259,6 +255,16 @@ def _mark(what): # a new one each time that all come to the same place
     return f'imgcls/{what}/{_asked(lambda o: o.add(key, 1))}'
 
 def _numbers(ranks): return f"process{'es'*(len(ranks) > 1)} {', '.join(map(str, ranks))}"
+
+# %% ../nbs/07_ranks.ipynb #c90fcec9
+def leave():
+    "Leave the group, at the end of a program; the first process waits until the others have left"
+    if not is_together(): return
+    with suppress(LostError): # nobody is there to wait for
+        mark = _mark('the end of the group')
+        _asked(lambda o: o.set(f'{mark}/{rank()}', 'left'))
+        if rank() == 0: absent(mark, timeout_s())
+    dist.destroy_process_group()
 
 # %% ../nbs/07_ranks.ipynb #b966138e
 _REPORTS = 'imgcls/reports' # how many processes have said what is wrong

@@ -105,8 +105,9 @@ def test_links_to_nothing_are_pictures_that_cannot_be_read(tmp_path, predictor):
 def test_a_folder_is_listed_while_it_is_used(tmp_path, monkeypatch):
     for o in 'abc': paint(tmp_path/o, ['red.png'])
     looked, scandir = [], os.scandir
-    monkeypatch.setattr(inputs.os, 'scandir', lambda o: looked.append(Path(o).name) or scandir(o))
-    next(walk_images(tmp_path))
+    with monkeypatch.context() as m:
+        m.setattr(inputs.os, 'scandir', lambda o: looked.append(Path(o).name) or scandir(o))
+        next(walk_images(tmp_path))
     assert looked == [tmp_path.name, 'a']
 
 # Ahead, in order, bounded
