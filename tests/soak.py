@@ -91,8 +91,8 @@ class Soak:
         return subprocess.Popen([sys.executable, '-m', 'imgcls_nb.cli', *map(str, args)], stdout=subprocess.PIPE,
                                 stderr=subprocess.STDOUT, text=True)
 
-    def train_command(self, run, name=None):
-        return ['train', 'shapes', *SMALL, '--epochs', run.epochs, '--seed', run.seed, '--run', f'runs/{name or run.name}']
+    def train_command(self, run):
+        return ['train', 'shapes', *SMALL, '--epochs', run.epochs, '--seed', run.seed, '--run', f'runs/{run.name}']
 
     def some(self, *wanted):
         "A run that is so, at random"
