@@ -10,7 +10,7 @@ flows through; with the usual start half of a network does nothing, and agreemen
 compared with torch at 1, 2 and 5 pictures. The difference is a share of the spread of the answers from picture to picture, not
 of their size: an exporter that got everything wrong but the last bias would not pass. A family is represented by the network in
 which a picture costs least (three that see for language models by four of its blocks), and has a process of its own, three
-minutes and 4 GB; what ends without an answer is counted as failed.
+minutes and 6 GB; what ends without an answer is counted as failed.
 
 `precision` is what `imgcls export --precision auto` does, on 2000 pictures that training did not see: every way to run the
 network, its accuracy, and its median time for one picture, all taking turns. Weights and pictures of the usual case come from
@@ -125,7 +125,7 @@ def sweep(families, seconds):
     families = families or [o for o in timm.list_modules() if timm.list_models(module=o)]
     preload('timm', 'imgcls_nb.export', *EXPORTER)
     with ThreadPoolExecutor(free_cpus()) as pool:
-        answers = pool.map(partial(ask, verdict, seconds=seconds, memory=4), families)
+        answers = pool.map(partial(ask, verdict, seconds=seconds, memory=6), families)
         found = dict(zip(families, show(families, answers)))
     return [families_row(found)]
 
