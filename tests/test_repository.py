@@ -2,6 +2,7 @@
 import ast
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -176,6 +177,9 @@ def test_named_verbs_exist():
     verbs = {verb for _, verb in named(r'(?:\S*/imgcls|imgcls|\S*python3? -m imgcls_nb\.cli) +([a-z][\w-]*)')}
     assert verbs
     assert not {verb: done.stderr for verb in verbs if (done := python('-m', 'imgcls_nb.cli', verb, '--help')).returncode}
+
+def test_what_is_patched_is_given_back_before_folders_are_removed(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, 'scandir', None) # else pytest meets it after the test
 
 def test_readme_is_the_rendered_index():
     done = python('tools/readme.py', '--check')
