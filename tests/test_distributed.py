@@ -42,6 +42,7 @@ from imgcls_nb.ranks import LostError, first_alone, forget_leftovers, rank, wait
 from imgcls_nb.runs import Run
 from imgcls_nb.shipped import shipped_path
 
+pytestmark = pytest.mark.alone
 SCRIPT = Path(together.__file__)
 linux_here = sys.platform == 'linux'
 linux = pytest.mark.skipif(not linux_here, reason="processes end with their launcher on Linux only")
