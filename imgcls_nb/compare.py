@@ -109,8 +109,8 @@ def compare(
 # %% ../nbs/56_compare.ipynb #bca8440d
 @patch
 def difference(self:Comparison,
-    n:int=2000, # How many draws
-    level:float=.95, # How much of what is drawn shall be within
+    n:int=2000, # How many draws, 1 or more
+    level:float=.95, # How much of what is drawn shall be within, between 0 and 1
     seed:int=42, # Decides what is drawn
 ) -> Interval: # Above zero: the second is better
     "By how much the share of right answers differs"

@@ -107,7 +107,7 @@ def correct(self:Evaluation) -> np.ndarray: # bool, (N,)
 # %% ../nbs/54_evaluation.ipynb #96172a98
 @patch
 def topk(self:Evaluation,
-    k:int, # How many guesses count
+    k:int, # How many guesses count, 1 or more
 ) -> float: # Share of the pictures, 0..1; NaN if there are none
     "How often the class is among the first `k` guesses"
     _check_k(k, len(self.vocab))
@@ -278,8 +278,8 @@ def coverage(self:Evaluation) -> Coverage: # Choose a threshold from it, and dra
 @patch
 def interval(self:Evaluation,
     metric:str='top1', # 'top' with a number, or one of `MEANS`
-    n:int=2000, # How many draws
-    level:float=.95, # How much of what is drawn shall be within
+    n:int=2000, # How many draws, 1 or more
+    level:float=.95, # How much of what is drawn shall be within, between 0 and 1
     seed:int=42, # Decides what is drawn
     stratified:bool=False, # Keep how many pictures each class has
 ) -> Interval:

@@ -34,7 +34,7 @@ class WorstPictures(Callback):
     "Note which validation pictures a network is most wrong about, epoch by epoch"
     order, run_train = 47, False
     def __init__(self,
-        n:int=24, # How many
+        n:int=24, # How many, 1 or more
     ):
         if n < 1: raise InputError(f"n={n} keeps no picture. Give 1 or more, or leave the callback out.")
         self.n, self.due, self.batches, self.seen, self.found = n, False, [], 0, []
