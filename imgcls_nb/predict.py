@@ -180,14 +180,14 @@ class Predictor:
         bs:int=16, # Pictures given to the network at once, 1 or more
         workers:int|None=None, # As for `batch`
         progress:Callable|None=None, # Called with the number of pictures that are done, after each
-        label:Callable|None=None, # In place of `batch`: called with what is left, `k`, `bs`, and how many come before it
+        predict:Callable|None=None, # In place of `batch`: called with what is left, `k`, `bs`, and how many come before it
     ) -> 'Streamed':
         "Label any number of pictures into a file; what a killed process has done is not done again"
         k, sources = min(check_count(k, 'k'), len(self.labels)), iter_pictures(sources)
-        label = label or (lambda left, k, bs, before: self.batch(left, k, bs, workers))
+        predict = predict or (lambda left, k, bs, before: self.batch(left, k, bs, workers))
         with Records(out, self._made_by(k), k) as records:
             before, failed, again = _skip(sources, records, check_count(bs, 'bs'))
-            n, preds = before, label(chain(again, sources), k, bs, before - len(again))
+            n, preds = before, predict(chain(again, sources), k, bs, before - len(again))
             for n, pred in enumerate(islice(preds, len(again), None), before + 1):
                 records.add(pred.to_dict())
                 failed += pred.error is not None

@@ -62,8 +62,8 @@ def stream_in_turn(
     "Label any number of pictures into one file, with all processes; what is there is not done again"
     with ExitStack() as opening:
         opening.enter_context(first_alone(f"'{out}' is opened"))
-        def label(left, k, bs, before):
+        def predict(left, k, bs, before):
             opening.close()
             return label_in_turn(predictor, left, k, bs, before)
-        if rank() == 0: return predictor.stream(sources, out, k, bs, progress=progress, label=label)
-        for _ in label(sources, k, bs, 0): pass
+        if rank() == 0: return predictor.stream(sources, out, k, bs, progress=progress, predict=predict)
+        for _ in predict(sources, k, bs, 0): pass
