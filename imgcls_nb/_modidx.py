@@ -1395,7 +1395,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'imgcls_nb.comparing._list_text': ('comparing.html#_list_text', 'imgcls_nb/comparing.py'),
                                      'imgcls_nb.comparing._outcome': ('comparing.html#_outcome', 'imgcls_nb/comparing.py'),
                                      'imgcls_nb.comparing._short': ('comparing.html#_short', 'imgcls_nb/comparing.py'),
-                                     'imgcls_nb.comparing.compare_runs': ('comparing.html#compare_runs', 'imgcls_nb/comparing.py'),
+                                     'imgcls_nb.comparing.compare': ('comparing.html#compare', 'imgcls_nb/comparing.py'),
                                      'imgcls_nb.comparing.plan_settings': ('comparing.html#plan_settings', 'imgcls_nb/comparing.py')},
             'imgcls_nb.config.distillation': { 'imgcls_nb.config.distillation.Pair': ( 'config.distillation.html#pair',
                                                                                        'imgcls_nb/config/distillation.py'),
