@@ -74,7 +74,8 @@ JOBS = dict(
     steps=Job('train_speed.py', 30, _STEPS, ('steps',), ('--paddleclas', '{paddleclas}', '--paddle-python', '{paddle_python}')),
     fashion=Job('train_speed.py', 105, {
         'time to 94 %': ('Fashion-MNIST to 94.0 %, against the best of three settings of fastai', 'at least 3'),
-        'seconds to 94 %': ('Fashion-MNIST to 94.0 %, from nothing', 'aim: 120 s')}, ('fashion',)),
+        'seconds to 94 %': ('Fashion-MNIST to 94.0 %, from nothing', 'aim: 120 s'),
+        'time to theirs': ("Fashion-MNIST to the best that fastai reaches in the time, against fastai", '')}, ('fashion',)),
     few=Job('train_speed.py', 12, {
         'few, gain': ('20 pictures a class: from ImageNet weights, above the best baseline', 'at least 15 points')}, ('few',)),
     kill=Job('kill_resume.py', 15, {
