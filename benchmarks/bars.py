@@ -88,7 +88,7 @@ JOBS = dict(
         'confusion, memory': ('the same, memory beyond the predictions', 'less than 200 MB')}),
     widgets=Job('widgets.py', 3, {
         'click, kernel': ('a click into 1000 classes and 50,000 pictures, in the kernel', 'at most 300 ms'),
-        'click, screen': ('the same, from the mouse button to the pictures on the screen', ''),
+        'click, screen': ('a pair chosen from the list, until its pictures are on the screen', ''),
         'view, kernel': ('the viewer of 1000 classes, until it is handed to the browser', '')}, ('--browser',)),
     families=Job('export.py', 10, {'families': ('families of timm whose ONNX file answers as torch does', 'at least 25')},
                  ('families',)),

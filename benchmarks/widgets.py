@@ -12,7 +12,8 @@ that no click finds a thumbnail that an earlier one has made.
    clicked, each of which holds pictures; a click ends when everything is handed to the browser: 24 thumbnails, the picture in
    large, and what is drawn of the matrix. Of many classes the matrix is drawn in squares, so that there are clicks that go in
    (`zoom`) and clicks that choose (`click`). Medians, and the slowest of all.
-2. With `--browser`, in JupyterLab in headless Chromium: from the mouse button to the pictures on the screen.
+2. With `--browser`, in JupyterLab in headless Chromium: from choosing a pair in the list of the most confused ones until
+   its pictures are on the screen.
 """
 import argparse
 import json
@@ -148,7 +149,7 @@ def main():
     parser.add_argument('--bars', help='file for the rows of RESULTS.md')
     args, found = parser.parse_args(), {}
     print('milliseconds: median / slowest')
-    print('classes  pictures    open    view            zoom            click      kB        on screen')
+    print('classes  pictures    open    view            zoom            click      kB    from the list')
     for classes in args.classes:
         with tempfile.TemporaryDirectory() as temp:
             folder = Path(temp)/'evaluation'
