@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from bars import Row, save_rows
+from bars import Row, judged, save_rows
 from PIL import Image
 
 from imgcls_nb.edits import Edits
@@ -133,11 +133,11 @@ def row(classes, pictures, m):
     return '  '.join(cells)
 
 def bar_rows(m): # of 1000 classes
-    def clicks(key, times, most):
+    def clicks(key, times):
         middle = statistics.median(times)
-        return Row(key, f'{middle:.0f} ms', None if most is None else middle <= most, f'{min(times):.0f} to {max(times):.0f} ms')
-    yield clicks('click, kernel', m['click'], 300)
-    if 'screen' in m: yield clicks('click, screen', m['screen'], None)
+        return judged(key, middle, f'{middle:.0f} ms', f'{min(times):.0f} to {max(times):.0f} ms')
+    yield clicks('click, kernel', m['click'])
+    if 'screen' in m: yield clicks('click, screen', m['screen'])
     yield Row('view, kernel', f"{m['open'] + m['view']:.0f} ms", note=f"of these {m['open']:.0f} ms for the figures behind it")
 
 def main():
