@@ -32,7 +32,6 @@ import gc
 import io
 import json
 import os
-import platform
 import shutil
 import statistics
 import tempfile
@@ -40,7 +39,6 @@ import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -54,6 +52,7 @@ import timm.data
 import torch
 from bars import BARS, meets, ratio_row, save_rows
 from bars import Row as Bar
+from machine import listed, machine, versions
 from PIL import Image, features
 from scipy import stats
 from torch.utils.data import DataLoader, default_collate
@@ -275,14 +274,11 @@ def pick_best(rows): return min(rows, key=lambda row: min(row.times['later'])) #
 
 # ---- Tables
 
-def machine():
-    cpuinfo = Path('/proc/cpuinfo')
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    name = next((o.split(':', 1)[1].strip() for o in lines if o.startswith('model name')), platform.processor())
-    return (f"{name}, {os.cpu_count()} cores; Python {platform.python_version()}, "
-            + ', '.join(f'{o} {version(o)}' for o in 'imgcls_nb torch torchvision fastai timm simplejpeg pillow'.split())
-            + f", libjpeg-turbo {features.version_feature('libjpeg_turbo')} in Pillow; "
-            f"{torch.get_num_threads()} torch threads in the main process")
+def setting():
+    "The machine, and what of it concerns pictures"
+    jpeg = features.version_feature('libjpeg_turbo')
+    return (f'{machine()}; {listed(versions())}, libjpeg-turbo {jpeg} in Pillow; '
+            f'{torch.get_num_threads()} torch threads in the main process')
 
 def times_faster(own, others): # turn by turn
     return statistics.median(b/a for a, b in zip(own, others))
@@ -432,7 +428,7 @@ def read_args():
 
 def main():
     args = read_args()
-    result, bars = dict(machine=machine(), arguments=vars(args), measurements=[], top1={}), []
+    result, bars = dict(machine=setting(), arguments=vars(args), measurements=[], top1={}), []
     print(result['machine'])
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(args.folder or scratch)

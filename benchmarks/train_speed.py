@@ -39,7 +39,7 @@ import timm.data
 import timm.optim
 import torch
 from bars import Row, judged, ratio_row, save_rows
-from data_pipeline import BS, RATIO, SCALE, SIZE, machine, make_textures
+from data_pipeline import BS, RATIO, SCALE, SIZE, make_textures, setting
 from fashion import GOAL, SIZES, compare_fashion, first_at
 from imagenet_mobilenetv2 import published_state, timm_state
 from PIL import Image
@@ -314,11 +314,11 @@ def main():
     parser.add_argument('--json', help='file for every single measurement')
     parser.add_argument('--bars', help='file for the rows of RESULTS.md')
     args = parser.parse_args()
-    print(machine())
+    print(setting())
     with tempfile.TemporaryDirectory() as scratch:
         if args.part == 'fashion': result = compare_fashion(args.arms, args.folder or scratch, args.minutes)
         else: result = dict(steps=compare_steps, few=compare_few)[args.part](args, scratch)
-    if args.json: Path(args.json).write_text(json.dumps(dict(machine=machine(), result=result), indent=1), 'utf-8')
+    if args.json: Path(args.json).write_text(json.dumps(dict(machine=setting(), result=result), indent=1), 'utf-8')
     save_rows(args.bars, dict(steps=steps_rows, fashion=fashion_rows, few=few_rows)[args.part](result, args))
 
 
