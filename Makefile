@@ -4,6 +4,7 @@ PYTHON ?= python3
 DATA :=
 ONLY :=
 PADDLECLAS :=
+PADDLE_PYTHON :=
 RUN := runs
 MINUTES := 60
 BIN := .venv/bin
@@ -55,8 +56,8 @@ docs: $(STAMP) ## Chapters, tutorials and reference as a site in build/site, lin
 bench: $(STAMP) ## Measure against the peers: hours; ONLY="widgets data" measures these again
 	@$(BIN)/pip install --quiet -r benchmarks/requirements.txt
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/all.py $(if $(ONLY),--only $(ONLY)) \
-	  $(if $(PADDLECLAS),--paddleclas "$(PADDLECLAS)")
-	@$(BIN)/python tools/readme.py
+	  $(if $(PADDLECLAS),--paddleclas "$(PADDLECLAS)") $(if $(PADDLE_PYTHON),--paddle-python "$(PADDLE_PYTHON)"); \
+	  status=$$?; $(BIN)/python tools/readme.py && exit $$status
 
 soak: $(STAMP) ## MINUTES (60) of random actions over runs, everything looked at after each; not part of the tests
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/soak.py --minutes $(MINUTES)

@@ -7,13 +7,14 @@
     python benchmarks/all.py --paddleclas DIR      # with a checkout of PaddleClas, for the jobs that read its files
 
 results.json beside this file keeps the rows of each job with machine, versions and date. RESULTS.md is made of it alone, and
-shows what was not measured so far. A job that fails keeps its earlier rows, and the exit status is 1; a bar that is missed is a
-result, and no failure.
+shows what was not measured so far; both are written after each job. A job that fails, or takes six times what it should, keeps
+its earlier rows, the others go on, and the exit status is 1; a bar that is missed is a result, and no failure.
 """
 import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -53,13 +54,28 @@ def machine():
 
 # Running
 
+PATIENCE = 6 # times the minutes that bars.py speaks of, for a busy machine
+
+def run_script(command, minutes):
+    "Its exit status; one that does not end is ended, with all that it started"
+    process = subprocess.Popen(command, start_new_session=True)
+    try: return process.wait(60*minutes)
+    except subprocess.TimeoutExpired: raise RuntimeError(f'it did not end within {minutes:.3g} minutes') from None
+    finally:
+        if process.poll() is None: kill_all(process)
+
+def kill_all(process):
+    if hasattr(os, 'killpg'): os.killpg(process.pid, signal.SIGKILL) # it leads a session
+    else: process.kill()
+    process.wait()
+
 def run_job(name, options):
     "What a job found"
     job, began, busy = JOBS[name], time.monotonic(), os.getloadavg()[0] if hasattr(os, 'getloadavg') else 0
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder)/'rows.json'
         command = [sys.executable, str(HERE/job.script), *job.filled(options), '--bars', str(file)]
-        status = subprocess.run(command).returncode
+        status = run_script(command, PATIENCE*job.minutes)
         if not file.exists(): raise RuntimeError(f'it left no rows; its exit status is {status}')
         rows = [o._asdict() for o in read_rows(file)]
     odd = [o['key'] for o in rows if o['key'] not in job.bars]
@@ -131,17 +147,18 @@ def main():
     parser.add_argument('--paddle-python', metavar='FILE', help='the Python that has Paddle, to train with it as well')
     parser.add_argument('--render', action='store_true', help='run nothing, write the page again')
     args = parser.parse_args()
-    results, options, failed = load(), {k: getattr(args, k) for k in ('paddleclas', 'paddle_python')}, []
+    results, options, said = load(), {k: getattr(args, k) for k in ('paddleclas', 'paddle_python')}, dict(failed=[], skipped=[])
     jobs = [] if args.render else [o for o in args.only or JOBS if args.under is None or JOBS[o].minutes < args.under]
     for name in jobs:
         print(f'\n{name}: {JOBS[name].command}, about {JOBS[name].minutes:g} minutes', flush=True)
-        if why := why_not(JOBS[name], options): print(f'{name}: not run, {why}', file=sys.stderr)
+        if why := why_not(JOBS[name], options): said['skipped'].append(f'{name}: not run, {why}')
         else:
             try: results[name] = run_job(name, options)
-            except RuntimeError as e: failed.append(f'{name}: {e}')
+            except (RuntimeError, ValueError, TypeError) as e: said['failed'].append(f'{name}: {e}') # the latter: of its rows
         save(results) # a long job that comes later may be interrupted
     save(results)
-    print('', *failed, PAGE.relative_to(Path.cwd()) if PAGE.is_relative_to(Path.cwd()) else PAGE, sep='\n')
-    return int(bool(failed))
+    for o in said['skipped'] + said['failed']: print(o, file=sys.stderr)
+    print(f'\n{PAGE.relative_to(Path.cwd()) if PAGE.is_relative_to(Path.cwd()) else PAGE}')
+    return int(bool(said['failed']))
 
 if __name__ == '__main__': sys.exit(main())

@@ -3,7 +3,7 @@
     python benchmarks/evaluation.py
     python benchmarks/evaluation.py --classes 100 --pictures 10000
 
-Predictions are drawn: for each picture a softmax in which the truth, or a class like it, stands out. They are saved once, and
+Predictions are drawn: for each picture a softmax in which the label, or a class like it, stands out. They are saved once, and
 opened in a new process for each question, so that nothing is there from the one before; libraries are imported before the clock
 starts. Seconds are the best of three. Memory is the peak that Python and numpy have asked for while the question was answered,
 in a run of its own, since counting takes time.

@@ -198,14 +198,16 @@ def steps_rows(result, args):
 def fashion_rows(result, args):
     (mine, *_), *others = result.items()
     ours, cap = first_at(result[mine]), 60*args.minutes
-    if ours is None: return [Row(o, 'not reached', False) for o in ('time to 94 %', 'seconds to 94 %')]
     theirs = min((o for _, e in others if (o := first_at(e))), default=None)
-    ratio = (theirs or cap)/ours
-    best = max((top1 for _, e in others for _, top1 in e), default=0)
-    none = f'none of the others got there in {cap:.0f} s; best {best:.2%}'
-    note = f'the best of the others: {theirs:.0f} s' if theirs else none
-    return [Row('time to 94 %', f'{ours:.0f} s', ratio >= 3, '', f"{'' if theirs else 'above '}{ratio:.1f}", note),
-            Row('seconds to 94 %', f'{ours:.0f} s', None, note=f'top-1 at the end {result[mine][-1][1]:.2%}; goal {GOAL:.1%}')]
+    best, at = max(((top1, -s) for _, e in others for s, top1 in e), default=(0, 0)) # of equals the first
+    said = f"the best of the others: {f'{theirs:.0f} s' if theirs else f'not in {cap:.0f} s'}"
+    top = f'best top-1 {max(o for _, o in result[mine]):.2%}, theirs {best:.2%}'
+    same = first_at(result[mine], best)
+    return [Row('time to 94 %', 'not reached' if ours is None else f'{ours:.0f} s', bool(ours) and (theirs or cap)/ours >= 3, '',
+                f"{'' if theirs else 'above '}{(theirs or cap)/ours:.1f}" if ours else '', f'{said}; {top}'),
+            Row('seconds to 94 %', 'not reached' if ours is None else f'{ours:.0f} s', None, note=f'goal {GOAL:.1%} in 120 s'),
+            Row('time to theirs', 'not reached' if same is None else f'{same:.0f} s', None, '',
+                f'{-at/same:.1f}' if same else '', f'they need {-at:.0f} s; both with {cap:.0f} s at most')]
 
 def few_rows(result, args):
     gains = [100*(first - max(v for k, v in others.items() if k != 'seconds'))

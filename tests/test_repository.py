@@ -106,8 +106,15 @@ def test_pyproject_agrees_with_settings():
     assert f"## {cfg['version']}" in read('CHANGELOG.md')
 
 def test_every_dependency_has_a_reason():
-    named = {re.match(r'[\w.-]+', o)[0] for k, v in settings().items() if k.endswith('requirements') for o in v.split()}
-    assert named == set(re.findall(r'^- `([\w.-]+)`: \S.*\.$', read('CONTRIBUTING.md'), re.M))
+    named = {k.partition('requirements')[0].strip('_'): {re.match(r'[\w.-]+', o)[0] for o in v.split()}
+             for k, v in settings().items() if k.endswith('requirements')}
+    text = read('CONTRIBUTING.md').partition('## Dependencies')[2]
+    told, alone = {}, set(re.findall(r'^- `([\w.-]+)`: \S.*\.$', text, re.M))
+    for extras, lines in re.findall(r'^(`.*):\n((?:- .*\n)+)', text, re.M):
+        reasons = {name for line in re.findall('^- (.*?): ', lines, re.M) for name in re.findall('`(.+?)`', line)}
+        for o in re.findall(r'`\[(\w+)\]`', extras) or ['']: told[o] = reasons
+    assert set().union(*named.values()) == alone # one has a line of its own, wherever it is needed first
+    assert told.keys() == named.keys() and not {k: lost for k, v in named.items() if (lost := v - told[k])}
 
 # Notebooks: outputs small, clean, and of no particular machine
 
