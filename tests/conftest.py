@@ -17,6 +17,8 @@ FIRST = 'test_resume.py', 'test_tutorials.py', 'test_wheel.py'
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda o: FIRST.index(o.path.name) if o.path.name in FIRST else len(FIRST))
+    if vague := [o.nodeid for o in items if ' at 0x' in o.nodeid]: # `pytest -n 2` asks for the same names in every process
+        raise pytest.UsageError(f"This case has a name that is another each time. Give its parameters ids: {vague[0]}")
     marked = [o for o in items if o.get_closest_marker('gpu')]
     if not marked or has_gpu(): return
     for o in marked: o.add_marker(pytest.mark.skip(reason="no GPU on this machine"))
