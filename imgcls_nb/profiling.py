@@ -302,7 +302,7 @@ def _repr_html_(self:Profile):
 # %% ../nbs/46_profiling.ipynb #95a13001
 def profile(
     learn, # A `Learner`; it stays as it is
-    n_steps:int=20, # Training steps to measure; the other measurements take as many or fewer
+    n_steps:int=20, # Training steps to measure, 4 or more; the other measurements take as many or fewer
     without=(), # Classes of callbacks that should not be part of it
 ) -> Profile: # Show it, or read its `advice`
     "Measure where the time of a training goes, and say what to change"

@@ -169,7 +169,8 @@ def test_the_quick_start_config_field_by_field():
     (['Arch.pretrained='], lambda p: p.model.pretrained is False),
     (['Metric.Eval.0.TopkAcc.topk=[3, 5]'], lambda p: (p.monitor, p.metrics) == ('top3', ('top3', 'top5'))),
     (['Optimizer.no_weight_decay_name=.bias norm', 'Optimizer.one_dim_param_no_weight_decay=True'],
-     lambda p: (p.objective.decay_norm_bias, p.objective.no_decay) == (False, ('.bias', 'norm')))], ids=str)
+     lambda p: (p.objective.decay_norm_bias, p.objective.no_decay) == (False, ('.bias', 'norm')))],
+    ids=lambda o: str(o).partition(' at 0x')[0]) # the same in every process
 def test_what_an_override_does_to_the_plan(overrides, field): assert field(plan(*overrides))
 
 def test_label_names_are_taken_when_the_file_is_there(tmp_path):

@@ -1,5 +1,6 @@
 "Every tutorial runs from top to bottom in a real kernel, with little of everything, and they share their words"
 import ast
+import importlib
 import pkgutil
 import re
 import shlex
@@ -21,6 +22,7 @@ from imgcls_nb.datasets import draw_shape, make_shapes
 from imgcls_nb.evaluation import Evaluation
 from imgcls_nb.learner import learner_from_plan
 from imgcls_nb.tutorials import with_settings
+from imgcls_nb.widgets import VIEWERS
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT/'nbs/tutorials'
@@ -169,6 +171,24 @@ def test_figures_have_words(path):
         html = ''.join(o.get('data', {}).get('text/html', ''))
         assert 'image/png' not in o.get('data', {}), f"use show_figure, which takes words: {cell.source[:80]}"
         assert all(re.search(r'alt="[^"]{10,}"', tag) for tag in re.findall('<img[^>]{,300}', html))
+
+@each
+def test_viewers_leave_something_on_the_page(path): # which has no kernel
+    cells, viewer = [c for c in read(path).cells if c.cell_type == 'code'], f'(?:{"|".join(VIEWERS)})\\('
+    made = re.findall(rf'^(\w+) = {viewer}', '\n'.join(c.source for c in cells), re.M)
+    shown = [c for c in cells if (last := c.source.splitlines()[-1]) in made or re.match(viewer, last)]
+    assert not [c.source for c in shown if 'answers to clicks' not in str(c.outputs)]
+
+def test_of_a_viewer_its_picture_is_kept(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT/'tools')
+    kept = importlib.import_module('tutorials').kept
+    def shown(text, **more): return nbformat.v4.new_output('display_data', {'text/plain': text, **more})
+    live, png = {'application/vnd.jupyter.widget-view+json': {}}, {'image/png': 'cGlj\n'}
+    viewer, empty, plain = kept([shown('TopLosses(9 "pictures")', **live, **png), shown('TrainingDashboard(a)', **live),
+                                 shown('VBox()', **live), shown('x', **{'text/html': '<style>progress-bar'}), shown('12')])
+    assert viewer.data.keys() == empty.data.keys() == {'text/html', 'text/plain'} and plain.data == {'text/plain': '12'}
+    assert viewer.data['text/html'].startswith('<img alt="TopLosses(9 &quot;pictures&quot;)" src="data:image/png;base64,cGlj">')
+    assert '<img' not in empty.data['text/html'] and 'this TrainingDashboard answers' in empty.data['text/html']
 
 @each
 def test_is_a_page_to_read(path):
