@@ -4,12 +4,17 @@ PYTHON ?= python3
 DATA :=
 ONLY :=
 PADDLECLAS :=
+PADDLE_PYTHON :=
 RUN := runs
 MINUTES := 60
 BIN := .venv/bin
 STAMP := .venv/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DATA
+
+PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q --durations=10 --durations-min=1
+# They look at the clock or need the whole machine, so they run one after the other, and of all others two files at a time
+ALONE := alone or browser or netns
 
 .DEFAULT_GOAL := help
 # One step after the other, also under -j: cheapest first, and pytest's closing line last
@@ -31,10 +36,13 @@ sync: $(STAMP) ## The package is the export of the notebooks, and the notebooks 
 	@$(BIN)/python tools/sync.py
 
 notebooks: $(STAMP) ## Every chapter runs
-	@PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 IMGCLS_CACHE="$(CURDIR)/.venv/cache" $(BIN)/nbdev-test --n-workers 2
+	@temp=$$(mktemp -d) && trap 'rm -rf "$$temp"' EXIT && TMPDIR="$$temp" PATH="$(CURDIR)/$(BIN):$$PATH" \
+	  OMP_NUM_THREADS=1 IMGCLS_CACHE="$(CURDIR)/.venv/cache" $(BIN)/nbdev-test --n-workers 2
 
+# Status 5: there is none of them
 pytest: $(STAMP) ## The rest of the tests, the tutorials among them; the ten slowest are named at the end
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q --durations=10 --durations-min=1
+	@red=0; $(PYTEST) -m "$(ALONE)" || test $$? = 5 || red=1; \
+	  $(PYTEST) -m "not ($(ALONE))" -n 2 --dist loadfile --no-loadscope-reorder && exit $$red
 
 lab: $(STAMP) ## JupyterLab on the tutorials, on this machine only
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/imgcls lab nbs/tutorials
@@ -48,8 +56,8 @@ docs: $(STAMP) ## Chapters, tutorials and reference as a site in build/site, lin
 bench: $(STAMP) ## Measure against the peers: hours; ONLY="widgets data" measures these again
 	@$(BIN)/pip install --quiet -r benchmarks/requirements.txt
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/all.py $(if $(ONLY),--only $(ONLY)) \
-	  $(if $(PADDLECLAS),--paddleclas "$(PADDLECLAS)")
-	@$(BIN)/python tools/readme.py
+	  $(if $(PADDLECLAS),--paddleclas "$(PADDLECLAS)") $(if $(PADDLE_PYTHON),--paddle-python "$(PADDLE_PYTHON)"); \
+	  status=$$?; $(BIN)/python tools/readme.py && exit $$status
 
 soak: $(STAMP) ## MINUTES (60) of random actions over runs, everything looked at after each; not part of the tests
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/soak.py --minutes $(MINUTES)

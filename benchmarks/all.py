@@ -7,51 +7,42 @@
     python benchmarks/all.py --paddleclas DIR      # with a checkout of PaddleClas, for the jobs that read its files
 
 results.json beside this file keeps the rows of each job with machine, versions and date. RESULTS.md is made of it alone, and
-shows what was not measured so far. A job that fails keeps its earlier rows, and the exit status is 1; a bar that is missed is a
-result, and no failure.
+shows what was not measured so far; both are written after each job. A job that fails, or takes six times what it should, keeps
+its earlier rows, the others go on, and the exit status is 1; a bar that is missed is a result, and no failure.
 """
 import argparse
 import json
 import os
-import platform
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from bars import JOBS, read_rows
+from machine import listed, machine, versions
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE/'results.json', HERE/'RESULTS.md'
-PACKAGES = 'imgcls_nb torch torchvision timm fastai onnxruntime openvino simplejpeg pillow numpy scikit-learn'.split()
-
-# Where it was measured
-
-def processor():
-    lines = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
-    return next((o.partition(':')[2].strip() for o in lines if o.startswith('model name')), platform.processor() or 'processor')
-
-def units():
-    from imgcls_nb.engines import can_run
-    return ' and '.join(o for o in ('bf16', 'int8') if can_run(o))
-
-def versions():
-    found = dict(Python=platform.python_version())
-    for o in PACKAGES:
-        try: found[o] = version(o)
-        except PackageNotFoundError: pass
-    return found
-
-def machine():
-    memory = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')/2**30 if hasattr(os, 'sysconf') else 0
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    parts = [processor(), f'{cpus} processors', f'{memory:.0f} GB' if memory else '', f'units for {units() or "fp32 only"}']
-    return ', '.join(filter(None, parts))
 
 # Running
+
+PATIENCE = 6 # times the minutes that bars.py speaks of, for a busy machine
+
+def run_script(command, minutes):
+    "Its exit status; one that does not end is ended, with all that it started"
+    process = subprocess.Popen(command, start_new_session=True)
+    try: return process.wait(60*minutes)
+    except subprocess.TimeoutExpired: raise RuntimeError(f'it did not end within {minutes:.3g} minutes') from None
+    finally:
+        if process.poll() is None: kill_all(process)
+
+def kill_all(process):
+    if hasattr(os, 'killpg'): os.killpg(process.pid, signal.SIGKILL) # it leads a session
+    else: process.kill()
+    process.wait()
 
 def run_job(name, options):
     "What a job found"
@@ -59,7 +50,7 @@ def run_job(name, options):
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder)/'rows.json'
         command = [sys.executable, str(HERE/job.script), *job.filled(options), '--bars', str(file)]
-        status = subprocess.run(command).returncode
+        status = run_script(command, PATIENCE*job.minutes)
         if not file.exists(): raise RuntimeError(f'it left no rows; its exit status is {status}')
         rows = [o._asdict() for o in read_rows(file)]
     odd = [o['key'] for o in rows if o['key'] not in job.bars]
@@ -98,7 +89,7 @@ def section(name, results):
     yield f'## {name}\n\n`{job.command}`'
     if found:
         yield (f"{found['date']}, {found['minutes']} minutes, load {found['load']} at the start. {found['machine']}. "
-               + ', '.join(f'{k} {v}' for k, v in found['versions'].items()) + '.')
+               f"{listed(found['versions'])}.")
     else: yield 'Not measured yet.'
     rows = [(what, bar, row) for o, what, bar, row in rows_of(results) if o == name]
     empty = dict(measured='not measured yet', spread='', ratio='', passed=None, note='')
@@ -110,8 +101,9 @@ def render(results):
     rows = [row for *_, row in rows_of(results)]
     met, missed = (sum(o is not None and o['passed'] is v for o in rows) for v in (True, False))
     intro = (f"Written by `make bench` (`benchmarks/all.py`), not by hand. Of {len(rows)} figures {rows.count(None)} are not "
-             f"measured yet; {met} bars are met, {missed} are missed. Ratios are medians of pairs that were taken in turns; "
-             "spread is their range. How each is taken stands at the top of its script.")
+             f"measured yet; {met} bars are met, {missed} are missed. Where a row does not say otherwise, a ratio is the "
+             "median of pairs that were taken in turns, and spread is the range of these, or of what was measured. How each is "
+             "taken stands at the top of its script.")
     return '\n\n'.join(['# Results', intro, short_table(results), *(o for name in JOBS for o in section(name, results))]) + '\n'
 
 def load(): return json.loads(RESULTS.read_text('utf-8')) if RESULTS.exists() else {}
@@ -131,17 +123,18 @@ def main():
     parser.add_argument('--paddle-python', metavar='FILE', help='the Python that has Paddle, to train with it as well')
     parser.add_argument('--render', action='store_true', help='run nothing, write the page again')
     args = parser.parse_args()
-    results, options, failed = load(), {k: getattr(args, k) for k in ('paddleclas', 'paddle_python')}, []
+    results, options, said = load(), {k: getattr(args, k) for k in ('paddleclas', 'paddle_python')}, dict(failed=[], skipped=[])
     jobs = [] if args.render else [o for o in args.only or JOBS if args.under is None or JOBS[o].minutes < args.under]
     for name in jobs:
         print(f'\n{name}: {JOBS[name].command}, about {JOBS[name].minutes:g} minutes', flush=True)
-        if why := why_not(JOBS[name], options): print(f'{name}: not run, {why}', file=sys.stderr)
+        if why := why_not(JOBS[name], options): said['skipped'].append(f'{name}: not run, {why}')
         else:
             try: results[name] = run_job(name, options)
-            except RuntimeError as e: failed.append(f'{name}: {e}')
+            except (RuntimeError, ValueError, TypeError) as e: said['failed'].append(f'{name}: {e}') # the latter: of its rows
         save(results) # a long job that comes later may be interrupted
     save(results)
-    print('', *failed, PAGE.relative_to(Path.cwd()) if PAGE.is_relative_to(Path.cwd()) else PAGE, sep='\n')
-    return int(bool(failed))
+    for o in said['skipped'] + said['failed']: print(o, file=sys.stderr)
+    print(f'\n{PAGE.relative_to(Path.cwd()) if PAGE.is_relative_to(Path.cwd()) else PAGE}')
+    return int(bool(said['failed']))
 
 if __name__ == '__main__': sys.exit(main())

@@ -7,10 +7,10 @@ import re
 import subprocess
 import sys
 import textwrap
-import tokenize
 from functools import cached_property
-from io import StringIO
 from pathlib import Path
+
+from reading import comments, own_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,10 +34,12 @@ def public_objects():
 
 def public_classes(): return {name: o for name, o in public_objects() if inspect.isclass(o)}
 
+SAME_DEED = {'compare'} # of runs, and of evaluations
+
 def test_one_name_means_one_thing():
     homes = {}
     for o, _ in public_objects(): homes.setdefault(o.rpartition('.')[2], []).append(o)
-    assert not [o for o in homes.values() if len(o) > 1]
+    assert {name for name, found in homes.items() if len(found) > 1} == SAME_DEED
 
 # What a picture was given is its label, what a network says is predicted; what really is on it, nobody but a tutorial knows
 OTHER_WORDS = re.compile('(?<![a-z])(?:(?:ground_)?truth|gt|guess|val|validation|batch_size|image_size|learning_rate)s?(?![a-z])')
@@ -69,11 +71,9 @@ def own_methods(cls):
 def unexplained(f, doc=''):
     "What neither a docstring nor a comment on its line says; a docstring may name parameters in backticks"
     text = textwrap.dedent(inspect.getsource(f))
-    noted = {o.start[0] for o in tokenize.generate_tokens(StringIO(text).readline) if o.type == tokenize.COMMENT}
-    node = ast.parse(text).body[0]
+    noted, node = comments(text), ast.parse(text).body[0]
     if not isinstance(node, ast.FunctionDef): return [] if doc else ['what it does'] # made in a loop
-    args = [o for o in [*node.args.posonlyargs, *node.args.args, node.args.vararg, *node.args.kwonlyargs, node.args.kwarg]
-            if o and o.arg not in ('self', 'cls')]
+    args = own_parameters(node)
     lines = [o.lineno for o in args]
     said = bool(doc) or node.lineno in noted
     silent = [o.arg for o in args if (o.lineno not in noted or lines.count(o.lineno) > 1) and f'`{o.arg}`' not in doc]

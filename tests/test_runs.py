@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from imgcls_nb.checkpoints import save_checkpoint
-from imgcls_nb.comparing import compare_runs, plan_settings
+from imgcls_nb.comparing import compare, plan_settings
 from imgcls_nb.core import InputError
 from imgcls_nb.locks import Holder, Lock, _me
 from imgcls_nb.plan import DataPlan, FitPlan, ModelPlan, ObjectivePlan, Plan
@@ -274,7 +274,7 @@ def make_run(folder, epochs=2, **changes):
 def test_settings_that_differ_come_first(tmp_path):
     make_run(tmp_path/'a')
     make_run(tmp_path/'b', epochs=4, objective=ObjectivePlan(opt='sgd', weight_decay=.1), run='elsewhere')
-    table = compare_runs([tmp_path/'a', Run(tmp_path/'b')]).table
+    table = compare([tmp_path/'a', Run(tmp_path/'b')]).table
     assert list(table)[:4] == ['objective.opt', 'objective.weight_decay', 'schedule', 'status']
     assert table.loc['a', 'objective.weight_decay'] == '' and table.loc['b', 'schedule'] == 'fine_tune(epochs=4)'
     assert table.epochs.tolist() == [2, 4] and table.top1.tolist() == [.75, .875]
@@ -282,23 +282,23 @@ def test_settings_that_differ_come_first(tmp_path):
 def test_the_best_epoch_counts(tmp_path):
     run = make_run(tmp_path/'a')
     save_checkpoint(run.path, 'best_model', {}, None, dict(epoch=1, step=10, top1=.9, position=dict(call=0)))
-    table = compare_runs(run.path).table
+    table = compare(run.path).table
     assert (table.best_epoch.item(), table.top1.item()) == (1, .9) and 'position' not in table
     assert list(table)[0] == 'status', "one run differs from none"
 
 def test_runs_of_one_name_and_without_epochs(tmp_path):
     for o in ('x/run', 'y/run'): Run(tmp_path/o).start(plan(), {})
-    result = compare_runs(tmp_path.glob('*/run'))
+    result = compare(tmp_path.glob('*/run'))
     assert result.table.status.tolist() == ['empty']*2 and result.plot() and '<table' in result._repr_html_()
 
 def test_curves_of_several(tmp_path):
     runs = [make_run(tmp_path/o, n) for o, n in (('a', 2), ('b', 3))]
-    left, right = compare_runs(runs).plot().axes
+    left, right = compare(runs).plot().axes
     assert [len(o.get_xdata()) for o in right.lines] == [2, 3] and right.get_title() == 'top1'
     with pytest.raises(InputError, match="metric='top2' is in none of the runs.*Did you mean 'top1'"):
-        compare_runs(runs).plot('top2')
-    with pytest.raises(InputError, match='no runs to compare'): compare_runs([])
-    with pytest.raises(InputError, match='no run folder.*Runs beside it: a, b'): compare_runs([tmp_path/'c'])
+        compare(runs).plot('top2')
+    with pytest.raises(InputError, match='no runs to compare'): compare([])
+    with pytest.raises(InputError, match='no run folder.*Runs beside it: a, b'): compare([tmp_path/'c'])
 
 def test_settings_are_flat():
     settings = plan_settings(plan(vocab=('cat', 'dog'), augment=(['Flip', {}],)))
