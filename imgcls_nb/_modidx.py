@@ -4145,6 +4145,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'imgcls_nb.words': { 'imgcls_nb.words._arguments': ('words.html#_arguments', 'imgcls_nb/words.py'),
                                  'imgcls_nb.words._built': ('words.html#_built', 'imgcls_nb/words.py'),
                                  'imgcls_nb.words._data': ('words.html#_data', 'imgcls_nb/words.py'),
+                                 'imgcls_nb.words._epochs': ('words.html#_epochs', 'imgcls_nb/words.py'),
                                  'imgcls_nb.words._files': ('words.html#_files', 'imgcls_nb/words.py'),
                                  'imgcls_nb.words._fit': ('words.html#_fit', 'imgcls_nb/words.py'),
                                  'imgcls_nb.words._model': ('words.html#_model', 'imgcls_nb/words.py'),

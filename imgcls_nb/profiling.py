@@ -282,7 +282,8 @@ def _tables(p): # title of three columns, and rows
             (('operator', 'share', 'calls'), operators)]
 
 def _title(p):
-    title = f'{p.bs} pictures of {p.size[0]} x {p.size[1]} a step, {p.device}, {p.threads} threads, {p.cores} cores'
+    threads, cores = (f"{n} {what}{'s'*(n > 1)}" for n, what in ((p.threads, 'thread'), (p.cores, 'core')))
+    title = f'{p.bs} pictures of {p.size[0]} x {p.size[1]} a step, {p.device}, {threads}, {cores}'
     return [title, *([f"measured without {', '.join(p.left_out)}, which cannot be copied"] if p.left_out else [])]
 
 @patch

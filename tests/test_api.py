@@ -7,10 +7,10 @@ import re
 import subprocess
 import sys
 import textwrap
-import tokenize
 from functools import cached_property
-from io import StringIO
 from pathlib import Path
+
+from reading import comments, own_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -71,11 +71,9 @@ def own_methods(cls):
 def unexplained(f, doc=''):
     "What neither a docstring nor a comment on its line says; a docstring may name parameters in backticks"
     text = textwrap.dedent(inspect.getsource(f))
-    noted = {o.start[0] for o in tokenize.generate_tokens(StringIO(text).readline) if o.type == tokenize.COMMENT}
-    node = ast.parse(text).body[0]
+    noted, node = comments(text), ast.parse(text).body[0]
     if not isinstance(node, ast.FunctionDef): return [] if doc else ['what it does'] # made in a loop
-    args = [o for o in [*node.args.posonlyargs, *node.args.args, node.args.vararg, *node.args.kwonlyargs, node.args.kwarg]
-            if o and o.arg not in ('self', 'cls')]
+    args = own_parameters(node)
     lines = [o.lineno for o in args]
     said = bool(doc) or node.lineno in noted
     silent = [o.arg for o in args if (o.lineno not in noted or lines.count(o.lineno) > 1) and f'`{o.arg}`' not in doc]

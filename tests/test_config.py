@@ -205,6 +205,8 @@ def test_in_words():
     told = plan_in_words(plan('DataLoader.Eval.dataset.image_root=./other', 'Optimizer.no_weight_decay_name=fc norm'))
     assert 'val_list.txt, below ./other, in batches of 64' in told and "but none of what has fc or norm in its name" in told
     assert 'MobileNetV3_large_x1_0 is built as mobilenetv3_large_100' in told.partition('Departures:')[2]
+    assert ' 20 epochs, cosine from 0.00375; 5 epochs of rise' in told
+    assert ' 1 epoch, cosine from 0.00375; 1 epoch of' in plan_in_words(plan('Global.epochs=1', 'Optimizer.lr.warmup_epoch=1'))
 
 def test_loader_processes_are_preferred_or_demanded(monkeypatch):
     monkeypatch.setattr('imgcls_nb.config.free_cpus', lambda: 2)

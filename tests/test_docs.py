@@ -20,7 +20,7 @@ def docs(monkeypatch):
     ('README.md', 'nbs/tutorials/quickstart.ipynb', 'tutorials/quickstart.html'),
     ('README.md', 'CONTRIBUTING.md', 'CONTRIBUTING.html'), ('README.md', 'benchmarks/RESULTS.md', 'RESULTS.html'),
     ('README.md', 'README.zh.md', 'README.zh.html'),
-    ('README.zh.md', 'README.md', 'index.html'), ('README.md', 'nbs/tutorials', 'tutorials/quickstart.html'),
+    ('README.zh.md', 'README.md', 'index.html'),
     ('nbs/tutorials/quickstart.ipynb', '../00_core.ipynb', '../00_core.html'),
     ('nbs/from_paddleclas.ipynb', 'from_paddleclas.zh.ipynb#Commands', 'from_paddleclas.zh.html#Commands'),
     ('nbs/00_core.ipynb', 'https://example.org/x.ipynb', 'https://example.org/x.ipynb'), ('nbs/00_core.ipynb', '#here', '#here')])

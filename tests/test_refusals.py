@@ -1,12 +1,11 @@
 "What an error says is accepted stands beside the parameter too, so that nobody needs the error to learn it"
 import ast
-import io
 import re
-import tokenize
 from functools import cache
 
 import pytest
-from test_repository import MODULES, is_record, name, own_parameters, public, read
+from reading import comments, is_record, own_parameters
+from test_repository import MODULES, name, public, read
 
 from imgcls_nb.plan import CHOICES, LIMITS, MOST
 
@@ -62,11 +61,6 @@ def functions(tree):
             if isinstance(o, ast.FunctionDef) and (o.name in ('__init__', '__call__') or not o.name.startswith('_')):
                 yield node.name if o.name == '__init__' else f'{node.name}.{o.name}', o
 
-def said(text):
-    "Line to what the comment there says"
-    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-    return {o.start[0]: o.string.lstrip('# ') for o in tokens if o.type == tokenize.COMMENT}
-
 def beside(f, noted):
     "Parameter to what stands beside it"
     def kind(o): return 'True, False: '*(getattr(o.annotation, 'id', '') == 'bool')
@@ -74,7 +68,8 @@ def beside(f, noted):
 
 @cache
 def everything(): # function or class to parameters
-    return {k: beside(f, noted) for text in map(read, MODULES) for noted in [said(text)] for k, f in functions(ast.parse(text))}
+    return {k: beside(f, noted) for text in map(read, MODULES) for noted in [comments(text)]
+            for k, f in functions(ast.parse(text))}
 
 def whole(text, param):
     "`As for` another function or class: what stands there, too"
@@ -83,7 +78,7 @@ def whole(text, param):
 
 def refusals(text):
     "Function or class, parameter, what an error says it can be, what stands beside it"
-    tree, noted = ast.parse(text), said(text)
+    tree, noted = ast.parse(text), comments(text)
     private = {o.name: o for o in tree.body if isinstance(o, ast.FunctionDef) and o.name.startswith('_')}
     for owner, f in functions(tree):
         here = beside(f, noted)
@@ -101,7 +96,7 @@ def test_many_refusals_are_looked_at():
 
 def test_fields_of_plans_say_what_is_accepted():
     text = read('imgcls_nb/plan.py')
-    noted, lost = said(text), []
+    noted, lost = comments(text), []
     for record in ast.parse(text).body:
         for o in record.body if isinstance(record, ast.ClassDef) and is_record(record) else ():
             if not isinstance(o, ast.AnnAssign) or (k := o.target.id) not in LIMITS | CHOICES: continue

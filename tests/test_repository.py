@@ -1,18 +1,17 @@
 "Rules that the whole repository keeps"
 import ast
-import io
 import json
 import os
 import re
 import subprocess
 import sys
-import tokenize
 import tomllib
 from configparser import ConfigParser
 from functools import cache
 from pathlib import Path
 
 import pytest
+from reading import comments, is_record, own_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(o for o in ROOT.glob('imgcls_nb/**/*.py') if o.name != '_modidx.py')
@@ -193,16 +192,6 @@ def test_readme_is_the_rendered_index():
     assert done.returncode == 0, done.stderr
 
 # Docments: every parameter of what is public says what it is
-
-def comments(text):
-    return {o.start[0] for o in tokenize.generate_tokens(io.StringIO(text).readline) if o.type == tokenize.COMMENT}
-
-def is_record(cls):
-    return any(ast.unparse(o).startswith(('dataclass', 'NamedTuple')) for o in [*cls.decorator_list, *cls.bases])
-
-def own_parameters(f):
-    args = [*f.args.posonlyargs, *f.args.args, *filter(None, [f.args.vararg]), *f.args.kwonlyargs, *filter(None, [f.args.kwarg])]
-    return [o for o in args if o.arg not in ('self', 'cls')]
 
 def public(nodes): return [o for o in nodes if not getattr(o, 'name', '_').startswith('_')]
 
