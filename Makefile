@@ -12,6 +12,10 @@ STAMP := .venv/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DATA
 
+PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q --durations=10 --durations-min=1
+# They look at the clock or need the whole machine, so they run one after the other, and of all others two files at a time
+ALONE := alone or browser or netns
+
 .DEFAULT_GOAL := help
 # One step after the other, also under -j: cheapest first, and pytest's closing line last
 .NOTPARALLEL:
@@ -32,10 +36,13 @@ sync: $(STAMP) ## The package is the export of the notebooks, and the notebooks 
 	@$(BIN)/python tools/sync.py
 
 notebooks: $(STAMP) ## Every chapter runs
-	@PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 IMGCLS_CACHE="$(CURDIR)/.venv/cache" $(BIN)/nbdev-test --n-workers 2
+	@temp=$$(mktemp -d) && trap 'rm -rf "$$temp"' EXIT && TMPDIR="$$temp" PATH="$(CURDIR)/$(BIN):$$PATH" \
+	  OMP_NUM_THREADS=1 IMGCLS_CACHE="$(CURDIR)/.venv/cache" $(BIN)/nbdev-test --n-workers 2
 
+# Status 5: there is none of them
 pytest: $(STAMP) ## The rest of the tests, the tutorials among them; the ten slowest are named at the end
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q --durations=10 --durations-min=1
+	@red=0; $(PYTEST) -m "$(ALONE)" || test $$? = 5 || red=1; \
+	  $(PYTEST) -m "not ($(ALONE))" -n 2 --dist loadfile --no-loadscope-reorder && exit $$red
 
 lab: $(STAMP) ## JupyterLab on the tutorials, on this machine only
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/imgcls lab nbs/tutorials

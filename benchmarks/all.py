@@ -13,44 +13,19 @@ its earlier rows, the others go on, and the exit status is 1; a bar that is miss
 import argparse
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from bars import JOBS, read_rows
+from machine import listed, machine, versions
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE/'results.json', HERE/'RESULTS.md'
-PACKAGES = 'imgcls_nb torch torchvision timm fastai onnxruntime openvino simplejpeg pillow numpy scikit-learn'.split()
-
-# Where it was measured
-
-def processor():
-    lines = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
-    return next((o.partition(':')[2].strip() for o in lines if o.startswith('model name')), platform.processor() or 'processor')
-
-def units():
-    from imgcls_nb.engines import can_run
-    return ' and '.join(o for o in ('bf16', 'int8') if can_run(o))
-
-def versions():
-    found = dict(Python=platform.python_version())
-    for o in PACKAGES:
-        try: found[o] = version(o)
-        except PackageNotFoundError: pass
-    return found
-
-def machine():
-    memory = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')/2**30 if hasattr(os, 'sysconf') else 0
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    parts = [processor(), f'{cpus} processors', f'{memory:.0f} GB' if memory else '', f'units for {units() or "fp32 only"}']
-    return ', '.join(filter(None, parts))
 
 # Running
 
@@ -114,7 +89,7 @@ def section(name, results):
     yield f'## {name}\n\n`{job.command}`'
     if found:
         yield (f"{found['date']}, {found['minutes']} minutes, load {found['load']} at the start. {found['machine']}. "
-               + ', '.join(f'{k} {v}' for k, v in found['versions'].items()) + '.')
+               f"{listed(found['versions'])}.")
     else: yield 'Not measured yet.'
     rows = [(what, bar, row) for o, what, bar, row in rows_of(results) if o == name]
     empty = dict(measured='not measured yet', spread='', ratio='', passed=None, note='')
@@ -126,8 +101,9 @@ def render(results):
     rows = [row for *_, row in rows_of(results)]
     met, missed = (sum(o is not None and o['passed'] is v for o in rows) for v in (True, False))
     intro = (f"Written by `make bench` (`benchmarks/all.py`), not by hand. Of {len(rows)} figures {rows.count(None)} are not "
-             f"measured yet; {met} bars are met, {missed} are missed. Ratios are medians of pairs that were taken in turns; "
-             "spread is their range. How each is taken stands at the top of its script.")
+             f"measured yet; {met} bars are met, {missed} are missed. Where a row does not say otherwise, a ratio is the "
+             "median of pairs that were taken in turns, and spread is the range of these, or of what was measured. How each is "
+             "taken stands at the top of its script.")
     return '\n\n'.join(['# Results', intro, short_table(results), *(o for name in JOBS for o in section(name, results))]) + '\n'
 
 def load(): return json.loads(RESULTS.read_text('utf-8')) if RESULTS.exists() else {}

@@ -20,13 +20,13 @@ import imgcls_nb.data  # noqa: F401 (first, because it imports fastai quietly)
 
 # isort: split
 import torch
-from bars import Row, save_rows
+from bars import judged, save_rows
 
 from imgcls_nb.checkpoints import Background, drop_checkpoint, link_checkpoint, take_snapshot, write_snapshot
 from imgcls_nb.models import create_model
 
 NETS = {'ResNet-50, 1000 classes': ('resnet50', 1000, 64), "the quickstart's, 10 classes": ('test_resnet', 10, 32)}
-EPOCH_S, MOST = 60, .02
+EPOCH_S = 60
 
 def trained(arch, classes, size): # a network and its optimizer, after a step
     model = create_model(arch, False, classes)
@@ -62,8 +62,8 @@ def measure(arch, classes, size, folder, repeats):
 def bar_row(key, mb, rows): # written in the background, as a run does it
     waits = [100*row[2]/EPOCH_S for row in rows]
     middle = statistics.median(waits)
-    return Row(key, f'{middle:.2f} %, {middle*EPOCH_S/100:.3f} s', middle < 100*MOST if 'ResNet' in key else None,
-               f'{min(waits):.2f} to {max(waits):.2f} %', '', f'{mb:.0f} MB, in the background')
+    return judged(key, middle, f'{middle:.2f} %, {middle*EPOCH_S/100:.3f} s', f'{min(waits):.2f} to {max(waits):.2f} %',
+                  note=f'{mb:.0f} MB, in the background')
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -32,7 +32,6 @@ import gc
 import io
 import json
 import os
-import platform
 import shutil
 import statistics
 import tempfile
@@ -40,7 +39,6 @@ import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -52,8 +50,9 @@ import numpy as np
 import psutil
 import timm.data
 import torch
+from bars import BARS, meets, ratio_row, save_rows
 from bars import Row as Bar
-from bars import ratio_row, save_rows
+from machine import listed, machine, versions
 from PIL import Image, features
 from scipy import stats
 from torch.utils.data import DataLoader, default_collate
@@ -275,14 +274,11 @@ def pick_best(rows): return min(rows, key=lambda row: min(row.times['later'])) #
 
 # ---- Tables
 
-def machine():
-    cpuinfo = Path('/proc/cpuinfo')
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    name = next((o.split(':', 1)[1].strip() for o in lines if o.startswith('model name')), platform.processor())
-    return (f"{name}, {os.cpu_count()} cores; Python {platform.python_version()}, "
-            + ', '.join(f'{o} {version(o)}' for o in 'imgcls_nb torch torchvision fastai timm simplejpeg pillow'.split())
-            + f", libjpeg-turbo {features.version_feature('libjpeg_turbo')} in Pillow; "
-            f"{torch.get_num_threads()} torch threads in the main process")
+def setting():
+    "The machine, and what of it concerns pictures"
+    jpeg = features.version_feature('libjpeg_turbo')
+    return (f'{machine()}; {listed(versions())}, libjpeg-turbo {jpeg} in Pillow; '
+            f'{torch.get_num_threads()} torch threads in the main process')
 
 def times_faster(own, others): # turn by turn
     return statistics.median(b/a for a, b in zip(own, others))
@@ -293,17 +289,15 @@ def fastai_and_best(rows, part='later'):
     median = lambda row: statistics.median(row.times[part])
     return min((o for o in peers if o.name == 'fastai'), key=median), min(peers, key=median)
 
-BARS = dict(small=dict(first=(1.5, 1), later=(4, 2)), large=dict(first=(5, None), later=(30, None)))
-
 def bar_rows(kind, rows, n):
     "Ours against fastai, and where there is a bar against the best other, in first and later epochs"
     ours = next(o for o in rows if o.ours)
-    for part, least in BARS[kind].items():
-        for peer, who, bar in zip(fastai_and_best(rows, part), ('fastai', 'best'), least):
-            if bar is None: continue
+    for part, when in dict(first='epoch 1', later='later').items():
+        for peer, who in zip(fastai_and_best(rows, part), ('fastai', 'best')):
+            if (key := f'{kind}, {when}, {who}') not in BARS: continue
             own, their = ours.times[part], peer.times[part]
-            yield ratio_row(f"{kind}, {'epoch 1' if part == 'first' else part}, {who}", [b/a for a, b in zip(own, their)], bar,
-                            f'{n/statistics.median(own):.0f} img/s', f'{peer.name}: {n/statistics.median(their):.0f} img/s')
+            yield ratio_row(key, [b/a for a, b in zip(own, their)], f'{n/statistics.median(own):.0f} img/s',
+                            f'{peer.name}: {n/statistics.median(their):.0f} img/s')
 
 def show_table(rows, n):
     fastai, best = fastai_and_best(rows)
@@ -383,15 +377,16 @@ def train_once(folder, scratch, arguments, seed):
         return evaluate(learn).top1
 
 def interval(values): # 95 %, by Student's t, as if the seeds were a sample of all seeds
-    half = stats.t.ppf(.975, len(values) - 1)*np.std(values, ddof=1)/len(values)**.5
-    return f'{np.mean(values):+.2%} ± {half:.2%}'
+    return np.mean(values), stats.t.ppf(.975, len(values) - 1)*np.std(values, ddof=1)/len(values)**.5
+
+def show_interval(values): return '{:+.2%} ± {:.2%}'.format(*interval(values))
 
 def accuracy_row(top1):
     cached, *_, base = top1.values()
     gaps = np.subtract(cached, base)
-    half = stats.t.ppf(.975, len(gaps) - 1)*np.std(gaps, ddof=1)/len(gaps)**.5
-    return Bar('cache, accuracy', interval(gaps), bool(abs(gaps.mean()) <= half), f'{gaps.min():+.2%} to {gaps.max():+.2%}', '',
-               f'{len(gaps)} seeds')
+    mean, half = interval(gaps)
+    equal = bool(abs(mean) <= half) and meets('cache, accuracy', 100*(abs(mean) + half))
+    return Bar('cache, accuracy', show_interval(gaps), equal, f'{gaps.min():+.2%} to {gaps.max():+.2%}', '', f'{len(gaps)} seeds')
 
 def compare_accuracy(folder, seeds, scratch):
     files = make_textures(folder)
@@ -405,8 +400,8 @@ def compare_accuracy(folder, seeds, scratch):
     print(f"| opening | top-1 of seeds {', '.join(map(str, seeds))} | mean | difference to {base}, seed by seed |"
           '\n|---|---|---|---|')
     for name, accs in top1.items():
-        gap = '' if name == base else interval(np.subtract(accs, top1[base]))
-        print(f"| {name} | {', '.join(f'{o:.2%}' for o in accs)} | {interval(accs).lstrip('+')} | {gap} |")
+        gap = '' if name == base else show_interval(np.subtract(accs, top1[base]))
+        print(f"| {name} | {', '.join(f'{o:.2%}' for o in accs)} | {show_interval(accs).lstrip('+')} | {gap} |")
     return top1
 
 # ---- Command line
@@ -433,7 +428,7 @@ def read_args():
 
 def main():
     args = read_args()
-    result, bars = dict(machine=machine(), arguments=vars(args), measurements=[], top1={}), []
+    result, bars = dict(machine=setting(), arguments=vars(args), measurements=[], top1={}), []
     print(result['machine'])
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(args.folder or scratch)

@@ -3,14 +3,14 @@
     python benchmarks/evaluation.py
     python benchmarks/evaluation.py --classes 100 --pictures 10000
 
-Predictions are drawn: for each picture a softmax in which the truth, or a class like it, stands out. They are saved once, and
+Predictions are drawn: for each picture a softmax in which the label, or a class like it, stands out. They are saved once, and
 opened in a new process for each question, so that nothing is there from the one before; libraries are imported before the clock
 starts. Seconds are the best of three. Memory is the peak that Python and numpy have asked for while the question was answered,
 in a run of its own, since counting takes time.
 
-The first row is the bar: the confusion matrix of 1000 classes and 50,000 pictures, from the opened file, in less than a second
-and less than 200 MB. The program fails if it is missed. scikit-learn counts the same matrix from class numbers that it is
-given, so argmax is added to it. fastai's way, from its source, holds one boolean for each cell and picture; it is not run.
+The first row is held to bars: the confusion matrix of 1000 classes and 50,000 pictures, from the opened file. scikit-learn
+counts the same matrix from class numbers that it is given, so argmax is added to it. fastai's way, from its source, holds one
+boolean for each cell and picture; it is not run.
 """
 import argparse
 import json
@@ -26,7 +26,7 @@ import scipy.cluster.hierarchy
 import scipy.optimize
 import scipy.sparse  # noqa: F401 (so that no question waits for it)
 import sklearn.metrics
-from bars import Row, save_rows
+from bars import judged, save_rows
 
 from imgcls_nb.compare import compare
 from imgcls_nb.evaluation import Evaluation
@@ -81,6 +81,11 @@ def ask(question, folder):
     return min(seconds), tracemalloc.get_traced_memory()[1]/1e6
 
 
+def bar_rows(seconds, megabytes):
+    return [judged('confusion, seconds', seconds, f'{seconds:.2f} s', note='best of three'),
+            judged('confusion, memory', megabytes, f'{megabytes:.0f} MB')]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--pictures', type=int, default=50_000)
@@ -98,11 +103,9 @@ def main():
             done = subprocess.run(child, capture_output=True, text=True, check=True)
             seconds, megabytes = json.loads(done.stdout.splitlines()[-1])
             print(f'| {question} | {seconds:.3f} | {megabytes:.1f} |', flush=True)
-            if question == BAR: bars = [Row('confusion, seconds', f'{seconds:.2f} s', seconds < 1, note='best of three'),
-                                        Row('confusion, memory', f'{megabytes:.0f} MB', megabytes < 200)]
+            if question == BAR: bars = bar_rows(seconds, megabytes)
     print(f"| the confusion matrix as fastai counts it | not run | {n*c*c/1e6:,.0f} |")
     save_rows(args.bars, bars)
-    sys.exit(not all(o.passed for o in bars))
 
 
 if __name__ == '__main__': main()

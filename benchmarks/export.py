@@ -32,7 +32,7 @@ import numpy as np
 import timm
 import torch
 from alone import ask, most_memory, preload
-from bars import Row, save_rows
+from bars import Row, judged, save_rows
 from PIL import Image
 
 from imgcls_nb.core import InputError
@@ -140,7 +140,7 @@ def families_row(found):
     n, most = len(found) - len(bad), max((o[4] for o in found.values() if not isinstance(o, str)), default=0)
     print(f'{n} of {len(found)} families are equal, within 1e-3 of the spread or what rounding does.')
     note = f"random weights, at 1, 2 and 5 pictures; at most {most:.1f} GB{'; not: ' if bad else ''}{', '.join(bad)}"
-    return Row('families', f'{n} of {len(found)}', n >= 25, note=note)
+    return judged('families', n, f'{n} of {len(found)}', note=note)
 
 # Precision
 
@@ -185,8 +185,8 @@ def precision_rows(report):
     base, kept = next(o for o in report.trials if (o.variant, o.engine) == ('fp32', 'onnxruntime')), report.kept
     way = f'{kept.variant}, in {kept.precision} by {kept.engine}; {report.pictures} pictures'
     points = 100*(kept.top1 - base.top1)
-    return [Row('precision, accuracy', f'{points:+.2f} points, {kept.top1:.2%}', points >= -.5, note=way),
-            Row('precision, speed', f'{kept.ms:.2f} ms', None, ratio=f'{base.ms/kept.ms:.2f}', note=f'fp32: {base.ms:.2f} ms')]
+    return [judged('precision, accuracy', -points, f'{points:+.2f} points, {kept.top1:.2%}', note=way),
+            Row('precision, speed', f'{kept.ms:.2f} ms', ratio=f'{base.ms/kept.ms:.2f}', note=f'fp32: {base.ms:.2f} ms; medians')]
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -25,7 +25,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
-from bars import Row, save_rows
+from bars import Row, judged, save_rows
 from PIL import Image
 
 from imgcls_nb import archives
@@ -34,7 +34,6 @@ from imgcls_nb.columns import Texts
 from imgcls_nb.packed import read_shards
 
 CLASSES, REAL = 1000, 10_000 # classes; pictures in the tar file whose headers are read
-MOST_BYTES, MOST_S, MOST_MB = 32, 20, 150 # own memory a picture; seconds; own memory of a loader process
 
 # What is looked at
 
@@ -151,12 +150,12 @@ def bar_rows(found, n):
     own, start, first = later['own'] + main['own'], main['made'], max(main['first'], workers['first'])
     what = f'{n:,} pictures, simulated'
     return [Row('large, index', f"{found['first_start']['file']:.0f} bytes", None, note=f'{what}; a file that processes share'),
-            Row('large, memory', f'{own:.0f} bytes', own <= MOST_BYTES, note='index and order, own memory of the main process'),
+            judged('large, memory', own, f'{own:.0f} bytes', note='index and order, own memory of the main process'),
             Row('large, headers', f"{found['headers']['us']:.0f} s", note=f'one process, of {REAL:,} pictures with labels'),
-            Row('large, start', f'{start:.1f} s', start <= MOST_S, '', '', "image_dls with on_bad='trust'"),
-            Row('large, first batch', f'{first:.1f} s', first <= MOST_S, '', '', 'the slower of none and two loader processes'),
-            Row('large, worker', f"{workers['worker']:.0f} MB", workers['worker'] <= MOST_MB, '', '',
-                f"{few['worker']:.0f} MB with 10,000 pictures")]
+            judged('large, start', start, f'{start:.1f} s', note="image_dls with on_bad='trust'"),
+            judged('large, first batch', first, f'{first:.1f} s', note='the slower of none and two loader processes'),
+            judged('large, worker', workers['worker'], f"{workers['worker']:.0f} MB",
+                   note=f"{few['worker']:.0f} MB with 10,000 pictures")]
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

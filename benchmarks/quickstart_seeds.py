@@ -3,7 +3,6 @@
     python benchmarks/quickstart_seeds.py
 """
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -11,17 +10,17 @@ from pathlib import Path
 
 from bars import Row, save_rows
 
+from imgcls_nb.runs import Run
 from imgcls_nb.tutorials import quickstart
 
 SEEDS = 1, 2, 3, 4, 5
 
 
 def measure(seed, folder):
-    start = time.monotonic()
-    quickstart(run=Path(folder)/f'seed_{seed}', show=lambda line: None, seed=seed)
+    run, start = Path(folder)/f'seed_{seed}', time.monotonic()
+    quickstart(run=run, show=lambda line: None, seed=seed)
     seconds = time.monotonic() - start
-    events = [json.loads(line) for line in (Path(folder)/f'seed_{seed}/run.jsonl').read_text('utf-8').splitlines()]
-    return [e['top1'] for e in events if e['event'] == 'epoch'][-1], seconds
+    return float(Run.open(run).history().top1.iloc[-1]), seconds
 
 
 def main():

@@ -84,7 +84,7 @@ def main(args):
             sent, size = (statistics.median(o[k] for o in two)/1e6 for k in ('sent', 'size'))
             print(f'{arch:24}{speed[0]:10.1f} /s{speed[1]:10.1f} /s{ratio:12.2f}{sent:10.1f}{size:15.1f}', flush=True)
             note = f'sent {sent:.1f} MB a step, gradients {size:.1f} MB'
-            bars.append(ratio_row(f'scaling, {arch}', ratios, .85, f'{speed[1]:.1f} img/s', note))
+            bars.append(ratio_row(f'scaling, {arch}', ratios, f'{speed[1]:.1f} img/s', note))
     save_rows(args.bars, bars)
 
 if __name__ == '__main__':

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import nbformat
-from bars import Row, save_rows
+from bars import Row, meets, save_rows
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
@@ -26,7 +26,6 @@ from imgcls_nb.tutorials import with_settings
 
 FOLDER = Path(__file__).parents[1]/'nbs/tutorials'
 NUMBERS = dict(a=1, one=1, two=2, three=3)
-LONGEST, TOGETHER = 180, 480 # seconds
 
 def read(name): return nbformat.read(FOLDER/f'{name}.ipynb', as_version=4)
 
@@ -67,13 +66,13 @@ def full_rows(found, failed, minutes):
     name, most = max(found.items(), key=lambda o: o[1])
     late = [f'{k} takes {o:.0f} s' for k, o in found.items() if math.ceil(o/60) > minutes[k]]
     n, total = len(found), sum(found.values())
-    return [Row('tutorials, longest', f'{most:.0f} s', most <= LONGEST and not failed, spread(found), '',
+    return [Row('tutorials, longest', f'{most:.0f} s', meets('tutorials, longest', most) and not failed, spread(found), '',
                 and_failed(f'{name}; all {n} together {total:.0f} s', failed)),
             Row('tutorials, stated', f'{n - len(late)} of {n}', not late and not failed, note=', '.join(late))]
 
 def quick_rows(found, failed):
     total = sum(found.values())
-    return [Row('tutorials, quick', f'{total:.0f} s', total <= TOGETHER and not failed, spread(found), '',
+    return [Row('tutorials, quick', f'{total:.0f} s', meets('tutorials, quick', total) and not failed, spread(found), '',
                 and_failed(f'{len(found)} tutorials', failed))]
 
 def main():

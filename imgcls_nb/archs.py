@@ -26,7 +26,7 @@ from torchvision import models as tv
 
 from .core import IMAGENET_MEAN, IMAGENET_STD, InputError, did_you_mean
 from .shipped import shipped_path
-from .weights import Published, at_url, on_hub
+from .weights import PublishedWeights, at_url, on_hub
 
 # %% ../nbs/24_archs.ipynb #254c048a
 @cache
@@ -228,7 +228,7 @@ def _tv_cfg(arch):
 
 def published(
     arch:Arch, # From `find_arch`
-) -> Published|None: # None: nothing was published
+) -> PublishedWeights|None: # None: nothing was published
     "Where the published weights of an architecture are"
     if arch.library == 'hf-hub': return on_hub(arch.base)
     cfg = arch_cfg(arch)

@@ -30,8 +30,8 @@ class RandomResizedCrop(PixelOp):
     def __init__(self,
         size, # `(height, width)` that comes out
         interpolation:str='bilinear', # One of `core.FILTERS`
-        scale=(.08, 1.), # Smallest and largest share of the picture's area
-        ratio=(3/4, 4/3), # Narrowest and widest width/height
+        scale=(.08, 1.), # Smallest and largest share of the picture's area, above 0, up to 1
+        ratio=(3/4, 4/3), # Narrowest and widest width/height, above 0
         log_aspect:bool=True, # Draw the logarithm of width/height uniformly; False: width/height itself
         antialias:bool=True, # False: point samples, as OpenCV does
     ):
@@ -81,7 +81,7 @@ class Resize(PixelOp):
 class RandomShift(PixelOp):
     "The picture moved by whole pixels; what comes in is of one colour"
     def __init__(self,
-        pixels:int=2, # Farthest, up, down, left and right
+        pixels:int=2, # Farthest, up, down, left and right, 0 or more
         fill=0, # Colour of what comes in, one number of 0..255, or one a channel
     ): self.pixels, self.fill = check_number('pixels', pixels, 0, whole=True), fill
 
@@ -96,7 +96,7 @@ class RandomShift(PixelOp):
 class RandomHorizontalFlip(PixelOp):
     "The mirror image"
     def __init__(self,
-        p:float=.5, # Share of the pictures that are changed
+        p:float=.5, # Share of the pictures that are changed, 0..1
     ): self.p = check_number('p', p, 0, 1)
 
     def __call__(self, decoded, rng):
@@ -105,7 +105,7 @@ class RandomHorizontalFlip(PixelOp):
 class RandomVerticalFlip(PixelOp):
     "Upside down"
     def __init__(self,
-        p:float=.5, # Share of the pictures that are changed
+        p:float=.5, # Share of the pictures that are changed, 0..1
     ): self.p = check_number('p', p, 0, 1)
 
     def __call__(self, decoded, rng):

@@ -152,7 +152,7 @@ def benchmark(
     model, # A `model.onnx`
     pictures, # Whatever `iter_pictures` takes and lies in files; folders named for classes give accuracy
     engine:str|None=None, # Only this one
-    threads:int|None=None, # Of the CPU; None: the engines' own choice
+    threads:int|None=None, # Of the CPU, 1 or more; None: the engines' own choice
     seconds:float=3, # For each way, one picture after the other
     limit:int=256, # Pictures at most, spread over all
     bs:int=16, # Pictures given to the network at once, in folders

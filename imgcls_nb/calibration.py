@@ -105,7 +105,7 @@ def mean_nll(
     targs, # Class numbers, `(N,)`
     temperature:float=1., # The logits are divided by it
 ) -> float: # NaN without pictures
-    "The negative log-likelihood of the truth, for a mean picture"
+    "The negative log-likelihood of the labels, for a mean picture"
     if not len(targs): return float('nan')
     total = 0.
     for rows in row_blocks(probs.shape):
@@ -122,7 +122,7 @@ def best_temperature(
     probs, # From a softmax, `(N, C)`
     targs, # Class numbers, `(N,)`
 ) -> float: # Between `COLDEST` and `HOTTEST`
-    "The temperature that makes the truth most likely"
+    "The temperature that makes the labels most likely"
     from scipy.optimize import minimize_scalar
     _check_softmax(probs)
     if not len(targs): raise InputError("There is no picture to fit a temperature on. Evaluate some.")

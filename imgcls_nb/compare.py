@@ -67,17 +67,17 @@ class Comparison:
     def targs(self) -> np.ndarray: return self.a.targs[self.of_a] # Class numbers of `a`, (N,)
 
     @cached_property
-    def right(self) -> tuple: return self.a.correct[self.of_a], self.b.correct[self.of_b] # Of each, (N,)
+    def correct(self) -> tuple: return self.a.correct[self.of_a], self.b.correct[self.of_b] # Of each, (N,)
 
     @cached_property
     def preds(self) -> tuple: # Guesses of each, class numbers of `a`, (N,)
         return self.a.preds[self.of_a], self.places[self.b.preds[self.of_b]]
 
     @property
-    def gained(self) -> np.ndarray: return self.of_a[~self.right[0] & self.right[1]] # Positions in `a` that only `b` got right
+    def gained(self) -> np.ndarray: return self.of_a[~self.correct[0] & self.correct[1]] # Positions in `a`, right in `b` only
 
     @property
-    def lost(self) -> np.ndarray: return self.of_a[self.right[0] & ~self.right[1]] # Positions in `a` that only `a` got right
+    def lost(self) -> np.ndarray: return self.of_a[self.correct[0] & ~self.correct[1]] # Positions in `a`, right in `a` only
 
     @property
     def p_value(self) -> float: # Exact
@@ -109,8 +109,8 @@ def compare(
 # %% ../nbs/56_compare.ipynb #bca8440d
 @patch
 def difference(self:Comparison,
-    n:int=2000, # How many draws
-    level:float=.95, # How much of what is drawn shall be within
+    n:int=2000, # How many draws, 1 or more
+    level:float=.95, # How much of what is drawn shall be within, between 0 and 1
     seed:int=42, # Decides what is drawn
 ) -> Interval: # Above zero: the second is better
     "By how much the share of right answers differs"
@@ -121,7 +121,7 @@ def difference(self:Comparison,
 @patch
 def __str__(self:Comparison):
     (a, b), diff = self.names, self.difference()
-    tops = [float(o.mean()) if len(self) else float('nan') for o in self.right]
+    tops = [float(o.mean()) if len(self) else float('nan') for o in self.correct]
     return (f"{len(self)} pictures: top1 {tops[0]:.4f} with {a}, {tops[1]:.4f} with {b}. Difference {diff.value:+.4f} "
             f"({diff.level:.0%}: {diff.low:+.4f} to {diff.high:+.4f}), p {self.p_value:.2g}. "
             f"Only {b} is right about {len(self.gained)}, only {a} about {len(self.lost)}.")
@@ -136,7 +136,7 @@ def flips(self:Comparison,
 ): # A pandas `DataFrame`, indexed by position in the first evaluation
     "The pictures whose guess changed"
     import pandas as pd
-    (right_a, right_b), (guess_a, guess_b) = self.right, self.preds
+    (right_a, right_b), (guess_a, guess_b) = self.correct, self.preds
     keep = (guess_a != guess_b) & (all_changes | (right_a != right_b))
     kind = np.where(right_a, 0, np.where(right_b, 2, 1))
     rows = np.flatnonzero(keep)
@@ -145,8 +145,8 @@ def flips(self:Comparison,
     idxs, (a, b) = self.of_a[rows], self.names
     return pd.DataFrame({
         'change': np.array(['lost', 'other', 'gained'], object)[kind[rows]], 'picture': [self.a.name(i) for i in idxs],
-        'truth': called[self.targs[rows]], a: called[guess_a[rows]], b: called[guess_b[rows]],
-        f'{a} sure': self.a.confidence[idxs], f'{b} sure': self.b.confidence[self.of_b[rows]]}, index=idxs)
+        'label': called[self.targs[rows]], a: called[guess_a[rows]], b: called[guess_b[rows]],
+        f'{a} confidence': self.a.confidence[idxs], f'{b} confidence': self.b.confidence[self.of_b[rows]]}, index=idxs)
 
 # %% ../nbs/56_compare.ipynb #58ca1f03
 @patch
@@ -154,7 +154,7 @@ def per_class(self:Comparison): # A pandas `DataFrame`, the largest loss first
     "What each class won and lost; classes without a picture are left out"
     import pandas as pd
     c = len(self.a.vocab)
-    there, a, b = (np.bincount(self.targs, o, minlength=c) for o in (None, *self.right))
+    there, a, b = (np.bincount(self.targs, o, minlength=c) for o in (None, *self.correct))
     gained, lost = (np.bincount(self.a.targs[o], minlength=c) for o in (self.gained, self.lost))
     n = there.clip(1)
     table = pd.DataFrame({'pictures': there, self.names[0]: a/n, self.names[1]: b/n, 'gain': (b - a)/n,

@@ -15,17 +15,17 @@ from .core import InputError, did_you_mean
 
 # %% ../nbs/51_confusion.ipynb #5fd39d3c
 def count_pairs(
-    truth, # Class numbers, `(N,)`
-    guess, # Class numbers, `(N,)`
+    targs, # Class numbers of the labels, `(N,)`
+    preds, # Class numbers of the guesses, `(N,)`
     n_classes:int, # How many there are
-) -> np.ndarray: # int64, `(C, C)`: rows are the truth, columns the guess
+) -> np.ndarray: # int64, `(C, C)`: rows are the labels, columns the guesses
     "How often each class was taken for each other"
-    cells = np.asarray(truth, np.int64)*n_classes + np.asarray(guess, np.int64)
+    cells = np.asarray(targs, np.int64)*n_classes + np.asarray(preds, np.int64)
     return np.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 # %% ../nbs/51_confusion.ipynb #4b7c3ad6
 class Confusion:
-    "A confusion matrix: rows are the truth, columns the guess"
+    "A confusion matrix: rows are the labels, columns the guesses"
     def __init__(self,
         counts, # Whole numbers, `(C, C)`
         vocab, # Class names
@@ -101,7 +101,7 @@ def mean(self:Confusion,
 @patch
 def most_confused(self:Confusion,
     n:int=10, # How many pairs at most
-): # A pandas `DataFrame`: truth, predicted, pictures, and their share of the true class's
+): # A pandas `DataFrame`: label, predicted, pictures, and their share of the label's
     "The pairs of classes that are mixed up most often"
     import pandas as pd
     cells = np.flatnonzero(self.counts) # in the order of rows, so that ties come in it too
@@ -110,7 +110,7 @@ def most_confused(self:Confusion,
     t, p, n_of = t[off], p[off], n_of[off]
     order = np.argsort(-n_of, kind='stable')[:n]
     rows = [(self.vocab[t[i]], self.vocab[p[i]], int(n_of[i]), n_of[i]/self.there[t[i]]) for i in order]
-    return pd.DataFrame(rows, columns=['truth', 'predicted', 'pictures', 'share'])
+    return pd.DataFrame(rows, columns=['label', 'predicted', 'pictures', 'share'])
 
 # %% ../nbs/51_confusion.ipynb #dc812d58
 @patch(as_prop=True)
@@ -181,7 +181,7 @@ def plot(self:Confusion,
     if many: values = values*(1 - np.eye(n))
     top = max(1e-9, values.max()) if many or not normalize else 1
     ax.imshow(_shrunk(values, 300), cmap='Blues', vmin=0, vmax=top, extent=(-.5, n - .5, n - .5, -.5), interpolation='nearest')
-    ax.set(xlabel='predicted', ylabel='truth', title='errors; the diagonal is left out' if many else '')
+    ax.set(xlabel='predicted', ylabel='label', title='errors; the diagonal is left out' if many else '')
     _name_axes(ax, [self.vocab[i] for i in order])
     if n <= 20: _write_counts(ax, self.counts[np.ix_(order, order)], values/top)
     return ax

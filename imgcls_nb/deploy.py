@@ -193,7 +193,7 @@ def show_predictions(
     predictor:Predictor, # From a file or a run
     sources, # Paths, folders and patterns
     k:int=5, # Classes to name
-    bs:int=16, # Pictures given to the network at once
+    bs:int=16, # Pictures given to the network at once, 1 or more
     line=plain_line, # Makes a text of a prediction
 ) -> int: # How many could not be read
     "Print a line for each picture, and what is wrong with one on the error stream"
@@ -217,7 +217,7 @@ def save_predictions(
     sources, # Paths, folders and patterns
     out, # The file, see `Predictor.stream`
     k:int=5, # Classes to name
-    bs:int=16, # Pictures given to the network at once
+    bs:int=16, # Pictures given to the network at once, 1 or more
 ) -> int: # How many could not be read
     "Write predictions into a file, going on with what an earlier process did"
     progress = Progress(sum(1 for _ in find_all(sources)) if sys.stderr.isatty() else None)

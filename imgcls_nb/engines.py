@@ -35,7 +35,7 @@ class OnnxRuntime:
     "A model file, or its bytes, in ONNX Runtime"
     def __init__(self,
         model, # A path or bytes
-        threads:int|None=None, # Of the CPU; None: its own choice
+        threads:int|None=None, # Of the CPU, 1 or more; None: its own choice
         providers=('CPUExecutionProvider',), # Where to run, in order of preference
         exact:bool=False, # Take 8 bit numbers as places to round, and calculate in 32 bits
         idle:bool=False, # Threads sleep while they wait; else they look again and again, which takes the processor from others
@@ -56,7 +56,7 @@ class OpenVino:
     def __init__(self,
         model, # A path or bytes
         precision:str='fp32', # 'bf16' where the processor can; anything else: 32 bits, and 8 where the file says so
-        threads:int|None=None, # Of the CPU; None: its own choice
+        threads:int|None=None, # Of the CPU, 1 or more; None: its own choice
     ):
         core = _core()
         net = core.read_model(model) if isinstance(model, bytes) else core.read_model(str(model))
@@ -87,7 +87,7 @@ def open_engine(
     model, # A path or bytes
     engine:str='onnxruntime', # Or 'openvino'
     precision:str='fp32', # To calculate in
-    threads:int|None=None, # Of the CPU; None: its own choice
+    threads:int|None=None, # Of the CPU, 1 or more; None: its own choice
 ): # Called with pictures, `(B, C, H, W)`, it gives the network's answers
     "Open a model file in an engine"
     return OpenVino(model, precision, threads) if engine == 'openvino' else OnnxRuntime(model, threads)

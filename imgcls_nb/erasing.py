@@ -18,7 +18,7 @@ from .policies import check_number, check_pair, mean_colour, op_builder
 class Eraser:
     "Paints over the pixels that `mask` chooses"
     def __init__(self,
-        p:float=1., # Share of the pictures that are changed
+        p:float=1., # Share of the pictures that are changed, 0..1
         fill='mean', # 'mean', one number of 0..255, or one a channel
         mean=IMAGENET_MEAN, # Of each channel, 0..1
         std=IMAGENET_STD, # Of each channel, same scale
@@ -54,9 +54,9 @@ def _scaled(length, h, w): return max(1, round(length*min(h, w)/224)) if length 
 class Cutout(Eraser):
     "Squares, centred anywhere (DeVries and Taylor 2017)"
     def __init__(self,
-        n_holes:int=1, # Squares; they may overlap
-        length:int|None=None, # Side in pixels; None: half of the shorter side of the picture
-        p:float=1., # Share of the pictures that are changed
+        n_holes:int=1, # Squares, 1 or more; they may overlap
+        length:int|None=None, # Side in pixels, 1 or more; None: half of the shorter side of the picture
+        p:float=1., # Share of the pictures that are changed, 0..1
         fill='mean', # 'mean', one number of 0..255, or one a channel
         mean=IMAGENET_MEAN, # Of each channel, 0..1
         std=IMAGENET_STD, # Of each channel, same scale
@@ -76,12 +76,12 @@ class Cutout(Eraser):
 class RandomErasing(Eraser):
     "A rectangle of random area and aspect (Zhong 2017)"
     def __init__(self,
-        p:float=.5, # Share of the pictures that are changed
-        scale=(.02, .33), # Smallest and largest share of the picture's area
-        ratio=(.3, 3.3), # Least and greatest height/width
+        p:float=.5, # Share of the pictures that are changed, 0..1
+        scale=(.02, .33), # Smallest and largest share of the picture's area, above 0, up to 1
+        ratio=(.3, 3.3), # Least and greatest height/width, above 0
         value='mean', # 'mean', one number of 0..255, one a channel, or 'random', which is the mode 'pixel'
         mode:str='const', # timm's name for what is painted: 'const': `value`; 'rand': one random colour; 'pixel': noise
-        attempts:int=10, # Draws before giving up on a rectangle that fits
+        attempts:int=10, # Draws before giving up on a rectangle that fits, 1 or more
         mean=IMAGENET_MEAN, # Of each channel, 0..1
         std=IMAGENET_STD, # Of each channel, same scale
     ):
@@ -114,8 +114,8 @@ class HideAndSeek(Eraser):
     "Cells of a grid, each with its own coin (Singh 2018)"
     def __init__(self,
         grid_sizes=None, # Cell sides to draw from, pixels, 0: hide nothing; None: 0, 16, 32, 44, 56 at 224, scaled
-        hide_prob:float=.5, # Chance of each cell
-        p:float=1., # Share of the pictures that are treated at all
+        hide_prob:float=.5, # Chance of each cell, 0..1
+        p:float=1., # Share of the pictures that are treated at all, 0..1
         fill='mean', # 'mean', one number of 0..255, or one a channel
         mean=IMAGENET_MEAN, # Of each channel, 0..1
         std=IMAGENET_STD, # Of each channel, same scale
@@ -137,12 +137,12 @@ class HideAndSeek(Eraser):
 class GridMask(Eraser):
     "Squares at regular distances (Chen 2020)"
     def __init__(self,
-        d1:int|None=None, # Least distance between squares, pixels; None: 96 at 224, scaled
-        d2:int|None=None, # Largest distance; None: 224 at 224, scaled
-        rotate:int=1, # The grid is turned by a whole angle below this, degrees; 1: not at all
-        ratio:float=.5, # Width of the strips between the squares, as a share of the distance
+        d1:int|None=None, # Least distance between squares, pixels, 2 or more; None: 96 at 224, scaled
+        d2:int|None=None, # Largest distance, `d1` or more; None: 224 at 224, scaled
+        rotate:int=1, # The grid is turned by a whole angle below this, degrees, up to 360; 1: not at all
+        ratio:float=.5, # Width of the strips between the squares, as a share of the distance, 0..1
         mode:int=1, # 1: the squares go; 0: the strips go and the squares stay
-        p:float=1., # Share of the pictures that are changed
+        p:float=1., # Share of the pictures that are changed, 0..1
         fill='mean', # 'mean', one number of 0..255, or one a channel
         mean=IMAGENET_MEAN, # Of each channel, 0..1
         std=IMAGENET_STD, # Of each channel, same scale

@@ -107,7 +107,7 @@ def _told(ev, n): # by the first process to the others: what follows from the pr
     rows = torch.zeros(1 + len(SEEN), n, dtype=torch.float64)
     if ev is not None: rows[:] = torch.from_numpy(np.stack([ev.targs, *(ev.judge()[k] for k in SEEN)]))
     targs, *seen = summed(rows).numpy()
-    kinds = dict(preds=np.int64, confidence=np.float32, truth_probs=np.float32, ranks=np.int64)
+    kinds = dict(preds=np.int64, confidence=np.float32, label_probs=np.float32, ranks=np.int64)
     return {k: o.astype(kinds[k]) for k, o in zip(SEEN, seen)}, targs.astype(np.int64)
 
 # %% ../nbs/55_evaluate.ipynb #cfdde1da

@@ -26,16 +26,16 @@ from .intervals import Interval, bootstrap, share_interval
 def judge(
     probs, # `(N, C)`
     targs, # Class numbers, `(N,)`
-) -> dict: # 'preds', 'confidence' of these, 'truth_probs', and 'ranks' of the truth, `(N,)` each
-    "What each picture was taken for, and where the truth stands"
+) -> dict: # 'preds', 'confidence' of these, 'label_probs', and 'ranks' of the labels, `(N,)` each
+    "What each picture was taken for, and where its label stands"
     n, c = probs.shape
-    out = dict(preds=np.zeros(n, np.int64), confidence=np.zeros(n, np.float32), truth_probs=np.zeros(n, np.float32),
+    out = dict(preds=np.zeros(n, np.int64), confidence=np.zeros(n, np.float32), label_probs=np.zeros(n, np.float32),
                ranks=np.zeros(n, np.int64))
     for rows in row_blocks((n, c)):
         p, t = probs[rows], targs[rows, None]
         _check_probs(p, rows.start)
         true, guess = np.take_along_axis(p, t, 1), p.argmax(1)
-        out['preds'][rows], out['truth_probs'][rows] = guess, true[:, 0]
+        out['preds'][rows], out['label_probs'][rows] = guess, true[:, 0]
         out['confidence'][rows] = np.take_along_axis(p, guess[:, None], 1)[:, 0]
         out['ranks'][rows] = (p > true).sum(1) + ((p == true) & (np.arange(c) < t)).sum(1)
     return out
@@ -95,8 +95,8 @@ def _class_numbers(targs):
     raise InputError(f"Targets of type {targs.dtype} are no class numbers. Give whole numbers from 0.")
 
 # %% ../nbs/54_evaluation.ipynb #72cf3020
-SEEN = dict(preds='Class number of each guess', confidence='Probability of each guess', truth_probs='Probability of each truth',
-            ranks='How many classes are ahead of each truth')
+SEEN = dict(preds='Class number of each guess', confidence='Probability of each guess', label_probs='Probability of each label',
+            ranks='How many classes are ahead of each label')
 for _name, _doc in SEEN.items(): setattr(Evaluation, _name, property(lambda self, k=_name: self.judge()[k], doc=_doc))
 
 @patch(as_prop=True)
@@ -107,7 +107,7 @@ def correct(self:Evaluation) -> np.ndarray: # bool, (N,)
 # %% ../nbs/54_evaluation.ipynb #96172a98
 @patch
 def topk(self:Evaluation,
-    k:int, # How many guesses count
+    k:int, # How many guesses count, 1 or more
 ) -> float: # Share of the pictures, 0..1; NaN if there are none
     "How often the class is among the first `k` guesses"
     _check_k(k, len(self.vocab))
@@ -119,7 +119,7 @@ def _check_k(k, c):
     if k >= c: print(f"Of {c} classes the first {k} guesses always hold the right one: top{k} is 1 for any network.")
 
 for _k in (1, 5):
-    _doc = f'Share of pictures with the truth among the first {_k} guesses, 0..1'
+    _doc = f'Share of pictures with the label among the first {_k} guesses, 0..1'
     setattr(Evaluation, f'top{_k}', property(lambda self, k=_k: self.topk(k), doc=_doc))
 
 # %% ../nbs/54_evaluation.ipynb #e21d6ec0
@@ -138,7 +138,7 @@ for _name in MEANS:
 @patch
 def confusion_matrix(self:Evaluation,
     normalize:bool=False, # Shares of each row in place of counts
-) -> np.ndarray: # `(C, C)`: rows are the truth, columns the guess
+) -> np.ndarray: # `(C, C)`: rows are the labels, columns the guesses
     "How often each class was taken for each other"
     return self.confusion.shares if normalize else self.confusion.counts.copy()
 
@@ -150,19 +150,19 @@ def report(self:Evaluation): # A pandas `DataFrame`
 @patch
 def most_confused(self:Evaluation,
     n:int=10, # How many pairs at most
-): # A pandas `DataFrame`: truth, predicted, pictures, share
+): # A pandas `DataFrame`: label, predicted, pictures, share
     "The pairs of classes that are mixed up most often"
     return self.confusion.most_confused(n)
 
 # %% ../nbs/54_evaluation.ipynb #976d561e
 @patch
 def where(self:Evaluation,
-    truth=None, # A class's name or number; None: any
+    label=None, # A class's name or number; None: any
     predicted=None, # The same for the guess
 ) -> np.ndarray: # Positions, the most confident guess first
     "The pictures of a cell, a row or a column of the confusion matrix"
     keep = np.ones(len(self), bool)
-    if truth is not None: keep &= self.targs == self.confusion.number(truth)
+    if label is not None: keep &= self.targs == self.confusion.number(label)
     if predicted is not None: keep &= self.preds == self.confusion.number(predicted)
     idxs = np.flatnonzero(keep)
     return idxs[np.argsort(-self.confidence[idxs], kind='stable')]
@@ -182,10 +182,10 @@ def table(self:Evaluation,
     "What was said about some of the pictures"
     import pandas as pd
     idxs = np.asarray(idxs, np.int64)
-    prob = self.truth_probs[idxs]
-    return pd.DataFrame(dict(picture=[self.name(i) for i in idxs], truth=[self.vocab[i] for i in self.targs[idxs]],
+    prob = self.label_probs[idxs]
+    return pd.DataFrame(dict(picture=[self.name(i) for i in idxs], label=[self.vocab[i] for i in self.targs[idxs]],
                              predicted=[self.vocab[i] for i in self.preds[idxs]], confidence=self.confidence[idxs],
-                             truth_prob=prob, loss=-np.log(np.maximum(prob, np.finfo(np.float32).tiny))), index=idxs)
+                             label_prob=prob, loss=-np.log(np.maximum(prob, np.finfo(np.float32).tiny))), index=idxs)
 
 # %% ../nbs/54_evaluation.ipynb #afa44dee
 @patch
@@ -202,7 +202,7 @@ def top_losses(self:Evaluation,
     n:int=9, # How many at most
 ): # As from `table`, the largest loss first
     "The pictures whose label the network believes least"
-    return self.table(np.argsort(self.truth_probs, kind='stable')[:n])
+    return self.table(np.argsort(self.label_probs, kind='stable')[:n])
 
 # %% ../nbs/54_evaluation.ipynb #a0f88673
 @patch
@@ -236,12 +236,12 @@ def calibration(self:Evaluation,
 # %% ../nbs/54_evaluation.ipynb #2108bd7d
 @patch(as_prop=True)
 def nll(self:Evaluation) -> float: # Mean over pictures
-    "The negative log-likelihood of the truth"
+    "The negative log-likelihood of the labels"
     return mean_nll(self.probs, self.targs)
 
 @patch
 def fit_temperature(self:Evaluation) -> float: # To divide the network's logits by
-    "The temperature that makes the truth most likely"
+    "The temperature that makes the labels most likely"
     return self.temperature*best_temperature(self.probs, self.targs)
 
 # %% ../nbs/54_evaluation.ipynb #466d7adc
@@ -278,8 +278,8 @@ def coverage(self:Evaluation) -> Coverage: # Choose a threshold from it, and dra
 @patch
 def interval(self:Evaluation,
     metric:str='top1', # 'top' with a number, or one of `MEANS`
-    n:int=2000, # How many draws
-    level:float=.95, # How much of what is drawn shall be within
+    n:int=2000, # How many draws, 1 or more
+    level:float=.95, # How much of what is drawn shall be within, between 0 and 1
     seed:int=42, # Decides what is drawn
     stratified:bool=False, # Keep how many pictures each class has
 ) -> Interval:
@@ -327,8 +327,8 @@ class Told(Evaluation):
 
     @property
     def nll(self) -> float: # Mean over pictures
-        "The negative log-likelihood of the truth"
-        return float(-np.log(np.maximum(self.truth_probs, TINY)).mean()) if len(self) else float('nan')
+        "The negative log-likelihood of the labels"
+        return float(-np.log(np.maximum(self.label_probs, TINY)).mean()) if len(self) else float('nan')
 
 _WITH_THE_FIRST = ("The probabilities of this evaluation are with the first of several processes; this one has the guesses, and "
                    "all that is counted from them. Ask there, if ranks.rank() == 0, or evaluate with whole=True.")

@@ -118,7 +118,7 @@ def export_onnx(
     learn, # An `image_learner`, a run or its folder, or a weights file in one
     path, # The model file to write, such as 'model.onnx'
     pictures=None, # To compare on, as `iter_pictures` takes them, or a list with labels; None: of the validation set
-    threshold:float|None=None, # Probability below which a prediction counts as unsure
+    threshold:float|None=None, # Probability below which a prediction counts as unsure, 0..1; None: none is
     max_rel_diff:float=1e-3, # Largest accepted difference in 32 bits, as a share of the logits' spread
     metrics:dict|None=None, # To put on the card; None: those of the checkpoint
     precision:str='fp32', # 'fp16' or 'int8' if it passes, or 'auto': the fastest that passes
@@ -127,9 +127,9 @@ def export_onnx(
     temperature=1., # Logits are divided by it; a number, or an evaluation
     activation:str|None=None, # 'softmax' or 'sigmoid'; None: as the loss has it
     weights:str='best_model', # Which checkpoint of a run
-    limit:int|None=None, # Most pictures of the validation set; None: 64, with fewer bits 1000
+    limit:int|None=None, # Most pictures of the validation set, 1 or more; None: 64, with fewer bits 1000
     calibration=None, # Pictures that show the ranges for 8 bits, as for `pictures`; None: 128 of the training set
-    threads:int|None=None, # Of the CPU while speed is measured; None: the engine's own choice
+    threads:int|None=None, # Of the CPU while speed is measured, 1 or more; None: the engine's own choice
 ) -> ExportReport:
     "Write one model file, or refuse if torch and ONNX Runtime disagree"
     path = _check_arguments(path, precision, threshold, limit, threads, max_drop=max_drop, max_rel_diff=max_rel_diff)

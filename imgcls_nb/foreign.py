@@ -65,7 +65,7 @@ def open_foreign(
     preprocess:Preprocess|None=None, # How pictures become its input; None: as `config` says
     output:str='auto', # 'logits' or 'probabilities'; 'auto': see what it answers
     activation:str|None=None, # 'softmax' or 'sigmoid'; None: as `config` says, or 'softmax'
-    threshold:float|None=None, # Probability below which a prediction counts as unsure
+    threshold:float|None=None, # Probability below which a prediction counts as unsure, 0..1; None: none is
     **kwargs # For `Predictor`
 ) -> Predictor:
     "A predictor on a model file that says nothing about itself"

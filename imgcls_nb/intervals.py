@@ -27,7 +27,7 @@ class Interval:
 # %% ../nbs/53_intervals.ipynb #94b4c927
 def draw_counts(
     counts, # How many pictures there are of each kind, `(K,)`
-    n:int, # How many draws
+    n:int, # How many draws, 1 or more
     rng, # numpy's generator
     strata=None, # One number a kind, such as the true class, whose total is kept; None: only the number of pictures is
 ) -> np.ndarray: # int64, `(n, K)`
@@ -53,8 +53,8 @@ def _draw_pictures(counts, n, rng):
 def bootstrap(
     counts, # How many pictures there are of each kind, `(K,)`
     statistic:Callable, # `(n, K)` counts to `(n,)` scores
-    n:int=2000, # How many draws
-    level:float=.95, # How much of what is drawn shall be within
+    n:int=2000, # How many draws, 1 or more
+    level:float=.95, # How much of what is drawn shall be within, between 0 and 1
     seed:int=42, # Decides what is drawn
     strata=None, # As for `draw_counts`
 ) -> Interval:
@@ -73,8 +73,8 @@ def bootstrap(
 def share_interval(
     right:int, # How many are right
     total:int, # Of how many
-    n:int=2000, # How many draws
-    level:float=.95, # How much of what is drawn shall be within
+    n:int=2000, # How many draws, 1 or more
+    level:float=.95, # How much of what is drawn shall be within, between 0 and 1
     seed:int=42, # Decides what is drawn
 ) -> Interval:
     "A share, with the exact interval where all or none are right"

@@ -197,7 +197,7 @@ def launch_processes(
     os.environ.clear()
     os.environ.update(env)
     if nnodes > 1: threading.Thread(target=_end_if_stuck, args=(logs, STUCK_S*(1 + 3*bool(max_restarts))), daemon=True).start()
-    status = _run_agent([*arguments, '--module', '--', 'imgcls_nb.cli', *command], then, again)
+    status = _run_agent([*arguments, f'--log-dir={logs}', '--module', '--', 'imgcls_nb.cli', *command], then, again)
     if not status and (logs/'partly').is_file(): status = PARTLY
     keep_logs(logs, failed=status not in (0, PARTLY, 2)) # the latter was said
     return status

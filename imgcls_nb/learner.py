@@ -195,7 +195,7 @@ ImageLearner.get_preds, ImageLearner.validate = when_idle(joint_preds), when_idl
 def tta(self:ImageLearner,
     ds_idx:int=1, # 1: the validation pictures, 0: those of training
     dl=None, # Another loader
-    n:int=4, # Varied looks at each picture
+    n:int=4, # Varied looks at each picture, 1 or more
     beta:float|None=.25, # Weight of the plain look in the mean; None: give the two apart
     use_max:bool=False, # Take the largest in place of the mean
     whole:bool=True, # Of several processes each gets all rows; False: the first gets them, and the others none
@@ -339,7 +339,7 @@ def image_learner(
     pretrained:bool|str=False, # True: published weights; a path: weights from a file
     loss='cross_entropy', # Name of one of `losses.LOSSES`, or a function of `(logits, targets)`
     loss_args:dict|None=None, # Arguments of a named loss, such as `gamma`, or `weight`: numbers, or class names to numbers
-    label_smoothing:float=0., # Share of the target spread over all classes
+    label_smoothing:float=0., # Share of the target spread over all classes, 0 or more, below 1
     opt='adamw', # Name of one of `optim.OPTIMIZERS`, a fastai optimizer function, or a torch optimizer class
     opt_args:dict|None=None, # Arguments of a named optimizer, such as `mom`
     wd:float|None=None, # Weight decay; None: the optimizer's default

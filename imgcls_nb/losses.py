@@ -21,7 +21,7 @@ class Loss(nn.Module):
     "What losses have in common: two spellings of a target, class weights, and a mean that can be switched off"
     y_int = True # fastai's own MixUp may hand over class numbers
     def __init__(self,
-        label_smoothing:float=0., # Share of the target spread over all classes
+        label_smoothing:float=0., # Share of the target spread over all classes, 0 or more, below 1
         weight=None, # What a picture of each class counts, `(C,)`; None: all alike
     ):
         super().__init__()
@@ -185,7 +185,7 @@ _WORDS = dict(ce='cross_entropy', xent='cross_entropy', crossentropy='cross_entr
 
 def make_loss(
     name:str, # One of `LOSSES`
-    label_smoothing:float=0., # Share of the target spread over all classes
+    label_smoothing:float=0., # Share of the target spread over all classes, 0 or more, below 1
     weight=None, # What a picture of each class counts, `(C,)`; None: all alike
     **args # Of the loss itself, such as `gamma`
 ) -> Loss:

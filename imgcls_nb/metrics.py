@@ -53,23 +53,23 @@ class Counts:
         self.hits = {k: int(v) + int(other.hits[k]) for k, v in self.hits.items()}
 
     @property
-    def pairs(self) -> tuple: # Class numbers of the truth and of the guess, two arrays (N,)
+    def pairs(self) -> tuple: # Class numbers of the labels and of the guesses, two arrays (N,)
         cells = np.concatenate([np.zeros(0, np.int64), *(o.cpu().numpy() for o in self.cells)])
-        truth, guess = np.divmod(cells, self.n_classes)
-        if len(wrong := truth[(truth < 0) | (truth >= self.n_classes)]):
+        targs, preds = np.divmod(cells, self.n_classes)
+        if len(wrong := targs[(targs < 0) | (targs >= self.n_classes)]):
             raise InputError(f"A picture has class number {wrong[0]}, but there are {self.n_classes} classes, from 0 to "
                              f"{self.n_classes - 1}. Count pictures with a right label only.")
-        return truth, guess
+        return targs, preds
 
     @property
-    def matrix(self) -> np.ndarray: # Counts, (C, C): rows are the truth, columns the guess
-        truth, guess = self.pairs
-        return np.bincount(truth*self.n_classes + guess, minlength=self.n_classes**2).reshape(self.n_classes, -1)
+    def matrix(self) -> np.ndarray: # Counts, (C, C): rows are the labels, columns the guesses
+        targs, preds = self.pairs
+        return np.bincount(targs*self.n_classes + preds, minlength=self.n_classes**2).reshape(self.n_classes, -1)
 
     @property
     def sums(self) -> np.ndarray: # How often each class was guessed rightly, was there, was guessed, (3, C)
-        truth, guess = self.pairs
-        return np.stack([np.bincount(o, minlength=self.n_classes) for o in (truth[truth == guess], truth, guess)])
+        targs, preds = self.pairs
+        return np.stack([np.bincount(o, minlength=self.n_classes) for o in (targs[targs == preds], targs, preds)])
 
     def topk(self,
         k:int, # 1, or one of `ks`

@@ -103,7 +103,7 @@ def _other_channels(a, b): return a.ndim == b.ndim == 4 and a.shape[1] != b.shap
 # %% ../nbs/25_models.ipynb #1d625130
 def create_model(
     arch:str, # A timm or PaddleClas name, or 'hf-hub:organisation/name'
-    pretrained:bool|str=False, # True: published weights; a path or 'hf-hub:organisation/name': weights from a file
+    pretrained:bool|str=False, # True: published weights; False: none; a path or 'hf-hub:organisation/name': weights from a file
     num_classes:int=1000, # Outputs; 0: features
     size=None, # Pixels, for architectures that take one size only
     weights_key:str|None=None, # Which network of a weights file that holds several, such as 'state_dict_ema'

@@ -56,7 +56,7 @@ class DataPlan(_Record):
     delimiter: str = ' ' # Between path and label in list files
     encoding: str = 'auto' # Of list files and tables; 'auto': UTF-8, or GBK where it is not
     relabel: bool = False # Number the labels of list files anew from 0, in ascending order
-    num_classes: int|None = None # Classes there can be; None: those that are found
+    num_classes: int|None = None # Classes there can be, 1 or more; None: those that are found
     valid_path: str|None = None # Folder that names in the list file `valid` are relative to; None: `path`
     source: str = 'auto' # Form of the data, a name of `sources.SOURCES`; 'auto': by what lies at `path`
     columns: dict = field(default_factory=dict) # Of a table: which column is 'image', 'label', 'valid', 'group'
@@ -68,19 +68,19 @@ class DataPlan(_Record):
     size: tuple|None = None # `(height, width)` in pixels; None: the model's own
     preprocess: dict|None = None # Evaluation preprocessing; None: the model's own
     augment: tuple = () # `[name, {argument: value}]` pairs, in order
-    bs: int = 32 # Pictures in a training batch, for each of `processes`
-    processes: int|None = None # That share a batch of `bs` for each; None: those there are. Others may share it later
-    valid_bs: int|None = None # The same for validation; None: `bs`
+    bs: int = 32 # Pictures in a training batch, 1 or more, for each of `processes`
+    processes: int|None = None # 1 or more, with `bs` pictures of a batch each; None: those there are. Others may share it later
+    valid_bs: int|None = None # Pictures in a validation batch, 1 or more; None: `bs`
     drop_last: bool = False # Leave out a last training batch that is not full
     balance: str|None = None # Against imbalance: 'sampler', 'loss' or 'both'
-    repeats: int = 1 # Variations of a picture in one batch order (repeated augmentation)
-    shard_window: int|None = None # Tar shards whose pictures are mixed at a time, so that reading stays near; None: all
+    repeats: int = 1 # Variations of a picture in one batch order (repeated augmentation), 1 or more
+    shard_window: int|None = None # Tar shards of which pictures are mixed, 1 or more, so that reading stays near; None: all
     sizes: tuple = () # Sizes to train at, one drawn for each batch; (): `size` alone
-    start_size: int|None = None # Training starts at this size and grows to `size`; None: `size` throughout
-    num_workers: int|str = 'auto' # Loader processes; 'auto': by device
+    start_size: int|None = None # Training starts at this size, 8 or more, and grows to `size`; None: `size` throughout
+    num_workers: int|str = 'auto' # Loader processes, 0 or more; 'auto': by device
     decode: str = 'scaled' # Training pictures: 'scaled' decodes as large as crops need it, 'full' at full size
     cache: bool|str = True # Keep decoded pictures; a folder: keep them there
-    cache_gb: float|None = None # Room for them; None: a quarter of what is free
+    cache_gb: float|None = None # Room for them, 0 or more; None: a quarter of what is free
     on_lost: str = 'raise' # A picture that vanishes during an epoch: 'raise', or 'skip' leaves its place empty
     seed: int = 42 # Of split, order and augmentation
 
@@ -92,7 +92,7 @@ class ModelPlan(_Record):
     "Which network"
     arch: str # A timm or PaddleClas name
     pretrained: bool|str = False # True: published weights; or a file
-    num_classes: int|None = None # Outputs; None: as many as the data have
+    num_classes: int|None = None # Outputs, 1 or more; None: as many as the data have
     kwargs: dict = field(default_factory=dict) # Handed to the architecture
 
 @dataclass(frozen=True)
@@ -100,13 +100,13 @@ class ObjectivePlan(_Record):
     "What is minimized, and how"
     loss: str = 'cross_entropy' # Name of the loss
     loss_args: dict = field(default_factory=dict) # Its arguments, such as `gamma`
-    label_smoothing: float = 0. # Share of the target spread over all classes
+    label_smoothing: float = 0. # Share of the target spread over all classes, 0 or more, below 1
     opt: str = 'adamw' # Name of the optimizer
     opt_args: dict = field(default_factory=dict) # Its arguments, such as `mom`
-    weight_decay: float|None = None # None: the optimizer's default
+    weight_decay: float|None = None # 0 or more; None: the optimizer's default
     decay_norm_bias: bool = False # Decay normalization and bias parameters as well
     no_decay: tuple|None = None # Parts of names of parameters without decay; None: what the network itself names
-    layer_decay: float|None = None # Learning rate of each depth relative to the next deeper one; None: all alike
+    layer_decay: float|None = None # Learning rate of each depth relative to the next deeper one, 0..1; None: all alike
 
 @dataclass(frozen=True)
 class FitPlan(_Record):
@@ -136,9 +136,9 @@ class Plan(_Record):
     run: str|None = None # The run folder; None: nothing is written
     resume: str|None = None # Go on with what is there, from this checkpoint, or from the 'newest'; None: start anew
     save_interval: int = 1 # Keep `epoch_N` every so many epochs; 0: only best and latest
-    keep_last: int|None = None # Of these keep the newest so many; None: all
-    save_steps: int|None = None # Within an epoch save `latest` every so many steps; None: not by steps
-    save_minutes: float|None = 10. # And after so many minutes; None: not by time
+    keep_last: int|None = None # Of these keep the newest so many, 1 or more; None: all
+    save_steps: int|None = None # Within an epoch save `latest` every so many steps, 1 or more; None: not by steps
+    save_minutes: float|None = 10. # And after so many minutes, 0 or more; None: not by time
     custom: tuple = () # Objects handed in that no plan can hold, by name
     notes: tuple = () # Where this plan departs from what was asked, in plain words
 

@@ -76,9 +76,9 @@ class Predictor:
         path, # A `model.onnx` written by `export_onnx`, or a folder that holds one; with `engine='torch'` a run
         engine:str='auto', # 'onnxruntime', 'openvino' or 'torch'; 'auto': the fastest that was proven for this file
         providers=None, # Of ONNX Runtime, such as 'cuda', that must be there; None: the CPU
-        threads:int|None=None, # Of the CPU; None: the engine's own choice
+        threads:int|None=None, # Of the CPU, 1 or more; None: the engine's own choice
         precision:str|None=None, # To calculate in; None: the fastest that was proven, else the file's own
-        threshold:float|None=None, # Probability below which a prediction is unsure; None: the model's own
+        threshold:float|None=None, # Probability below which a prediction is unsure, 0..1; None: the model's own
         reject:str|None=None, # What to call a picture with an unsure prediction; None: still the first guess
         labels=None, # Class names in place of the model's: all in order, some by their number, or a `class_id_map_file`
         prefer=None, # As `providers`, but where it is not there, the CPU and a line of notice
@@ -134,15 +134,15 @@ class Predictor:
 
     def __call__(self,
         source, # Whatever `open_image` takes
-        k:int=5, # How many classes to name
+        k:int=5, # How many classes to name, 1 or more
     ) -> Prediction:
         "Label one picture; raises `BadPictureError` if it cannot be read"
         return self._decide(self.probs(self.preprocess(source)[None])[0], check_count(k, 'k'), source)
 
     def batch(self,
         sources, # Whatever `iter_pictures` takes: pictures, a folder, a pattern, a generator
-        k:int=5, # How many classes to name
-        bs:int=16, # Pictures given to the network at once
+        k:int=5, # How many classes to name, 1 or more
+        bs:int=16, # Pictures given to the network at once, 1 or more
         workers:int|None=None, # Threads that read pictures meanwhile; 0: none; None: as many as processors
     ) -> Iterator[Prediction]: # In the order of `sources`
         "Label many pictures, one `Prediction` each; unreadable ones carry `error`"
@@ -176,18 +176,18 @@ class Predictor:
     def stream(self,
         sources, # Whatever `iter_pictures` takes, in the same order each time
         out, # The file to write, named .jsonl, .json, .csv or .parquet
-        k:int=5, # How many classes to name
-        bs:int=16, # Pictures given to the network at once
+        k:int=5, # How many classes to name, 1 or more
+        bs:int=16, # Pictures given to the network at once, 1 or more
         workers:int|None=None, # As for `batch`
         progress:Callable|None=None, # Called with the number of pictures that are done, after each
-        label:Callable|None=None, # In place of `batch`: called with what is left, `k`, `bs`, and how many come before it
+        predict:Callable|None=None, # In place of `batch`: called with what is left, `k`, `bs`, and how many come before it
     ) -> 'Streamed':
         "Label any number of pictures into a file; what a killed process has done is not done again"
         k, sources = min(check_count(k, 'k'), len(self.labels)), iter_pictures(sources)
-        label = label or (lambda left, k, bs, before: self.batch(left, k, bs, workers))
+        predict = predict or (lambda left, k, bs, before: self.batch(left, k, bs, workers))
         with Records(out, self._made_by(k), k) as records:
             before, failed, again = _skip(sources, records, check_count(bs, 'bs'))
-            n, preds = before, label(chain(again, sources), k, bs, before - len(again))
+            n, preds = before, predict(chain(again, sources), k, bs, before - len(again))
             for n, pred in enumerate(islice(preds, len(again), None), before + 1):
                 records.add(pred.to_dict())
                 failed += pred.error is not None

@@ -282,7 +282,8 @@ def _tables(p): # title of three columns, and rows
             (('operator', 'share', 'calls'), operators)]
 
 def _title(p):
-    title = f'{p.bs} pictures of {p.size[0]} x {p.size[1]} a step, {p.device}, {p.threads} threads, {p.cores} cores'
+    threads, cores = (f"{n} {what}{'s'*(n > 1)}" for n, what in ((p.threads, 'thread'), (p.cores, 'core')))
+    title = f'{p.bs} pictures of {p.size[0]} x {p.size[1]} a step, {p.device}, {threads}, {cores}'
     return [title, *([f"measured without {', '.join(p.left_out)}, which cannot be copied"] if p.left_out else [])]
 
 @patch
@@ -301,7 +302,7 @@ def _repr_html_(self:Profile):
 # %% ../nbs/46_profiling.ipynb #95a13001
 def profile(
     learn, # A `Learner`; it stays as it is
-    n_steps:int=20, # Training steps to measure; the other measurements take as many or fewer
+    n_steps:int=20, # Training steps to measure, 4 or more; the other measurements take as many or fewer
     without=(), # Classes of callbacks that should not be part of it
 ) -> Profile: # Show it, or read its `advice`
     "Measure where the time of a training goes, and say what to change"

@@ -115,7 +115,7 @@ VARIANTS = dict(fp32=(), fp16=('fp16',), int8=('int8 per tensor', 'int8 per chan
 VARIANTS['auto'] = sum(VARIANTS.values(), ())
 
 def check_precision(
-    precision:str, # To check
+    precision:str, # One of `VARIANTS`
 ):
     "Refuse a precision that there is not"
     if precision in VARIANTS: return

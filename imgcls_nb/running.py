@@ -91,7 +91,7 @@ def _miss(name, demanded, why, instead):
 def open_model(
     path, # A model file
     way:Way, # From `choose_way`
-    threads:int|None=None, # Of the CPU; None: the engine's own choice
+    threads:int|None=None, # Of the CPU, 1 or more; None: the engine's own choice
     providers=None, # Of ONNX Runtime, that must be there; None: the CPU
     prefer=None, # Of ONNX Runtime, taken if they are there, in place of `providers`
     idle:bool=False, # Of ONNX Runtime: threads sleep while they wait

@@ -27,7 +27,7 @@ def own_turns(
 def label_in_turn(
     predictor:Predictor, # The same in every process
     sources, # Paths, or whatever `iter_pictures` takes that consists of such; the same and in the same order in every process
-    k:int=5, # How many classes to name
+    k:int=5, # How many classes to name, 1 or more
     bs:int=16, # Pictures given to the network at once, which is also what a process takes in one turn
     before:int=0, # How many pictures the first process has left out; the others leave out as many
 ) -> Iterator[Prediction]: # In the first process one of each picture, in their order; in the others none
@@ -55,15 +55,15 @@ def stream_in_turn(
     predictor:Predictor, # The same in every process
     sources, # As for `label_in_turn`
     out, # The file to write, as for `Predictor.stream`
-    k:int=5, # How many classes to name
-    bs:int=16, # Pictures given to the network at once
+    k:int=5, # How many classes to name, 1 or more
+    bs:int=16, # Pictures given to the network at once, 1 or more
     progress:Callable|None=None, # Called in the first process with the number of pictures that are done
 ) -> Streamed|None: # None: this is not the first process
     "Label any number of pictures into one file, with all processes; what is there is not done again"
     with ExitStack() as opening:
         opening.enter_context(first_alone(f"'{out}' is opened"))
-        def label(left, k, bs, before):
+        def predict(left, k, bs, before):
             opening.close()
             return label_in_turn(predictor, left, k, bs, before)
-        if rank() == 0: return predictor.stream(sources, out, k, bs, progress=progress, label=label)
-        for _ in label(sources, k, bs, 0): pass
+        if rank() == 0: return predictor.stream(sources, out, k, bs, progress=progress, predict=predict)
+        for _ in predict(sources, k, bs, 0): pass

@@ -26,7 +26,7 @@ from .sources import find_pictures
 def choose_few(
     labels, # One number a picture
     vocab, # The class names, in the order of the numbers
-    n:int|None, # Pictures of each class at most; None: all
+    n:int|None, # Pictures of each class at most, 1 or more; None: all
     seed:int=42, # Decides which
 ) -> np.ndarray: # Positions, in order
     "Some of the pictures of each class"
@@ -72,7 +72,7 @@ def _as_name(text): return re.sub(r'[^\w.-]+', '_', text)
 def few_of_each(
     data, # Name of a data set, or a path: anything that `image_dls` reads
     root, # Folder to put the folder into
-    n:int|None=None, # Pictures of each class at most; None: all
+    n:int|None=None, # Pictures of each class at most, 1 or more; None: all
     seed:int=42, # Decides which
 ) -> Path: # A folder of class folders, for `image_dls`; it is ours to change
     "A few pictures of each class as files in class folders"

@@ -96,7 +96,7 @@ def run_trials(
     labels=None, # What they show, class numbers, -1 where it is not known; None: not known
     max_drop:float=.5, # Points that may be lost
     max_rel_diff:float=1e-3, # Largest difference in 32 bits, as a share of the logits' spread
-    threads:int|None=None, # Of the CPU; None: the engine's own choice
+    threads:int|None=None, # Of the CPU, 1 or more; None: the engine's own choice
     timed:bool=True, # Measure the speed as well
     engines=('onnxruntime', 'openvino'), # That may take part, where they are installed
     skip_bad:bool=False, # Leave out pictures that cannot be read

@@ -51,14 +51,16 @@ def _objective(o):
     return [('loss', f"{o.loss.replace('_', ' ')}{smooth}"),
             ('optimizer', f"{o.opt}({_arguments(o.opt_args)}), {decay} {where}{layers}")]
 
+def _epochs(n): return f"{_number(n)} epoch{'s'*(n != 1)}"
+
 def _fit(f):
     args = dict(f.args)
     if f.method != 'fit_scheduled': return f"{f.method}({_arguments(args)})"
     epochs, name, lr, warm = (args.pop(k, None) for k in ('n_epoch', 'schedule', 'lr', 'warmup_epochs'))
     start, after, by = args.pop('warmup_lr', 0), args.pop('after_warmup', False), args.pop('by_epoch', False)
-    rise = f"; {warm:g} epochs of rise from {start:g} first" if warm else ''
+    rise = f"; {_epochs(warm)} of rise from {start:g} first" if warm else ''
     rest = {k: v for k, v in args.items() if not (k == 'lr_min' and not v)}
-    return (f"{epochs} epochs, {name}{f' from {lr:g}' if lr else ''}{f' ({_arguments(rest)})' if rest else ''}{rise}"
+    return (f"{_epochs(epochs)}, {name}{f' from {lr:g}' if lr else ''}{f' ({_arguments(rest)})' if rest else ''}{rise}"
             f"{', and epochs count from its end' if after and warm else ''}{', changed between epochs only' if by else ''}")
 
 # %% ../nbs/29_words.ipynb #b99cfbc1

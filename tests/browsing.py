@@ -24,7 +24,7 @@ needs_notebook = pytest.mark.skipif(not HAS_NOTEBOOK, reason='needs Notebook 7')
 ANY_APP = 'notebook' if HAS_NOTEBOOK else 'lab' # whose server has Lab as well
 
 def snap(page, name, **kwargs): # a page or a part of it, kept where people find it
-    folder = Path(os.environ.get('IMGCLS_SCREENSHOTS') or Path(__file__).parent/'artefacts')
+    folder = Path(os.environ['IMGCLS_SCREENSHOTS']) # conftest.py gives one where there is none
     folder.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=folder/f'{name}.png', **kwargs)
 

@@ -1,4 +1,5 @@
 import os
+import tempfile
 
 import pytest
 
@@ -11,23 +12,34 @@ def has_gpu():
     except ImportError: return False
     return torch.cuda.is_available() or torch.backends.mps.is_available()
 
+# `test_resume` forks, which gradients allow only before anything uses threads; two that are long, or they would be the last
+FIRST = 'test_resume.py', 'test_tutorials.py', 'test_wheel.py'
+
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda o: o.path.name != 'test_resume.py') # it forks, which gradients allow only before anything uses threads
+    items.sort(key=lambda o: FIRST.index(o.path.name) if o.path.name in FIRST else len(FIRST))
+    if vague := [o.nodeid for o in items if ' at 0x' in o.nodeid]: # `pytest -n 2` asks for the same names in every process
+        raise pytest.UsageError(f"This case has a name that is another each time. Give its parameters ids: {vague[0]}")
     marked = [o for o in items if o.get_closest_marker('gpu')]
     if not marked or has_gpu(): return
     for o in marked: o.add_marker(pytest.mark.skip(reason="no GPU on this machine"))
 
 # Small things that many tests use; they import what they need, so that other tests start without torch
 
-@pytest.fixture(autouse=True)
-def no_windows(monkeypatch): monkeypatch.setenv('MPLBACKEND', 'agg')
+@pytest.fixture
+def monkeypatch(tmp_path, monkeypatch): return monkeypatch # undone before the folder is removed: it may be `os.scandir`
 
 @pytest.fixture(scope='session', autouse=True)
-def own_cache(tmp_path_factory):
-    "Nothing is kept in the user's own cache folder"
+def surroundings(tmp_path_factory):
+    "No windows, and nothing is left in folders of the user or of the system, also by processes that are killed"
     with pytest.MonkeyPatch.context() as m:
+        m.setenv('MPLBACKEND', 'agg')
         m.setenv('IMGCLS_CACHE', str(tmp_path_factory.mktemp('cache')))
+        temp = str(tmp_path_factory.mktemp('temp'))
+        if len(temp) <= MOST: m.setenv('TMPDIR', temp), m.setattr(tempfile, 'tempdir', temp)
+        if not os.environ.get('IMGCLS_SCREENSHOTS'): m.setenv('IMGCLS_SCREENSHOTS', str(tmp_path_factory.mktemp('screenshots')))
         yield
+
+MOST = 64 # characters: the path of a socket has at most 104 on a Mac, and its name in a folder of its own takes 32
 
 @pytest.fixture(scope='session')
 def shapes(tmp_path_factory):

@@ -3,13 +3,14 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 import textwrap
-import tokenize
 from functools import cached_property
-from io import StringIO
 from pathlib import Path
+
+from reading import comments, own_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,16 +23,31 @@ def test_what_is_public_is_listed():
 PROTOCOL = {'close', 'state', 'load_state'} # of callbacks; CONTRIBUTING.md says what they are for
 FASTAI = {'encodes', 'decodes'} # of its transforms, which find them by these names
 
-def public_classes():
+def public_objects():
+    "Functions and classes by full name, each in the module that has it"
     import imgcls_nb
-    found = {}
     for o in pkgutil.walk_packages(imgcls_nb.__path__, 'imgcls_nb.'):
         if o.name.startswith('imgcls_nb._'): continue
         module = importlib.import_module(o.name)
         for name in getattr(module, '__all__', ()):
-            cls = getattr(module, name)
-            if inspect.isclass(cls) and cls.__module__ == o.name: found[f'{o.name}.{name}'] = cls
-    return found
+            if getattr(found := getattr(module, name), '__module__', '') == o.name: yield f'{o.name}.{name}', found
+
+def public_classes(): return {name: o for name, o in public_objects() if inspect.isclass(o)}
+
+SAME_DEED = {'compare'} # of runs, and of evaluations
+
+def test_one_name_means_one_thing():
+    homes = {}
+    for o, _ in public_objects(): homes.setdefault(o.rpartition('.')[2], []).append(o)
+    assert {name for name, found in homes.items() if len(found) > 1} == SAME_DEED
+
+# What a picture was given is its label, what a network says is predicted; what really is on it, nobody but a tutorial knows
+OTHER_WORDS = re.compile('(?<![a-z])(?:(?:ground_)?truth|gt|guess|val|validation|batch_size|image_size|learning_rate)s?(?![a-z])')
+
+def test_one_thing_has_one_name():
+    lines = (ROOT/'tests/api.txt').read_text('utf-8').splitlines()
+    assert not [o for o in lines if OTHER_WORDS.search(o)]
+    assert OTHER_WORDS.search('where(truth=None)') and not OTHER_WORDS.search('guesses(valid)')
 
 def plain(member):
     "The function behind a property, a class method or a delegate"
@@ -55,11 +71,9 @@ def own_methods(cls):
 def unexplained(f, doc=''):
     "What neither a docstring nor a comment on its line says; a docstring may name parameters in backticks"
     text = textwrap.dedent(inspect.getsource(f))
-    noted = {o.start[0] for o in tokenize.generate_tokens(StringIO(text).readline) if o.type == tokenize.COMMENT}
-    node = ast.parse(text).body[0]
+    noted, node = comments(text), ast.parse(text).body[0]
     if not isinstance(node, ast.FunctionDef): return [] if doc else ['what it does'] # made in a loop
-    args = [o for o in [*node.args.posonlyargs, *node.args.args, node.args.vararg, *node.args.kwonlyargs, node.args.kwarg]
-            if o and o.arg not in ('self', 'cls')]
+    args = own_parameters(node)
     lines = [o.lineno for o in args]
     said = bool(doc) or node.lineno in noted
     silent = [o.arg for o in args if (o.lineno not in noted or lines.count(o.lineno) > 1) and f'`{o.arg}`' not in doc]

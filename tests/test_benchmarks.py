@@ -4,9 +4,11 @@ import importlib
 import json
 import operator
 import os
+import re
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -72,10 +74,19 @@ def test_an_arm_that_fails_is_out(monkeypatch):
 
 SCRIPTS = sorted(o.name for o in BENCHMARKS.glob('*.py') if 'argparse' in o.read_text('utf-8'))
 
-@pytest.mark.parametrize('script', SCRIPTS)
-def test_scripts_say_what_they_do(script):
-    done = subprocess.run([sys.executable, BENCHMARKS/script, '--help'], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and not done.stderr.count('Traceback'), done.stderr
+HELP = """
+import runpy, sys
+for script in sys.argv[1:]:
+    sys.argv = [script, '--help']
+    try: runpy.run_path(script, run_name='__main__')
+    except SystemExit as e: assert not e.code, script
+"""
+
+def test_scripts_say_what_they_do(): # in one process, for what takes time is their libraries
+    files = [BENCHMARKS/o for o in SCRIPTS]
+    done = subprocess.run([sys.executable, '-c', HELP, *files], cwd=BENCHMARKS, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r'^usage: (\S+)', done.stdout, re.M) == SCRIPTS
 
 # Rows that are handed over, and the page that is made of them
 
@@ -100,6 +111,15 @@ def test_bars_are_told_apart(bench):
     here = {o for o in scripts if (BENCHMARKS/o).exists()}
     assert not [o for o in here if "'--bars'" not in (BENCHMARKS/o).read_text('utf-8')]
 
+def test_a_value_is_held_to_the_number_in_its_bar(bench):
+    bars = bench('bars')
+    met = [bars.meets(*o) for o in (('small, epoch 1, fastai', 1.5), ('small, epoch 1, fastai', 1.49), ('click, kernel', 300),
+                                    ('click, kernel', 301), ('confusion, seconds', .999), ('precision, accuracy', -3))]
+    assert met == [True, False, True, False, True, True]
+    stated = {o for o in bars.BARS.values() if not bars.NUMBER.search(o)}
+    assert stated == {'', 'all', '20 of 20', 'aim: 120 s', *(f'expected: about {o}' for o in ('3', '1.2', '1.3', '2.5'))}
+    assert bars.meets('resnet18, timm', 9.) is None and bars.meets('quickstart, seconds', 9.) is None
+
 def test_rows_of_loaders(bench):
     data = bench('data_pipeline')
     def row(name, first, later, **kwargs):
@@ -111,9 +131,10 @@ def test_rows_of_loaders(bench):
     assert [small[k].ratio for k in keys] == ['2.00', '0.95', '5.00', '3.00']
     assert [o.passed for o in small.values()] == [True, False, True, True]
     assert set(fits(data.bar_rows('large', rows, 64), 'data')) == {'large, epoch 1, fastai', 'large, later, fastai'}
-    top1 = dict(cached=[.9, .91, .92], other=[0, 0, 0], base=[.91, .9, .92])
+    top1 = dict(cached=[.9, .91, .92], other=[0, 0, 0], base=[.902, .909, .921])
     assert fits([data.accuracy_row(top1)], 'cache')['cache, accuracy'].passed
-    assert not data.accuracy_row(top1 | dict(cached=[.5, .5, .51])).passed
+    far, noisy = dict(cached=[.5, .5, .51]), dict(cached=[.88, .93, .93])
+    assert not any(data.accuracy_row(top1 | o).passed for o in (far, noisy)), "noise is no proof that nothing is lost"
 
 def test_rows_of_trainings(bench):
     speed = bench('train_speed')
@@ -128,7 +149,10 @@ def test_rows_of_trainings(bench):
     rows = fits(speed.fashion_rows(dict(ours=ours, a=slow, b=never), args), 'fashion')
     assert rows['time to 94 %'].passed and rows['time to 94 %'].ratio == '3.5'
     assert speed.fashion_rows(dict(ours=ours, b=never), args)[0].ratio == 'above 15.0'
-    assert not any(o.passed for o in speed.fashion_rows(dict(ours=never, b=slow), args))
+    assert rows['time to theirs'].measured == '100 s' and rows['time to theirs'].ratio == '3.5'
+    lost = speed.fashion_rows(dict(ours=never, b=[(200, .5), (1400, .92)]), args)
+    assert [o.measured for o in lost] == ['not reached', 'not reached', '1500 s'] and not any(o.passed for o in lost)
+    assert 'best top-1 93.00%, theirs 92.00%' in lost[0].note and lost[2].ratio == '0.9'
     few = [{'from ImageNet': .8, 'a': .6, 'b': .5, 'seconds': 99.}, {'from ImageNet': .8, 'a': .6, 'b': .7, 'seconds': 99.}]
     assert fits(speed.few_rows(few, args), 'few')['few, gain'].passed and speed.few_rows(few, args)[0].measured == '15.0 points'
 
@@ -150,9 +174,11 @@ def test_a_folder_is_held_to_what_its_processors_could_do(bench):
     limit = bench('inference').limit
     assert limit(1, 100., 25.) == pytest.approx(20) and limit(2, 100., 25.) == pytest.approx(40)
     assert limit(2, 270., 31.) == pytest.approx(2/(1/270 + 1/31))
-    slow = dict.fromkeys(('quick', 'slow'))
-    ways = {k: lambda k=k: time.sleep(dict(quick=.001, slow=.02)[k]) for k in slow}
-    got = bench('inference').rates(4, ways, rounds=2)
+
+@pytest.mark.alone
+def test_rates_are_those_of_the_best_round(bench):
+    delays = dict(quick=.001, slow=.02)
+    got = bench('inference').rates(4, {k: partial(time.sleep, s) for k, s in delays.items()}, rounds=2)
     assert got['quick'] > 2*got['slow'] and 100 < got['slow'] <= 200
 
 # Networks of each family

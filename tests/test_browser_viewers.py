@@ -247,7 +247,7 @@ def test_chosen_pictures_are_left_out_moved_and_taken_back(page, work):
 def test_deleted_pictures_have_a_place(page, work):
     from imgcls_nb.evaluation import Evaluation
     ev, viewer = Evaluation.load(work/'ev'), Viewer(page, 3)
-    gone = ev.paths[int(np.argsort(ev.truth_probs, kind='stable')[24])] # the first of the second page
+    gone = ev.paths[int(np.argsort(ev.label_probs, kind='stable')[24])] # the first of the second page
     (work/'shapes'/gone).unlink()
     viewer.box.locator('.icd-grid').focus()
     viewer.press('PageDown')

@@ -130,9 +130,9 @@ def test_no_permission(tmp_path, monkeypatch):
     def refuse(file, *args, **kwargs): # root may read anything
         if str(file).endswith('a.png'): raise PermissionError(13, 'Permission denied')
         return opened(file, *args, **kwargs)
-    monkeypatch.setattr(builtins, 'open', refuse)
-    assert 'no permission to read it' in dict(scan_pictures(listed(tmp_path)).bad)['a.png']
-    monkeypatch.undo()
+    with monkeypatch.context() as m:
+        m.setattr(builtins, 'open', refuse)
+        assert 'no permission to read it' in dict(scan_pictures(listed(tmp_path)).bad)['a.png']
     assert not scan_pictures(listed(tmp_path)).bad, "bad news is not remembered"
 
 def test_too_many_pixels(tmp_path):
@@ -595,8 +595,9 @@ def test_permissions(clean, monkeypatch):
     def scandir(path):
         if str(path).endswith('train/a'): raise PermissionError(13, 'Permission denied', str(path))
         return scan(path)
-    monkeypatch.setattr(os, 'scandir', scandir)
-    with pytest.raises(InputError, match="train/a' cannot be read .Permission denied"): check_data(clean)
+    with monkeypatch.context() as m, pytest.raises(InputError, match="train/a' cannot be read .Permission denied"):
+        m.setattr(os, 'scandir', scandir)
+        check_data(clean)
 
 def test_palettes_and_dark_pictures(clean):
     photo(1).convert('P').save(clean/'train/a/palette.png')

@@ -169,7 +169,8 @@ def test_the_quick_start_config_field_by_field():
     (['Arch.pretrained='], lambda p: p.model.pretrained is False),
     (['Metric.Eval.0.TopkAcc.topk=[3, 5]'], lambda p: (p.monitor, p.metrics) == ('top3', ('top3', 'top5'))),
     (['Optimizer.no_weight_decay_name=.bias norm', 'Optimizer.one_dim_param_no_weight_decay=True'],
-     lambda p: (p.objective.decay_norm_bias, p.objective.no_decay) == (False, ('.bias', 'norm')))], ids=str)
+     lambda p: (p.objective.decay_norm_bias, p.objective.no_decay) == (False, ('.bias', 'norm')))],
+    ids=lambda o: str(o).partition(' at 0x')[0]) # the same in every process
 def test_what_an_override_does_to_the_plan(overrides, field): assert field(plan(*overrides))
 
 def test_label_names_are_taken_when_the_file_is_there(tmp_path):
@@ -204,6 +205,8 @@ def test_in_words():
     told = plan_in_words(plan('DataLoader.Eval.dataset.image_root=./other', 'Optimizer.no_weight_decay_name=fc norm'))
     assert 'val_list.txt, below ./other, in batches of 64' in told and "but none of what has fc or norm in its name" in told
     assert 'MobileNetV3_large_x1_0 is built as mobilenetv3_large_100' in told.partition('Departures:')[2]
+    assert ' 20 epochs, cosine from 0.00375; 5 epochs of rise' in told
+    assert ' 1 epoch, cosine from 0.00375; 1 epoch of' in plan_in_words(plan('Global.epochs=1', 'Optimizer.lr.warmup_epoch=1'))
 
 def test_loader_processes_are_preferred_or_demanded(monkeypatch):
     monkeypatch.setattr('imgcls_nb.config.free_cpus', lambda: 2)

@@ -142,7 +142,7 @@ def test_too_many_pixels(monkeypatch):
 
 @pytest.mark.parametrize('source, says', [
     (None, 'A NoneType is no picture. Give a path'), (5, 'A int is no picture'), (['a.png'], 'A list is no picture'),
-    (io.BytesIO(b'x'), 'A BytesIO .* Of an open file give what its')], ids=str)
+    (io.BytesIO(b'x'), 'A BytesIO .* Of an open file give what its')], ids=lambda o: str(o).partition(' at 0x')[0])
 def test_what_is_no_source(source, says):
     with pytest.raises(BadPictureError, match=says): open_image(source)
 

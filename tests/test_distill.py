@@ -520,7 +520,8 @@ def test_memory_that_runs_out_is_said():
     (dict(kind='pefd', projectors=0), 'whole number of 1 or more'), (dict(kind='afd', dim=1.5), 'whole number of 1 or more'),
     (dict(kind='udml'), 'Give the name of one as teacher'), (dict(kind='udml', teacher='resnet1'), 'no architecture'),
     (dict(kind='udml', teacher=RESNET, preprocess=PRE), 'both networks get the same pictures'),
-    (dict(kind='mgd', teacher=lambda x: x), 'neither a model.onnx nor a function says what is inside')], ids=str)
+    (dict(kind='mgd', teacher=lambda x: x), 'neither a model.onnx nor a function says what is inside')],
+    ids=lambda o: str(o).partition(' at 0x')[0])
 def test_layers_that_cannot_be_asked_for(args, says):
     with pytest.raises(InputError, match=says): Distill(**dict(teacher=net(9)) | args)
 

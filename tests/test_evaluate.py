@@ -41,7 +41,7 @@ def test_by_hand():
     assert ev.report().pictures.tolist() == [2, 2, 1, 5] and ev.report().index[-1] == 'mean of classes'
     assert ev.most_confused().values.tolist() == [['a', 'c', 1, .5], ['b', 'a', 1, .5]]
     assert ev.top_losses(2).index.tolist() == [4, 2] and ev.top_losses(1).loss.item() == pytest.approx(-np.log(.3))
-    assert ev.where('b', 'a').tolist() == [2] and ev.where(truth='a').tolist() == [0, 4]
+    assert ev.where('b', 'a').tolist() == [2] and ev.where(label='a').tolist() == [0, 4]
     assert ev.where(predicted=2).tolist() == [3, 4]
     assert ev.guesses(3, 2) == [('c', pytest.approx(.7)), ('b', pytest.approx(.2))]
 
@@ -57,7 +57,7 @@ def test_ranks_are_those_of_a_stable_sort(n, c):
     order = np.argsort(-probs, 1, kind='stable')
     seen = judge(probs, targs)
     assert np.array_equal(seen['ranks'], (order == targs[:, None]).argmax(1)) and np.array_equal(seen['preds'], order[:, 0])
-    assert np.array_equal(seen['truth_probs'], probs[np.arange(n), targs]) and np.array_equal(seen['confidence'], probs.max(1))
+    assert np.array_equal(seen['label_probs'], probs[np.arange(n), targs]) and np.array_equal(seen['confidence'], probs.max(1))
 
 # scikit-learn says the same
 
@@ -337,7 +337,7 @@ def test_classes_and_pictures_in_another_order():
     where = np.argsort(classes)
     b = Evaluation(a.probs[order][:, classes], where[a.targs[order]], [a.vocab[i] for i in classes], [a.paths[i] for i in order])
     both = compare(a, b)
-    assert np.array_equal(*both.right) and np.array_equal(*both.preds) and both.p_value == 1 and len(both.flips(True)) == 0
+    assert np.array_equal(*both.correct) and np.array_equal(*both.preds) and both.p_value == 1 and len(both.flips(True)) == 0
 
 def test_only_common_pictures_are_compared_and_that_is_said(capsys):
     a = made(n=50)

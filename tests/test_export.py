@@ -226,6 +226,7 @@ def fresh(code, *args):
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
+@pytest.mark.alone
 def test_importing_the_predictor_is_quick_and_light():
     timed = 'import sys, time; t = time.perf_counter(); import imgcls_nb.predict; print(time.perf_counter() - t'
     code = f'{timed}, *sys.modules.keys() & {set(HEAVY)})'

@@ -340,7 +340,7 @@ def test_a_soup_of_a_run_folder(dls, tmp_path):
     (dict(cbs=('early_stop', dict(patience='x'))), 'no number of epochs'),
     (dict(cbs=('ema', dict(decay='x'))), 'no share'), (dict(cbs=('swa', dict(start='x'))), 'no share'),
     (dict(cbs=5), 'no callback'),
-    (dict(loss=nn.CrossEntropyLoss(reduction='none')), "reduction='mean'")], ids=str)
+    (dict(loss=nn.CrossEntropyLoss(reduction='none')), "reduction='mean'")], ids=lambda o: str(o).partition(' at 0x')[0])
 def test_what_is_refused_by_name(dls, kwargs, says):
     with pytest.raises(InputError, match=says): make(dls, **kwargs)
 

@@ -16,6 +16,7 @@ from fastai.metrics import accuracy
 from fastai.optimizer import Adam
 from PIL import Image
 
+from imgcls_nb.callbacks.precision import describe_hardware
 from imgcls_nb.checkpoints import sha256
 from imgcls_nb.core import InputError, list_images, open_image
 from imgcls_nb.data import image_dls
@@ -268,6 +269,12 @@ def test_what_a_run_folder_holds(ran):
     assert data['train']['list_sha256'] == ran.dls.train_ds.list_hash()
     env = json.loads((ran.run_folder.path/'env.json').read_text('utf-8'))
     assert env['packages']['torch'] in torch.__version__ and env['torch_threads'] == torch.get_num_threads()
+
+@pytest.mark.parametrize('n, says', [(1, 'cpu (1 thread'), (2, 'cpu (2 threads')])
+def test_the_line_about_the_hardware(monkeypatch, n, says):
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: n)
+    line = describe_hardware('cpu', 'fp32', True, n)
+    assert line.startswith(says) and line[len(says)] in '),' and line.endswith(f"{n} loader process{'es'*(n > 1)}")
 
 def test_history(ran):
     h = ran.run_folder.history()

@@ -113,7 +113,7 @@ def test_what_an_operation_says_arrives_without_a_traceback(halves, workers):
     with pytest.raises(InputError, match=r'^RandomCrop: .*Put a Resize before it[^\n]*$'): list(dls.train)
 
 @pytest.mark.parametrize('how, end', [('SIGKILL', lambda: os.kill(os.getpid(), signal.SIGKILL)),
-                                      ('exit status 3', lambda: os._exit(3))], ids=str)
+                                      ('exit status 3', lambda: os._exit(3))], ids=['killed', 'ended'])
 def test_a_loader_process_that_ends(halves, monkeypatch, how, end):
     dl, item = image_dls(halves, **HOW | dict(num_workers=2)).train, BatchMaker.item
     with monkeypatch.context() as m:

@@ -256,7 +256,7 @@ def test_a_loss_for_each_picture_is_no_loss_to_train_on():
     (dict(name='bce', target_threshold=.2, label_smoothing=.1), 'label_smoothing=0.1 would be void'),
     *[(dict(name='focal', weight=o), 'weight=.* does not fit')
       for o in ([1., -1], [], 3., [[1., 2]], [1., float('nan')], [0, 0])],
-    (dict(name='focal', weight='heavy'), "weight='heavy' is no list of numbers")], ids=str)
+    (dict(name='focal', weight='heavy'), "weight='heavy' is no list of numbers")], ids=lambda o: str(o).partition(' at 0x')[0])
 def test_arguments_that_do_not_fit(args, message):
     with pytest.raises(InputError, match=message): make_loss(**args)
 

@@ -94,6 +94,7 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path/'hub'))
     return tmp_path/'hub'
 
+@pytest.mark.alone
 @pytest.mark.parametrize('arch', ['resnet18', 'MobileNetV3_large_x1_0', 'test_resnet.r160_in1k'])
 def test_pretrained_without_a_network_says_what_to_fetch(hub, arch):
     began = time.monotonic()
@@ -103,6 +104,7 @@ def test_pretrained_without_a_network_says_what_to_fetch(hub, arch):
     repo = timm.get_pretrained_cfg(find_arch(arch).full_name).hf_hub_id
     assert f"'{arch}'" in str(e.value) and f'https://huggingface.co/{repo}/resolve/main/model.safetensors' in str(e.value)
 
+@pytest.mark.alone
 def test_a_hub_that_does_not_answer(hub, monkeypatch):
     monkeypatch.delenv('HF_HUB_OFFLINE')
     monkeypatch.setenv('HF_ENDPOINT', 'http://127.0.0.1:9') # nobody listens there

@@ -133,6 +133,7 @@ def test_order_is_kept_and_no_more_is_read_than_said():
     pairs.close()
     assert not [o for o in threading.enumerate() if o.name.startswith('read_ahead')], "no thread is left behind"
 
+@pytest.mark.alone
 def test_decoding_and_the_network_overlap(predictor, monkeypatch):
     x = np.zeros(PREPROCESS.shape, np.float32)
     monkeypatch.setattr(predictor, '_read', lambda o: time.sleep(.01) or x)

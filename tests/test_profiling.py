@@ -25,6 +25,7 @@ from imgcls_nb.data import image_dls
 from imgcls_nb.learner import image_learner
 from imgcls_nb.profiling import Profile, profile
 
+pytestmark = pytest.mark.alone
 
 @pytest.fixture(scope='module')
 def dls(shapes): return image_dls(shapes, size=32, bs=16, aug='light', device='cpu', num_workers=0) # 3 steps an epoch

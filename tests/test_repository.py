@@ -1,17 +1,17 @@
 "Rules that the whole repository keeps"
 import ast
-import io
 import json
+import os
 import re
 import subprocess
 import sys
-import tokenize
 import tomllib
 from configparser import ConfigParser
 from functools import cache
 from pathlib import Path
 
 import pytest
+from reading import comments, is_record, own_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(o for o in ROOT.glob('imgcls_nb/**/*.py') if o.name != '_modidx.py')
@@ -105,8 +105,15 @@ def test_pyproject_agrees_with_settings():
     assert f"## {cfg['version']}" in read('CHANGELOG.md')
 
 def test_every_dependency_has_a_reason():
-    named = {re.match(r'[\w.-]+', o)[0] for k, v in settings().items() if k.endswith('requirements') for o in v.split()}
-    assert named == set(re.findall(r'^- `([\w.-]+)`: \S.*\.$', read('CONTRIBUTING.md'), re.M))
+    named = {k.partition('requirements')[0].strip('_'): {re.match(r'[\w.-]+', o)[0] for o in v.split()}
+             for k, v in settings().items() if k.endswith('requirements')}
+    text = read('CONTRIBUTING.md').partition('## Dependencies')[2]
+    told, alone = {}, set(re.findall(r'^- `([\w.-]+)`: \S.*\.$', text, re.M))
+    for extras, lines in re.findall(r'^(`.*):\n((?:- .*\n)+)', text, re.M):
+        reasons = {name for line in re.findall('^- (.*?): ', lines, re.M) for name in re.findall('`(.+?)`', line)}
+        for o in re.findall(r'`\[(\w+)\]`', extras) or ['']: told[o] = reasons
+    assert set().union(*named.values()) == alone # one has a line of its own, wherever it is needed first
+    assert told.keys() == named.keys() and not {k: lost for k, v in named.items() if (lost := v - told[k])}
 
 # Notebooks: outputs small, clean, and of no particular machine
 
@@ -177,21 +184,14 @@ def test_named_verbs_exist():
     assert verbs
     assert not {verb: done.stderr for verb in verbs if (done := python('-m', 'imgcls_nb.cli', verb, '--help')).returncode}
 
+def test_what_is_patched_is_given_back_before_folders_are_removed(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, 'scandir', None) # else pytest meets it after the test
+
 def test_readme_is_the_rendered_index():
     done = python('tools/readme.py', '--check')
     assert done.returncode == 0, done.stderr
 
 # Docments: every parameter of what is public says what it is
-
-def comments(text):
-    return {o.start[0] for o in tokenize.generate_tokens(io.StringIO(text).readline) if o.type == tokenize.COMMENT}
-
-def is_record(cls):
-    return any(ast.unparse(o).startswith(('dataclass', 'NamedTuple')) for o in [*cls.decorator_list, *cls.bases])
-
-def own_parameters(f):
-    args = [*f.args.posonlyargs, *f.args.args, *filter(None, [f.args.vararg]), *f.args.kwonlyargs, *filter(None, [f.args.kwarg])]
-    return [o for o in args if o.arg not in ('self', 'cls')]
 
 def public(nodes): return [o for o in nodes if not getattr(o, 'name', '_').startswith('_')]
 

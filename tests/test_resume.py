@@ -421,7 +421,8 @@ def own_loss(pred, targ): return 5*torch.nn.functional.cross_entropy(pred, targ)
 
 @posix
 @pytest.mark.parametrize('then, now, name', [({}, dict(loss=own_loss), 'loss'), (dict(loss=own_loss), {}, 'loss'),
-                                             ({}, dict(opt=Adam), 'opt'), ({}, dict(cbs=Callback()), 'cbs')], ids=str)
+                                             ({}, dict(opt=Adam), 'opt'), ({}, dict(cbs=Callback()), 'cbs')],
+                         ids=['loss given', 'loss dropped', 'opt given', 'callback given'])
 def test_an_object_that_is_given_or_dropped(pictures, tmp_path, then, now, name):
     assert killed(make(pictures, tmp_path/'run', **then), one_cycle, 'before_batch', 6)
     with pytest.raises(InputError, match=fr"objects.{name} was '(not )?given' and is.*allow=\['{name}'\]"):

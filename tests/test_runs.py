@@ -295,7 +295,8 @@ def test_curves_of_several(tmp_path):
     runs = [make_run(tmp_path/o, n) for o, n in (('a', 2), ('b', 3))]
     left, right = compare(runs).plot().axes
     assert [len(o.get_xdata()) for o in right.lines] == [2, 3] and right.get_title() == 'top1'
-    with pytest.raises(InputError, match="metric='top2' is in none of the runs.*Did you mean 'top1'"): compare(runs).plot('top2')
+    with pytest.raises(InputError, match="metric='top2' is in none of the runs.*Did you mean 'top1'"):
+        compare(runs).plot('top2')
     with pytest.raises(InputError, match='no runs to compare'): compare([])
     with pytest.raises(InputError, match='no run folder.*Runs beside it: a, b'): compare([tmp_path/'c'])
 

@@ -225,6 +225,7 @@ if __name__ == '__main__':
         print(most, flush=True)
 """
 
+@pytest.mark.alone # memory that others share counts less
 @pytest.mark.skipif(not os.path.exists('/proc/self/smaps_rollup'), reason='reads /proc')
 def test_memory_stays_flat_over_epochs(tmp_path):
     path = make_shapes(tmp_path/'shapes', n=100, size=96)

@@ -25,6 +25,8 @@ from imgcls_nb.core import InputError, list_images
 from imgcls_nb.predict import Predictor
 from imgcls_nb.serve import _Prompt, make_app, make_server, open_port
 
+pytestmark = pytest.mark.alone # a caller who is slow is told by the clock
+
 few = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 @contextmanager

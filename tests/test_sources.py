@@ -176,9 +176,11 @@ def test_missing_files(root):
 def test_folders_are_listed_once(root, monkeypatch):
     touch(root, *(f'{c}/{i}.png' for c in 'ab' for i in range(50)))
     asked, scandir = [], os.scandir
-    monkeypatch.setattr(os, 'scandir', lambda o: asked.append(o) or scandir(o))
-    monkeypatch.setattr(os.path, 'isfile', lambda o: pytest.fail(f'{o} was asked for by itself'))
-    assert not missing_files([str(root/f'{c}/{i}.png') for i in range(50) for c in 'ab']) and len(asked) == 2
+    with monkeypatch.context() as m:
+        m.setattr(os, 'scandir', lambda o: asked.append(o) or scandir(o))
+        m.setattr(os.path, 'isfile', lambda o: pytest.fail(f'{o} was asked for by itself'))
+        missing = missing_files([str(root/f'{c}/{i}.png') for i in range(50) for c in 'ab'])
+    assert not missing and len(asked) == 2
 
 # Numbering anew
 
@@ -1218,7 +1220,7 @@ def somebody_else(): # for whom permissions count
     ('l.txt', dict(train='l.txt'), "The list file '.*l.txt' cannot be read"),
     ('t.csv', dict(train='t.csv'), "The list file '.*t.csv' cannot be read")])
 def test_what_may_not_be_read(closed, plan, says):
-    with tempfile.TemporaryDirectory() as d: # pytest's own folders are closed to others
+    with tempfile.TemporaryDirectory(dir='/tmp') as d: # pytest's own folders are closed to others
         root = Path(d)
         touch(folders(root), 'a/deep/1.png')
         few(root, '0101')
@@ -1234,8 +1236,9 @@ def test_a_folder_that_cannot_be_listed(root, monkeypatch): # the same for those
     def scandir(path):
         if str(path).endswith('/a'): raise PermissionError(13, 'Permission denied', str(path))
         return scan(path)
-    monkeypatch.setattr(os, 'scandir', scandir)
-    with pytest.raises(InputError, match="/a' cannot be read .Permission denied.. Allow it"): find(root)
+    with monkeypatch.context() as m, pytest.raises(InputError, match="/a' cannot be read .Permission denied.. Allow it"):
+        m.setattr(os, 'scandir', scandir)
+        find(root)
 
 def test_loose_pictures_are_told(root, capsys):
     touch(folders(root), 'x.png', 'y.png', '.z.png')

@@ -17,6 +17,8 @@ import imgcls_nb.callbacks.timing as timing
 import imgcls_nb.data  # noqa: F401 (imports fastai without its warning)
 from imgcls_nb.callbacks.timing import Step, StepTimer, _QueueWatch, _TimedLoader
 
+pytestmark = pytest.mark.alone
+
 N, BS = 30, 8 # the last batch has 6
 
 class Slow: # a data set on a slow disk

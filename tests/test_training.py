@@ -59,7 +59,8 @@ def test_every_loss_trains_and_predicts_probabilities(dls, loss, mix):
     ev = evaluate(learn)
     assert ((ev.probs >= 0) & (ev.probs <= 1)).all() and np.isfinite(learn.recorder.values[-1]).all()
 
-@pytest.mark.parametrize('loss', [nn.CrossEntropyLoss(), LabelSmoothingCrossEntropy(), nn.functional.cross_entropy], ids=repr)
+@pytest.mark.parametrize('loss', [nn.CrossEntropyLoss(), LabelSmoothingCrossEntropy(), nn.functional.cross_entropy],
+                         ids=['module', 'fastai', 'function'])
 def test_a_loss_from_elsewhere_predicts_probabilities(dls, loss):
     learn = make(dls, loss=loss)
     with learn.no_bar(): learn.fit(1)

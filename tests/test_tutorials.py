@@ -2,15 +2,27 @@
 import ast
 import pkgutil
 import re
+import runpy
+import shlex
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+import safetensors.torch
+import timm
 from nbclient import NotebookClient
+from PIL import Image
+from scipy.io import savemat
 
 from imgcls_nb.cli import make_parser
+from imgcls_nb.config import plan_from_config, read_config
+from imgcls_nb.data import dls_from_plan
+from imgcls_nb.datasets import draw_shape, make_shapes
 from imgcls_nb.evaluation import Evaluation
+from imgcls_nb.learner import learner_from_plan
 from imgcls_nb.tutorials import with_settings
+from imgcls_nb.widgets import VIEWERS
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT/'nbs/tutorials'
@@ -42,6 +54,106 @@ def test_runs_in_a_kernel(path, tmp_path):
     lines = [o.text.count('\n') for o in shown if o.output_type == 'stream']
     assert max(lines, default=0) <= 25, "a wall of output"
 
+# What photographs take, and a data set that is published; both are drawn here
+
+PHOTOS = [o for o in TUTORIALS if 'tiny' in ''.join(sources(read(o), 'code'))]
+SMALLER = {"'resnet18'": "'test_resnet'", "'mobilenetv3_small_100'": "'test_efficientnet'",
+           "'convnext_tiny'": "'test_convnext'", '224)': '64)'} # the same way with less to compute
+
+@pytest.fixture(scope='module')
+def photographs(tmp_path_factory): return make_shapes(tmp_path_factory.mktemp('photographs')/'shapes', n=12, size=80)
+
+@pytest.fixture(scope='module')
+def kernel(tmp_path_factory):
+    "One for all, since the imports take longest; what it finds published are random weights"
+    home = tmp_path_factory.mktemp('huggingface')
+    for arch in ('test_resnet', 'test_efficientnet', 'test_convnext'):
+        repo = home/'hub'/f"models--{timm.get_pretrained_cfg(arch).hf_hub_id.replace('/', '--')}"
+        for o in ('refs', 'snapshots/abc'): (repo/o).mkdir(parents=True)
+        (repo/'refs/main').write_text('abc')
+        safetensors.torch.save_file(timm.create_model(arch).state_dict(), repo/'snapshots/abc/model.safetensors')
+    with pytest.MonkeyPatch.context() as m:
+        m.delenv('HF_HUB_CACHE', raising=False), m.setenv('HF_HOME', str(home)), m.setenv('HF_HUB_OFFLINE', '1')
+        client = NotebookClient(nbformat.v4.new_notebook(), kernel_name='python3', timeout=120, store_widget_state=False)
+        with client.setup_kernel(): yield client
+
+def run_in(kernel, nb, folder, last):
+    begin = f'%reset -f\nimport os\nos.chdir({str(folder)!r})'
+    nb.cells = [nbformat.v4.new_code_cell(begin), *nb.cells, nbformat.v4.new_code_cell(last)]
+    kernel.nb = nb
+    kernel.reset_execution_trackers()
+    for i, cell in enumerate(nb.cells): kernel.execute_cell(cell, i)
+    return ''.join(str(o) for _, o in outputs(nb))
+
+def on_photographs(path, photographs, **settings):
+    nb = with_settings(read(path), dict(quick=True, data=str(photographs), **settings))
+    for cell in nb.cells:
+        if cell.cell_type != 'code': continue
+        cell.outputs = []
+        for large, small in SMALLER.items(): cell.source = cell.source.replace(large, small)
+    return nb
+
+@pytest.mark.parametrize('path', PHOTOS, ids=names(PHOTOS))
+def test_photographs_go_the_same_way(path, kernel, photographs, tmp_path):
+    run_in(kernel, on_photographs(path, photographs), tmp_path, "assert pretrained and not tiny and arch == 'test_resnet'")
+
+def test_a_network_without_errors(kernel, photographs, tmp_path):
+    nb = on_photographs(FOLDER/'where_the_model_is_wrong.ipynb', photographs, wrong=0)
+    cell = next(c for c in nb.cells if c.source.startswith('ev = evaluate(first)'))
+    cell.source = cell.source.replace('print(ev)', 'ev = ev._same(probs=np.eye(len(ev.vocab))[ev.targs])')
+    assert 'There is nothing to look at: ' in run_in(kernel, nb, tmp_path, 'assert ev.top1 == 1 and pairs.pictures.sum() == 0')
+
+def run_cells(path, first, last, **variables): # here, from the cell that begins with `first` to the one with `last`
+    cells = sources(read(path), 'code')
+    a, b = (next(i for i, o in enumerate(cells) if o.startswith(start)) for start in (first, last))
+    for o in cells[a:b + 1]: exec(o, variables)
+    return variables
+
+def test_weights_that_cannot_be_reached(photographs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path), monkeypatch.setattr('imgcls_nb.models.weights_available', lambda arch: False)
+    settings = dict(data=str(photographs), per_class=2, epochs=1, few=1, seed=1, quick=False)
+    found = run_cells(FOLDER/'fine_tuning.ipynb', 'import string', 'path = few_of_each(', **settings)
+    assert (found['tiny'], found['pretrained'], found['arch'], found['size']) == (False, False, 'resnet18', 224)
+    assert 'resnet18 starts from random numbers' in capsys.readouterr().out
+
+def test_a_server_without_what_it_needs(tmp_path, monkeypatch, capsys):
+    (tmp_path/'starlette.py').write_text("raise ModuleNotFoundError(\"No module named 'starlette'\", name='starlette')")
+    monkeypatch.chdir(tmp_path), monkeypatch.setenv('PYTHONPATH', str(tmp_path), prepend=':')
+    (tmp_path/'runs/deploy').mkdir(parents=True)
+    imports = run_cells(FOLDER/'export_and_deploy.ipynb', 'import json', 'import json')
+    nobody = run_cells(FOLDER/'export_and_deploy.ipynb', "log = Path('runs/deploy/serve.log')", 'server.terminate()',
+                       **imports | dict(file='model.onnx', picture=None, path=tmp_path))
+    assert nobody['url'] is None and nobody['answers'] == []
+    assert "imgcls serve needs starlette. Run: pip install 'imgcls_nb[serve]'" in capsys.readouterr().out
+
+def draw_flowers(root):
+    (root/'jpg').mkdir(parents=True)
+    for i in range(1, 13): Image.fromarray(draw_shape(('circle', 'square')[i % 2], i, 80)).save(root/f'jpg/image_{i:05}.jpg')
+    savemat(root/'imagelabels.mat', dict(labels=np.array([1, 102]*6, np.uint8)))
+    savemat(root/'setid.mat', dict(trnid=np.arange(1, 7), valid=np.arange(7, 11), tstid=np.arange(11, 13)))
+
+def test_the_flowers_of_the_guide(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draw_flowers(tmp_path/'dataset/flowers102')
+    found = run_cells(FOLDER/'from_paddleclas.ipynb', 'import os', 'config = ', flowers=True, epochs=1, quick=False)
+    _, config, *overrides = shlex.split(found['use'])
+    plan = plan_from_config(read_config(config, overrides[1::2]))
+    dls = dls_from_plan(plan.data)
+    assert (len(dls.train_ds), len(dls.valid_ds), dls.c, plan.run) == (6, 4, 102, 'output/MobileNetV3_large_x1_0')
+
+RECIPES = sorted(f'configs/ImageNet/{o.name}' for o in (ROOT/'configs/ImageNet').glob('*.yaml'))
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_every_recipe_has_a_miniature_and_is_itself_in_full(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = dict(recipe=recipe, epochs=2, seed=42, quick=False)
+    small, large = (run_cells(FOLDER/'imagenet_recipe.ipynb', 'import io', 'was, now = ', full=full, **settings)
+                    for full in (False, True))
+    learn = learner_from_plan(small['plan'])
+    assert (len(learn.dls.train_ds), len(learn.dls.valid_ds), learn.dls.c, learn.plan.model.arch) == (150, 50, 10, 'test_resnet')
+    assert large['plan'].data.path == './dataset/ILSVRC2012/' and large['plan'].schedule[0].args['n_epoch'] >= 120
+    assert {k: v for k, v in large['changed'].items() if k != 'device'} == {}
+
 @each
 def test_opens_and_closes_as_all_do(path):
     texts = sources(read(path), 'markdown')
@@ -61,6 +173,23 @@ def test_figures_have_words(path):
         assert all(re.search(r'alt="[^"]{10,}"', tag) for tag in re.findall('<img[^>]{,300}', html))
 
 @each
+def test_viewers_leave_something_on_the_page(path): # which has no kernel
+    cells, viewer = [c for c in read(path).cells if c.cell_type == 'code'], f'(?:{"|".join(VIEWERS)})\\('
+    made = re.findall(rf'^(\w+) = {viewer}', '\n'.join(c.source for c in cells), re.M)
+    shown = [c for c in cells if (last := c.source.splitlines()[-1]) in made or re.match(viewer, last)]
+    assert not [c.source for c in shown if 'answers to clicks' not in str(c.outputs)]
+
+def test_of_a_viewer_its_picture_is_kept():
+    kept = runpy.run_path(str(ROOT/'tools/tutorials.py'))['kept'] # the benchmarks have a module of that name
+    def shown(text, **more): return nbformat.v4.new_output('display_data', {'text/plain': text, **more})
+    live, png = {'application/vnd.jupyter.widget-view+json': {}}, {'image/png': 'cGlj\n'}
+    viewer, empty, plain = kept([shown('TopLosses(9 "pictures")', **live, **png), shown('TrainingDashboard(a)', **live),
+                                 shown('VBox()', **live), shown('x', **{'text/html': '<style>progress-bar'}), shown('12')])
+    assert viewer.data.keys() == empty.data.keys() == {'text/html', 'text/plain'} and plain.data == {'text/plain': '12'}
+    assert viewer.data['text/html'].startswith('<img alt="TopLosses(9 &quot;pictures&quot;)" src="data:image/png;base64,cGlj">')
+    assert '<img' not in empty.data['text/html'] and 'this TrainingDashboard answers' in empty.data['text/html']
+
+@each
 def test_is_a_page_to_read(path):
     nb = read(path)
     assert [c for c, o in outputs(nb)], "stored without what it shows"
@@ -72,6 +201,10 @@ def test_is_a_page_to_read(path):
 def test_results_are_computed(path): # never typed, or they are those of another day
     text = re.sub('`[^`]*`', '', '\n'.join(sources(read(path), 'markdown')))
     assert not re.findall(r'.{,60}\d ?(?:%|percent\b|points\b)', text)
+
+@each
+def test_failures_are_shown(path): # of processes that a cell starts
+    assert 'DEVNULL' not in '\n'.join(sources(read(path), 'code'))
 
 @each
 def test_imports_stand_alone(path):

@@ -39,7 +39,7 @@ def venv(wheel, tmp_path):
     def make(extras=''):
         run(tmp_path, sys.executable, '-m', 'venv', tmp_path/'venv')
         scripts = tmp_path/'venv'/('Scripts' if os.name == 'nt' else 'bin')
-        run(tmp_path, scripts/'python', '-m', 'pip', 'install', '--quiet', f'{wheel}{extras}')
+        run(tmp_path, scripts/'python', '-m', 'pip', 'install', '--quiet', '--no-compile', f'{wheel}{extras}')
         (tmp_path/'work').mkdir()
         return tmp_path/'work', scripts/'python', scripts/'imgcls'
     yield make

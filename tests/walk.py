@@ -182,7 +182,8 @@ def main():
         if not args.only or o.stem in args.only: walk.tutorial(o)
     walk.tell()
     failed = any(o.status == 'FAILED' for o in walk.steps)
-    if not args.keep and not failed: shutil.rmtree(folder)
+    if failed: print(f'\nIt stays as it is in {folder}')
+    elif not args.keep: shutil.rmtree(folder)
     return int(failed)
 
 if __name__ == '__main__': sys.exit(main())

@@ -5,11 +5,10 @@ import difflib
 import sys
 from pathlib import Path
 
+from reading import is_record
+
 ROOT = Path(__file__).resolve().parents[1]
 LIST = ROOT/'tests/api.txt'
-
-def is_record(cls):
-    return any(ast.unparse(o).startswith(('dataclass', 'NamedTuple')) for o in [*cls.decorator_list, *cls.bases])
 
 def parameters(args):
     "As they are called: names and defaults, without `self` and annotations"

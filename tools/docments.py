@@ -1,17 +1,13 @@
 "For the reference: what the comments beside parameters say, and methods that are written outside their class"
 import ast
-import io
-import tokenize
 from functools import cache
 
 import griffe
+from reading import comments, own_parameters
 
 
 @cache
-def comments(path):
-    "Line to comment"
-    tokens = tokenize.generate_tokens(io.StringIO(path.read_text('utf-8')).readline)
-    return {o.start[0]: o.string.lstrip('# ') for o in tokens if o.type == tokenize.COMMENT}
+def noted_in(path): return comments(path.read_text('utf-8'))
 
 @cache
 def definitions(path):
@@ -23,12 +19,8 @@ def node_of(obj):
     found = [definitions(obj.filepath).get(o) for o in range(obj.lineno, obj.endlineno + 1)] # decorators stand above
     return next((o for o in found if o is not None and o.name == obj.name), None)
 
-def arguments(node):
-    return [o for o in [*node.args.posonlyargs, *node.args.args, node.args.vararg, *node.args.kwonlyargs, node.args.kwarg]
-            if o and o.arg not in ('self', 'cls')]
-
 def of_function(node, noted):
-    args = arguments(node)
+    args = own_parameters(node)
     lines = [o.lineno for o in args]
     alone = [o for o in args if o.lineno in noted and lines.count(o.lineno) == 1 and o.lineno != node.lineno]
     said = [(o.arg, noted[o.lineno]) for o in alone]
@@ -56,7 +48,7 @@ def as_property(f): # which is read, and not called
 class Docments(griffe.Extension):
     def explain(self, obj):
         node = node_of(obj) if obj.lineno and obj.endlineno else None
-        text = node and described(node, comments(obj.filepath))
+        text = node and described(node, noted_in(obj.filepath))
         if text: obj.docstring = griffe.Docstring(text, lineno=obj.lineno, parent=obj)
 
     def on_function(self, *, func, **kwargs): self.explain(func)

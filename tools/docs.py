@@ -42,7 +42,6 @@ def on_site(name):
     "The page of a file of the repository, or None"
     if name == 'README.md': return 'index.html'
     if name in PAGES_OF_ROOT: return Path(name).name.replace('.md', '.html')
-    if name == 'nbs/tutorials': return 'tutorials/quickstart.html'
     if name.startswith('nbs/') and name.endswith('.ipynb'): return name.removeprefix('nbs/').replace('.ipynb', '.html')
     if name.startswith('nbs/') and Path(name).suffix in ('.png', '.svg'): return name.removeprefix('nbs/')
 

@@ -2,19 +2,33 @@
 import sys
 import tempfile
 import time
+from html import escape
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 
 from imgcls_nb.tutorials import with_settings
+from imgcls_nb.widgets import VIEWERS
 
 FOLDER = Path(__file__).parent.parent/'nbs/tutorials'
 
+LIVE = 'application/vnd.jupyter.widget-view+json'
+
+def still(data): # of a viewer: its picture, with words for those who cannot see it, and where it is more than that
+    words = escape(''.join(data['text/plain']))
+    html = f'<em>Run the notebook, and this {words.partition("(")[0]} answers to clicks.</em>'
+    if png := data.get('image/png'): html = f'<img alt="{words}" src="data:image/png;base64,{png.strip()}"><br>{html}'
+    return {'text/html': html, 'text/plain': data['text/plain']}
 
 def kept(outputs): # what a page can show without a kernel
-    return [o for o in outputs if 'application/vnd.jupyter.widget-view+json' not in o.get('data', {})
-            and 'progress-bar' not in ''.join(o.get('data', {}).get('text/html', ''))] # its style stays when a bar is gone
+    for o in outputs:
+        data = o.get('data', {})
+        if 'progress-bar' in ''.join(data.get('text/html', '')): continue # its style stays when a bar is gone
+        if LIVE in data:
+            if ''.join(data['text/plain']).partition('(')[0] not in VIEWERS: continue
+            o['data'] = still(data)
+        yield o
 
 def run(path, quick):
     nb, started = nbformat.read(path, as_version=4), time.monotonic()
@@ -25,7 +39,7 @@ def run(path, quick):
         client.execute()
     if not quick:
         for c in nb.cells:
-            if c.cell_type == 'code': c.outputs, c.execution_count = kept(c.outputs), None
+            if c.cell_type == 'code': c.outputs, c.execution_count = list(kept(c.outputs)), None
         nbformat.write(nb, path)
     seconds = time.monotonic() - started
     print(f'{path.stem}: {seconds:.0f} s' + ', and a reader waits for three minutes at most'*(seconds > 180 and not quick))

@@ -72,8 +72,8 @@ class EMA(Callback):
     "Keep a moving average of the weights, and validate it beside them"
     order, run_valid = 46, False # after the epoch's metrics are known, before they are shown and written
     def __init__(self,
-        decay:float=.9998, # Share of the average that a step keeps, in the long run
-        warmup:float=2/3, # Exponent: step t keeps at most 1 - t**-warmup; 0: `decay` from the start
+        decay:float=.9998, # Share of the average that a step keeps in the long run, below 1: 0.99 to 0.9999, 0.9 in a short run
+        warmup:float=2/3, # Exponent, 2/3, or 3/4 for long runs: step t keeps at most 1 - t**-warmup; 0: `decay` from the start
         evaluate:bool=True, # Validate the average at the end of each epoch
     ):
         if not is_number(decay) or not 0 <= decay < 1:
@@ -178,8 +178,8 @@ class SWA(Callback):
     "Average the weights of the last epochs, and end with the average"
     order = 85 # after a schedule has set its rate, and after the epoch is written down and saved
     def __init__(self,
-        start:float=.75, # Share of the epochs after which averaging starts
-        lr:float|None=None, # Learning rate from there on; None: as the schedule says
+        start:float=.75, # Share of the epochs after which averaging starts, 0 up to 1; 0.75: the last quarter is averaged
+        lr:float|None=None, # Learning rate from there on, above 0; None: as the schedule says
         anneal:float=1., # Epochs in which the rate moves to `lr`
     ):
         if not is_number(start) or not 0 <= start < 1:

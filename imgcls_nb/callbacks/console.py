@@ -52,7 +52,7 @@ class Console(Callback):
     "Write a training's lines as PaddleClas does"
     order = 59 # before the table begins, after the values of an epoch are known
     def __init__(self,
-        every:int=10, # Iterations from one line to the next
+        every:int=10, # Iterations from one line to the next, 1 or more
         topk=(1, 5), # What to count in the training: the class is among the first `k`; (): nothing
         loss:str='CELoss', # What lines call the loss
         schedule:str='LR', # And the schedule

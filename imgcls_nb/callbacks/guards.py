@@ -33,8 +33,8 @@ class EarlyStop(Callback):
     order = 90 # when all is done that belongs to an epoch
     def __init__(self,
         monitor:str='valid_loss', # A column of the epoch table
-        patience:int=3, # Epochs to wait for something better
-        min_delta:float=0., # What is better by no more than this is not better
+        patience:int=3, # Epochs to wait for something better, 1 or more
+        min_delta:float=0., # What is better by no more than this is not better; 0 or more
         mode:str|None=None, # 'min' or 'max': which way is better; None: as the metric or its name says
     ):
         if not is_number(patience, whole=True) or patience < 1:
@@ -98,7 +98,7 @@ class TimeLimit(Callback):
     "End training when its time is up, with a validation and a checkpoint"
     order = 90 # when all is done that belongs to a batch or an epoch
     def __init__(self,
-        max_minutes:float, # Of training, over all fits that follow
+        max_minutes:float, # Of training, above 0, over all fits that follow
     ):
         if isinstance(max_minutes, bool) or not isinstance(max_minutes, (int, float)) or not max_minutes > 0:
             raise InputError(f"max_minutes={max_minutes!r} is no time to train. Give a number above 0; 0.5 is half a minute.")

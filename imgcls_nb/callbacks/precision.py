@@ -66,7 +66,8 @@ def describe_hardware(
     "Say in one line what was chosen"
     kind = torch.device(device).type
     units = 'bf16 units' if kind == 'cpu' and _cpu_bf16() else torch.cuda.get_device_name(device) if kind == 'cuda' else ''
-    threads = f'{torch.get_num_threads()} threads' if kind == 'cpu' else ''
+    n_threads = torch.get_num_threads() if kind == 'cpu' else 0 # elsewhere they do not count
+    threads = f"{n_threads} thread{'s'*(n_threads > 1)}" if n_threads else ''
     where = ', '.join(o for o in (threads, units) if o)
     layout = 'channels_last' if channels_last else 'channels_first'
     return (f"{torch.device(device)}{f' ({where})' if where else ''}: {precision}, {layout}, "

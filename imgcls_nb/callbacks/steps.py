@@ -44,7 +44,7 @@ class Accumulate(Callback):
     "Make one step from the gradients of several batches, as if they were one"
     order, run_valid = 5, False # after mixing has made the loss, before fp16 scales it, before all that acts on a step
     def __init__(self,
-        n:int, # Batches a step
+        n:int, # Batches a step: 1 for a step after each, 2 for one after every second
     ):
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise InputError(f"n={n!r} is no number of batches to a step. Give 1 for a step after each, 2 for every second, ...")
@@ -88,7 +88,7 @@ class ClipNorm(Callback):
     "Shorten the gradient just before a step, if it is longer than `max_norm`"
     order, run_valid = 13, False # after `Accumulate`, and after the scaler of fp16 has divided
     def __init__(self,
-        max_norm:float, # Largest length of all gradients together; `math.inf`: only measure it
+        max_norm:float, # Largest length of all gradients together, above 0; `math.inf`: only measure it
     ):
         if isinstance(max_norm, bool) or not isinstance(max_norm, (int, float)) or not max_norm > 0:
             raise InputError(f"max_norm={max_norm!r} is no length of a gradient. Give a number above 0; 1.0 is a usual one.")

@@ -37,7 +37,7 @@ class Tracker(Callback):
     "What all trackers share: `begin`, `log_steps`, `log_epoch` and `end` are called when there is something to do"
     order = 70 # after the run folder is there, and the values of the epoch
     def __init__(self,
-        every:int=10, # Steps between two points of a curve
+        every:int=10, # Steps between two points of a curve, 1 or more
     ):
         if not is_number(every, whole=True) or every < 1:
             raise InputError(f"every={every!r} is no number of steps between two points. Give 1 or more.")
@@ -122,7 +122,7 @@ class TensorBoard(Tracker):
     name = 'tensorboard'
     def __init__(self,
         folder, # Where the event files go
-        every:int=10, # Steps between two points of a curve
+        every:int=10, # Steps between two points of a curve, 1 or more
         graph:bool=False, # Write the model's graph as well
         samples:int=0, # Pictures of the first batch of each epoch, as they are trained on
         histograms:bool=False, # Write the distribution of every weight after each epoch
@@ -305,7 +305,7 @@ class MLflow(Tracker):
     def __init__(self,
         experiment:str|None=None, # Its name; None: MLflow's own choice
         run_name:str|None=None, # Shown in its list; None: MLflow's own choice
-        every:int=10, # Steps between two points of a curve
+        every:int=10, # Steps between two points of a curve, 1 or more
     ):
         super().__init__(every)
         _package('mlflow')
@@ -341,7 +341,7 @@ class WandB(Tracker):
     def __init__(self,
         project:str|None=None, # Its name; None: the service's own choice
         run_name:str|None=None, # Shown in its list; None: the service's own choice
-        every:int=10, # Steps between two points of a curve
+        every:int=10, # Steps between two points of a curve, 1 or more
         watch:str|None=None, # 'gradients', 'parameters' or 'all': histograms of them
         **kwargs # Handed to `wandb.init`
     ):

@@ -22,7 +22,7 @@ def batch_worst(
     targs, # Class numbers, `(B,)`
     n:int, # How many at most
     start:int=0, # Position of the batch's first picture
-) -> torch.Tensor: # `(n, 5)`: position, truth, guess, loss, probability of the guess; the worst first
+) -> torch.Tensor: # `(n, 5)`: position, label, predicted, loss, probability of the guess; the worst first
     "The pictures of a batch whose labels were believed in the least"
     losses = F.cross_entropy(logits, targs, reduction='none')
     at = losses.nan_to_num(nan=torch.inf).topk(min(n, len(losses))).indices
@@ -34,7 +34,7 @@ class WorstPictures(Callback):
     "Note which validation pictures a network is most wrong about, epoch by epoch"
     order, run_train = 47, False
     def __init__(self,
-        n:int=24, # How many
+        n:int=24, # How many, 1 or more
     ):
         if n < 1: raise InputError(f"n={n} keeps no picture. Give 1 or more, or leave the callback out.")
         self.n, self.due, self.batches, self.seen, self.found = n, False, [], 0, []
@@ -59,10 +59,10 @@ class WorstPictures(Callback):
         run = getattr(self.learn, 'run_folder', None) or getattr(self.learn, 'learner_log', None)
         if run and run.exists: run.log('worst', epoch=self.clock.epochs, root=_root(self.dls.valid), pictures=self.found)
 
-    def _named(self, rows): # `[name, truth, guess, loss, probability]` each
+    def _named(self, rows): # `[name, label, predicted, loss, probability]` each
         vocab, names = self.dls.vocab, _names(self.dls.valid)
-        for at, truth, guess, loss, prob in rows:
-            yield [names(int(at)), str(vocab[int(truth)]), str(vocab[int(guess)]), _short(loss), _short(prob)]
+        for at, label, predicted, loss, prob in rows:
+            yield [names(int(at)), str(vocab[int(label)]), str(vocab[int(predicted)]), _short(loss), _short(prob)]
 
     def close(self): self.due, self.batches = False, [] # also called when a fit is interrupted
 

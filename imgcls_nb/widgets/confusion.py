@@ -37,11 +37,11 @@ class ConfusionMap:
         self.window = (0, len(self.vocab), 0, len(self.vocab)) # top, bottom, left, right, in places of `order`
 
     def pictures(self,
-        truth:int, # Class number
-        guess:int, # Class number
+        label:int, # Class number
+        predicted:int, # Class number
     ) -> np.ndarray: # Positions
         "The pictures of a cell"
-        cell = truth*len(self.vocab) + guess
+        cell = label*len(self.vocab) + predicted
         return self.sorted[slice(*np.searchsorted(self.cells, (cell, cell + 1)))]
 
     def errors_of(self,
@@ -113,12 +113,12 @@ class Navigator(ConfusionMap):
         self.window = (top, top + size, left, left + size)
 
     def choose(self,
-        truth:int, # Class number
-        guess:int, # Class number
+        label:int, # Class number
+        predicted:int, # Class number
     ):
         "Choose a cell, and see to it that it can be seen"
-        self.cell = truth, guess
-        if len(self.vocab) > NAMED: self.see(self.place(truth), self.place(guess))
+        self.cell = label, predicted
+        if len(self.vocab) > NAMED: self.see(self.place(label), self.place(predicted))
 
     def place(self, label:int) -> int: return int(np.flatnonzero(self.order == label)[0]) # of a class in the order
 
@@ -140,7 +140,7 @@ class Navigator(ConfusionMap):
         number, table = {o: i for i, o in enumerate(self.vocab)}, self.confusion.most_confused(n)
         short = dict(zip(self.vocab, short_names(self.vocab)))
         return [(f'{k} ({share:.0%}) {short[t]} → {short[p]}', (number[t], number[p]))
-                for t, p, k, share in zip(table['truth'], table['predicted'], table['pictures'], table['share'])]
+                for t, p, k, share in zip(table['label'], table['predicted'], table['pictures'], table['share'])]
 
 # %% ../../nbs/74_widgets.confusion.ipynb #01ac4e0d
 SHADES = [[0, 'rgba(47,127,214,0)'], [1e-9, 'rgba(47,127,214,.12)'], [.35, 'rgba(47,127,214,.48)'], [1, 'rgba(47,127,214,.85)']]
@@ -162,7 +162,7 @@ def confusion_figure(
     fig.update_layout(width=side + room + 8, height=side + below + 8, margin=dict(l=room, r=8, t=8, b=below), dragmode=False,
                       paper_bgcolor='rgba(0,0,0,0)', plot_bgcolor='rgba(0,0,0,0)', font=dict(size=11),
                       xaxis=axis | dict(title=dict(text='predicted', standoff=4), tickangle=0 if flat else -90),
-                      yaxis=axis | dict(title=dict(text='truth', standoff=4), autorange='reversed'))
+                      yaxis=axis | dict(title=dict(text='label', standoff=4), autorange='reversed'))
     return fig.add_class('ic-matrix')
 
 # %% ../../nbs/74_widgets.confusion.ipynb #6f15eef2
@@ -189,11 +189,11 @@ class ConfusionViewer(Viewer):
         return f"{len(self.ev):,} pictures, {len(self.ev.vocab):,} classes{right}"
 
     def show_cell(self,
-        truth, # Class name or number
-        guess, # Class name or number
+        label, # Class name or number
+        predicted, # Class name or number
     ):
         "Show the pictures of a cell"
-        t, p = (self.map.confusion.number(o) for o in (truth, guess))
+        t, p = (self.map.confusion.number(o) for o in (label, predicted))
         self.map.choose(t, p)
         self._show_chosen()
 

@@ -189,7 +189,7 @@ class RunState:
         if event.get('best') and self.epochs: self.best = self.epochs[-1]
 
     def _on_worst(self, event):
-        pictures = [[name, truth, guess, loss, prob] for name, truth, guess, loss, prob in event.get('pictures', ())]
+        pictures = [[name, label, predicted, loss, prob] for name, label, predicted, loss, prob in event.get('pictures', ())]
         self.worst = event | dict(pictures=pictures, epoch=event.get('epoch', self.done))
 
     def _on_saved(self, event): self.saved = event.get('step', self.step)

@@ -392,6 +392,6 @@ def evaluation_of(
     ev, # An `Evaluation`, or what `evaluate` makes one of: a learner, or the path of a run folder or a saved evaluation
 ): # An `Evaluation`
     "What is looked at"
-    if hasattr(ev, 'targs') and hasattr(ev, 'truth_probs'): return ev
+    if hasattr(ev, 'targs') and hasattr(ev, 'label_probs'): return ev
     from imgcls_nb.evaluate import evaluate
     return evaluate(ev)

@@ -388,7 +388,7 @@ class Viewer:
             if not live: raise # there is nothing else to show
             still = {}
             self.note.say(f'The still figure cannot be drawn ({type(e).__name__}: {e}).', 'error')
-        return {'text/plain': repr(self)} | (live or {}) | still
+        return (live or {}) | still | {'text/plain': repr(self)}
 
     def _still(self):
         fig = self.plot()

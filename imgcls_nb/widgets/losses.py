@@ -25,7 +25,7 @@ class TopLosses(Viewer):
     ):
         super().__init__()
         self.ev = ev = evaluation_of(ev)
-        self.losses = -np.log(np.maximum(ev.truth_probs, np.finfo(np.float32).tiny))
+        self.losses = -np.log(np.maximum(ev.label_probs, np.finfo(np.float32).tiny))
         empty = "This evaluation holds no pictures. Evaluate a loader that has some: evaluate(learn, dl)."
         self.gallery = Gallery(judged_of(ev), edits_of(edits, ev), 'top losses', per_page=per_page, empty=empty)
         self.show()

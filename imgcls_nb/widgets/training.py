@@ -173,7 +173,7 @@ def table(self:DashboardState) -> list: # A list of texts for each run, the name
 
 # %% ../../nbs/72_widgets.training.ipynb #1deb28bb
 @patch
-def worst(self:DashboardState) -> list: # `(source, truth, guess, loss, probability)`
+def worst(self:DashboardState) -> list: # `(source, name, label, predicted, loss, probability)`
     "The validation pictures that the last epoch was most wrong about"
     event = self.run.worst or {}
     found = event.get('pictures', [])
@@ -421,9 +421,9 @@ def _show_worst(self:TrainingDashboard):
 
 @patch
 def _card(self:TrainingDashboard, o):
-    source, name, truth, guess, loss, prob = o
-    told = f'{name}: {truth}, taken for {guess}, {_share(prob)}, loss {_number(loss, ".3g")}'
-    return self.thumbs(source, name), [truth, 'right' if guess == truth else f'→ {guess}', _share(prob)], told
+    source, name, label, predicted, loss, prob = o
+    told = f'{name}: {label}, taken for {predicted}, {_share(prob)}, loss {_number(loss, ".3g")}'
+    return self.thumbs(source, name), [label, 'right' if predicted == label else f'→ {predicted}', _share(prob)], told
 
 _SCROLL = '<div class="ic-scroll" style="height:250px" tabindex="0">{}</div>'
 
