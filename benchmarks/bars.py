@@ -42,7 +42,7 @@ def ratio_row(key, ratios, measured, note=''):
 class Job(NamedTuple):
     script: str
     minutes: float # on two cores, about
-    bars: dict # key: (what it is, the bar; '' where the figure is only stated)
+    bars: dict # key: (what it is, the bar, whose number `meets` reads; '' where the figure is only stated)
     args: tuple = () # of the script; `{paddleclas}` stands for an option of `all.py`, without which it is not run
     more: tuple = () # further ones, where the options for them are given
 

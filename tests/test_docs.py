@@ -1,11 +1,14 @@
 "The site of chapters, tutorials and reference: links that lead somewhere, and comments that become a reference"
 import importlib
 import os
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
+from fastcore.nbio import read_nb
 
 ROOT = Path(__file__).resolve().parents[1]
 absent = not find_spec('mkdocs') and not os.environ.get('CI')
@@ -34,17 +37,19 @@ def test_names_lead_to_the_reference(docs):
     text = 'Use `evaluate`, not `validate`.\n\n# `evaluate`\n\n[`evaluate`](x.html)\n\n```\n`evaluate`\n```\n'
     assert docs.name_links(text, names, '../') == text.replace('Use `evaluate`', f'Use {link}')
 
+def chapters(): # README is the page of index.ipynb
+    return [o for o in sorted((ROOT/'nbs').rglob('*.ipynb')) if o.name != 'index.ipynb' and o.parent.name != 'app'
+            and '.ipynb_checkpoints' not in o.parts]
+
 def test_every_page_is_in_the_navigation(docs):
-    chapters = [o for o in (ROOT/'nbs').rglob('*.ipynb') if o.name != 'index.ipynb' and o.parent.name != 'app'
-                and '.ipynb_checkpoints' not in o.parts]
     _, modules = docs.public_names()
     def leaves(o):
         if isinstance(o, str): yield o
         else:
             for v in o if isinstance(o, list) else o.values(): yield from leaves(v)
-    named = list(leaves(docs.navigation(chapters, modules)))
+    named = list(leaves(docs.navigation(chapters(), modules)))
     assert len(named) == len(set(named))
-    lost = {o.relative_to(ROOT/'nbs').as_posix() for o in chapters} - set(named)
+    lost = {o.relative_to(ROOT/'nbs').as_posix() for o in chapters()} - set(named)
     assert not lost, f"README's table of chapters does not have {sorted(lost)}"
 
 def test_what_is_wrong_with_a_site_is_found(docs, tmp_path):
@@ -57,6 +62,42 @@ def test_what_is_wrong_with_a_site_is_found(docs, tmp_path):
     assert sorted(docs.broken_links(tmp_path)) == [
         'a.html: b.html#gone has no such place', 'a.html: c.html is not there', 'a.html: fetches https://cdn.example.org/x.js',
         'a.html: p.png is shown without a text']
+
+# All sources, without rendering them: `make docs` looks at the site itself, for more minutes than a test should take
+
+def prose(path):
+    text = path.read_text('utf-8')
+    if path.suffix == '.ipynb': text = '\n'.join(o.source for o in read_nb(path).cells if o.cell_type == 'markdown')
+    return re.sub('^```.*?^```', '', text, flags=re.M | re.S)
+
+def place(heading): return re.sub(r'[^\w -]', '', heading.lower()).strip().replace(' ', '-')
+
+def lost_links(page):
+    for link in re.findall(r'\[[^\]\n]*\]\(([^)\s]+)\)', prose(page)):
+        path, _, anchor = link.partition('#')
+        target = page.parent/unquote(path) if path else page
+        if urlsplit(link).scheme: continue
+        if not target.exists(): yield f'{page.name}: {link} is not there'
+        elif anchor and anchor not in map(place, re.findall('^#+ (.*)$', prose(target), re.M)):
+            yield f'{page.name}: {link} has no such place'
+
+def silent_pictures(page):
+    shown = [prose(page)]
+    if page.suffix == '.ipynb':
+        outputs = [o for c in read_nb(page).cells for o in c.get('outputs', ())]
+        shown += [''.join(o.get('data', {}).get('text/html', '')) for o in outputs]
+    tags = [tag for html in shown for tag in re.findall('<img[^>]*>', html)]
+    return [f'{page.name}: {tag[:60]} is shown without a text' for tag in tags if not re.search(r'\balt=[\'"][^\'"]', tag)]
+
+def test_links_and_pictures_of_all_pages(docs):
+    pages = [*chapters(), *(ROOT/o for o in docs.PAGES_OF_ROOT)]
+    assert not [lost for o in pages for lost in (*lost_links(o), *silent_pictures(o))]
+
+def test_what_is_wrong_with_a_source_is_found(tmp_path):
+    (tmp_path/'a.md').write_text('# Two words\n[x](b.md) [x](#two-words) [x](a.md#two-words) [x](#three) [x](https://example.org)\n'
+                                 '<img src="p.png"> <img alt="a dot" src="p.png">\n```\n[x](c.md)\n```\n')
+    assert list(lost_links(tmp_path/'a.md')) == ['a.md: b.md is not there', 'a.md: #three has no such place']
+    assert silent_pictures(tmp_path/'a.md') == ['a.md: <img src="p.png"> is shown without a text']
 
 MODULE = '''
 from fastcore.basics import patch
