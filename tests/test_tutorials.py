@@ -56,10 +56,11 @@ def test_runs_in_a_kernel(path, tmp_path):
 
 # What photographs take, and a data set that is published; both are drawn here
 
-def run_cells(nb, first, last, /, **variables): # in this process, from the cell that begins with `first` to that with `last`
+def run_cells(nb, first='', last='', /, **variables): # in this process, from the cell that begins with `first` to that with `last`
     cells = [o for o in sources(nb, 'code') if not o.startswith('%%')]
-    a, b = (next((i for i, o in enumerate(cells) if o.startswith(start)), None) for start in (first, last))
-    for o in cells[a:None if last is None else b + 1]: exec(o, variables)
+    a = next(i for i, o in enumerate(cells) if o.startswith(first))
+    b = next(i for i, o in enumerate(cells) if o.startswith(last)) if last else len(cells) # none named: all of them
+    for o in cells[a:b + 1]: exec(o, variables)
     return variables
 
 PHOTOS = [o for o in TUTORIALS if any('tiny = ' in c for c in sources(read(o), 'code'))]
@@ -91,7 +92,7 @@ def on_photographs(path, photographs, **settings):
 @pytest.mark.parametrize('path', PHOTOS, ids=names(PHOTOS))
 def test_photographs_go_the_same_way(path, hub, photographs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path), monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '') # which a cell may do
-    found = run_cells(on_photographs(path, photographs), '', LAST.get(path.stem))
+    found = run_cells(on_photographs(path, photographs), '', LAST.get(path.stem, ''))
     assert found['pretrained'] and not found['tiny'] and found['arch'] == 'test_resnet'
 
 def test_a_network_without_errors(hub, photographs, tmp_path, monkeypatch):
@@ -101,7 +102,7 @@ def test_a_network_without_errors(hub, photographs, tmp_path, monkeypatch):
     cell.source = cell.source.replace('print(ev)', 'ev = ev._same(probs=np.eye(len(ev.vocab))[ev.targs])')
     last = next(c for c in nb.cells if c.source.startswith('cell = ev.where('))
     last.source = last.source.replace('show_pictures(', 'shown = show_pictures(')
-    found = run_cells(nb, '', None)
+    found = run_cells(nb)
     assert found['ev'].top1 == 1 and found['shown'].data.startswith('There is nothing to look at: ')
 
 def test_weights_that_cannot_be_reached(photographs, tmp_path, monkeypatch, capsys):
