@@ -56,63 +56,59 @@ def test_runs_in_a_kernel(path, tmp_path):
 
 # What photographs take, and a data set that is published; both are drawn here
 
-PHOTOS = [o for o in TUTORIALS if 'tiny' in ''.join(sources(read(o), 'code'))]
+def run_cells(nb, first='', last='', /, **variables): # in this process, from the cell that begins with `first` to that with `last`
+    cells = [o for o in sources(nb, 'code') if not o.startswith('%%')]
+    a = next(i for i, o in enumerate(cells) if o.startswith(first))
+    b = next(i for i, o in enumerate(cells) if o.startswith(last)) if last else len(cells) # none named: all of them
+    for o in cells[a:b + 1]: exec(o, variables)
+    return variables
+
+PHOTOS = [o for o in TUTORIALS if any('tiny = ' in c for c in sources(read(o), 'code'))]
 SMALLER = {"'resnet18'": "'test_resnet'", "'mobilenetv3_small_100'": "'test_efficientnet'",
            "'convnext_tiny'": "'test_convnext'", '224)': '64)'} # the same way with less to compute
+LAST = dict(resume_after_a_crash='rate = ', several_processes='layer_norm, ', # then come processes that do the same
+            watching_and_stopping="shutil.rmtree('runs/watched'")
 
 @pytest.fixture(scope='module')
 def photographs(tmp_path_factory): return make_shapes(tmp_path_factory.mktemp('photographs')/'shapes', n=12, size=80)
 
-@pytest.fixture(scope='module')
-def kernel(tmp_path_factory):
-    "One for all, since the imports take longest; what it finds published are random weights"
-    home = tmp_path_factory.mktemp('huggingface')
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    "A cache without a network; what is published of the small networks are random weights"
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1'), monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path/'hub'))
     for arch in ('test_resnet', 'test_efficientnet', 'test_convnext'):
-        repo = home/'hub'/f"models--{timm.get_pretrained_cfg(arch).hf_hub_id.replace('/', '--')}"
+        repo = tmp_path/'hub'/f"models--{timm.get_pretrained_cfg(arch).hf_hub_id.replace('/', '--')}"
         for o in ('refs', 'snapshots/abc'): (repo/o).mkdir(parents=True)
         (repo/'refs/main').write_text('abc')
         safetensors.torch.save_file(timm.create_model(arch).state_dict(), repo/'snapshots/abc/model.safetensors')
-    with pytest.MonkeyPatch.context() as m:
-        m.delenv('HF_HUB_CACHE', raising=False), m.setenv('HF_HOME', str(home)), m.setenv('HF_HUB_OFFLINE', '1')
-        client = NotebookClient(nbformat.v4.new_notebook(), kernel_name='python3', timeout=120, store_widget_state=False)
-        with client.setup_kernel(): yield client
-
-def run_in(kernel, nb, folder, last):
-    begin = f'%reset -f\nimport os\nos.chdir({str(folder)!r})'
-    nb.cells = [nbformat.v4.new_code_cell(begin), *nb.cells, nbformat.v4.new_code_cell(last)]
-    kernel.nb = nb
-    kernel.reset_execution_trackers()
-    for i, cell in enumerate(nb.cells): kernel.execute_cell(cell, i)
-    return ''.join(str(o) for _, o in outputs(nb))
 
 def on_photographs(path, photographs, **settings):
     nb = with_settings(read(path), dict(quick=True, data=str(photographs), **settings))
     for cell in nb.cells:
-        if cell.cell_type != 'code': continue
-        cell.outputs = []
         for large, small in SMALLER.items(): cell.source = cell.source.replace(large, small)
     return nb
 
 @pytest.mark.parametrize('path', PHOTOS, ids=names(PHOTOS))
-def test_photographs_go_the_same_way(path, kernel, photographs, tmp_path):
-    run_in(kernel, on_photographs(path, photographs), tmp_path, "assert pretrained and not tiny and arch == 'test_resnet'")
+def test_photographs_go_the_same_way(path, hub, photographs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path), monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '') # which a cell may do
+    found = run_cells(on_photographs(path, photographs), '', LAST.get(path.stem, ''))
+    assert found['pretrained'] and not found['tiny'] and found['arch'] == 'test_resnet'
 
-def test_a_network_without_errors(kernel, photographs, tmp_path):
+def test_a_network_without_errors(hub, photographs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     nb = on_photographs(FOLDER/'where_the_model_is_wrong.ipynb', photographs, wrong=0)
     cell = next(c for c in nb.cells if c.source.startswith('ev = evaluate(first)'))
     cell.source = cell.source.replace('print(ev)', 'ev = ev._same(probs=np.eye(len(ev.vocab))[ev.targs])')
-    assert 'There is nothing to look at: ' in run_in(kernel, nb, tmp_path, 'assert ev.top1 == 1 and pairs.pictures.sum() == 0')
-
-def run_cells(path, first, last, **variables): # here, from the cell that begins with `first` to the one with `last`
-    cells = sources(read(path), 'code')
-    a, b = (next(i for i, o in enumerate(cells) if o.startswith(start)) for start in (first, last))
-    for o in cells[a:b + 1]: exec(o, variables)
-    return variables
+    last = next(c for c in nb.cells if c.source.startswith('cell = ev.where('))
+    last.source = last.source.replace('show_pictures(', 'shown = show_pictures(')
+    found = run_cells(nb)
+    assert found['ev'].top1 == 1 and found['shown'].data.startswith('There is nothing to look at: ')
 
 def test_weights_that_cannot_be_reached(photographs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path), monkeypatch.setattr('imgcls_nb.models.weights_available', lambda arch: False)
     settings = dict(data=str(photographs), per_class=2, epochs=1, few=1, seed=1, quick=False)
-    found = run_cells(FOLDER/'fine_tuning.ipynb', 'import string', 'path = few_of_each(', **settings)
+    found = run_cells(read(FOLDER/'fine_tuning.ipynb'), 'import string', 'path = few_of_each(', **settings)
     assert (found['tiny'], found['pretrained'], found['arch'], found['size']) == (False, False, 'resnet18', 224)
     assert 'resnet18 starts from random numbers' in capsys.readouterr().out
 
@@ -120,9 +116,9 @@ def test_a_server_without_what_it_needs(tmp_path, monkeypatch, capsys):
     (tmp_path/'starlette.py').write_text("raise ModuleNotFoundError(\"No module named 'starlette'\", name='starlette')")
     monkeypatch.chdir(tmp_path), monkeypatch.setenv('PYTHONPATH', str(tmp_path), prepend=':')
     (tmp_path/'runs/deploy').mkdir(parents=True)
-    imports = run_cells(FOLDER/'export_and_deploy.ipynb', 'import json', 'import json')
-    nobody = run_cells(FOLDER/'export_and_deploy.ipynb', "log = Path('runs/deploy/serve.log')", 'server.terminate()',
-                       **imports | dict(file='model.onnx', picture=None, path=tmp_path))
+    nb = read(FOLDER/'export_and_deploy.ipynb')
+    known = run_cells(nb, 'import json', 'import json') | dict(file='model.onnx', picture=None, path=tmp_path)
+    nobody = run_cells(nb, "log = Path('runs/deploy/serve.log')", 'server.terminate()', **known)
     assert nobody['url'] is None and nobody['answers'] == []
     assert "imgcls serve needs starlette. Run: pip install 'imgcls_nb[serve]'" in capsys.readouterr().out
 
@@ -135,24 +131,32 @@ def draw_flowers(root):
 def test_the_flowers_of_the_guide(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     draw_flowers(tmp_path/'dataset/flowers102')
-    found = run_cells(FOLDER/'from_paddleclas.ipynb', 'import os', 'config = ', flowers=True, epochs=1, quick=False)
+    found = run_cells(read(FOLDER/'from_paddleclas.ipynb'), 'import os', 'config = ', flowers=True, epochs=1, quick=False)
     _, config, *overrides = shlex.split(found['use'])
     plan = plan_from_config(read_config(config, overrides[1::2]))
     dls = dls_from_plan(plan.data)
     assert (len(dls.train_ds), len(dls.valid_ds), dls.c, plan.run) == (6, 4, 102, 'output/MobileNetV3_large_x1_0')
 
 RECIPES = sorted(f'configs/ImageNet/{o.name}' for o in (ROOT/'configs/ImageNet').glob('*.yaml'))
+RECIPE = read(FOLDER/'imagenet_recipe.ipynb')
+
+@pytest.fixture(scope='module')
+def miniature(tmp_path_factory):
+    "A folder with the pictures of that tutorial, and what its cells know by then"
+    folder = tmp_path_factory.mktemp('imagenet')
+    with pytest.MonkeyPatch.context() as m:
+        m.chdir(folder)
+        return folder, run_cells(RECIPE, 'import io', 'for part, lines in', epochs=2, seed=42, quick=False)
 
 @pytest.mark.parametrize('recipe', RECIPES)
-def test_every_recipe_has_a_miniature_and_is_itself_in_full(recipe, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    settings = dict(recipe=recipe, epochs=2, seed=42, quick=False)
-    small, large = (run_cells(FOLDER/'imagenet_recipe.ipynb', 'import io', 'was, now = ', full=full, **settings)
-                    for full in (False, True))
+def test_every_recipe_has_a_miniature_and_is_itself_in_full(recipe, miniature, monkeypatch):
+    folder, drawn = miniature
+    monkeypatch.chdir(folder)
+    small, large = (run_cells(RECIPE, 'def short', 'was, now = ', **drawn | dict(recipe=recipe, full=o)) for o in (False, True))
     learn = learner_from_plan(small['plan'])
     assert (len(learn.dls.train_ds), len(learn.dls.valid_ds), learn.dls.c, learn.plan.model.arch) == (150, 50, 10, 'test_resnet')
     assert large['plan'].data.path == './dataset/ILSVRC2012/' and large['plan'].schedule[0].args['n_epoch'] >= 120
-    assert {k: v for k, v in large['changed'].items() if k != 'device'} == {}
+    assert not {*large['changed']} - {'device', 'notes'}
 
 @each
 def test_opens_and_closes_as_all_do(path):
