@@ -8,7 +8,9 @@ __all__ = ['QUALITY', 'label_quality', 'confident_classes', 'find_label_errors',
 
 # %% ../nbs/59_label_errors.ipynb #bf87c678
 import hashlib
+import io
 import json
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,7 +94,8 @@ def out_of_fold(
         raise InputError("This plan has no training in it yet. Train the learner first, or give epochs=, such as epochs=3.")
     keep, judged, pics = cache_folder('folds') if keep is True else keep, [], []
     for i in range(k):
-        learn = learner_from_plan(replace(plan, data=replace(plan.data, valid=None, fold=(i, k)), run=None, schedule=()))
+        with redirect_stdout(io.StringIO()) if i else nullcontext(): # the machine is introduced once
+            learn = learner_from_plan(replace(plan, data=replace(plan.data, valid=None, fold=(i, k)), run=None, schedule=()))
         folder = keep and Path(keep)/_key(learn, schedule, epochs)
         judged.append(Evaluation.load(folder) if folder and saved_in(folder) else _judge(learn, schedule, epochs, folder))
         pics.append(learn.dls.valid_ds)

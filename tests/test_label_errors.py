@@ -125,6 +125,7 @@ def test_folds_that_are_judged_are_not_judged_again(learn, tmp_path, monkeypatch
     went_on, again = (out_of_fold(learn.plan, k=2, epochs=1, keep=tmp_path) for _ in range(2))
     assert folds == [(1, 2)] and 'Fold 2 of 2: 30 pictures judged, top1' in capsys.readouterr().out
     whole = out_of_fold(learn.plan, k=2, epochs=1, keep=False)
+    assert capsys.readouterr().out.count('loader process') == 1, "the machine is introduced once"
     for o in (went_on, again): assert o.paths == whole.paths and np.array_equal(o.probs, whole.probs)
     assert len(folds) == 3 and len(list(tmp_path.iterdir())) == 2
 
