@@ -56,11 +56,7 @@ def test_runs_in_a_kernel(path, tmp_path):
 
 # What photographs take, and a data set that is published; both are drawn here
 
-<<<<<<< HEAD
 def run_cells(nb, first='', last='', /, **variables): # here, from the cell that begins with `first` to the one with `last`
-=======
-def run_cells(nb, first='', last='', /, **variables): # here, from the cell that begins with `first` to that with `last`
->>>>>>> w-tut
     cells = [o for o in sources(nb, 'code') if not o.startswith('%%')]
     a = next(i for i, o in enumerate(cells) if o.startswith(first))
     b = next(i for i, o in enumerate(cells) if o.startswith(last)) if last else len(cells) # none named: all of them
