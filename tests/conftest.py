@@ -1,3 +1,4 @@
+import multiprocessing.util
 import os
 import tempfile
 
@@ -31,6 +32,7 @@ def monkeypatch(tmp_path, monkeypatch): return monkeypatch # undone before the f
 @pytest.fixture(scope='session', autouse=True)
 def surroundings(tmp_path_factory):
     "No windows, and nothing is left in folders of the user or of the system, also by processes that are killed"
+    multiprocessing.util.get_temp_dir() # made now, for it is removed after all folders of pytest
     with pytest.MonkeyPatch.context() as m:
         m.setenv('MPLBACKEND', 'agg')
         m.setenv('IMGCLS_CACHE', str(tmp_path_factory.mktemp('cache')))
