@@ -539,7 +539,7 @@ def test_a_folder_in_place_of_the_log(pictures, copied):
 def test_a_plan_that_was_cut(pictures, copied, cut_to):
     (copied/'config.yaml').write_bytes((copied/'config.yaml').read_bytes()[:cut_to])
     for act in (lambda: one_cycle(make(pictures, copied), resume=True), lambda: resume_run(copied)):
-        with pytest.raises(InputError, match=r"config.yaml.*Put the file back.*pretrained='.*latest.safetensors'"): act()
+        with pytest.raises(InputError, match=r"(?s)config.yaml.*Put the file back.*pretrained='.*latest.safetensors'"): act()
 
 @posix
 def test_no_checkpoint_is_whole(pictures, copied):
