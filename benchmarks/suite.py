@@ -30,13 +30,15 @@ def measure(folder):
 
 def share(times, chosen): return sum(o['seconds'] for name, o in times.items() if chosen(name, o))/60 # minutes
 
+def counted(n): return f"{n} test{'s'*(n != 1)}"
+
 def rows(minutes, status, times):
-    note = f'{len(times)} tests' + f'; it failed, with status {status}'*bool(status)
+    note = counted(len(times)) + f'; it failed, with status {status}'*bool(status)
     yield Row('suite, whole', f'{minutes:.1f} minutes', meets('suite, whole', minutes) and not status, note=note)
     if not times: return # it did not come to them
     for key, chosen in (('suite, browser', lambda name, o: o['browser']), ('suite, kills', lambda name, o: is_kill(name))):
         part = share(times, chosen)
-        yield judged(key, part, f'{part:.1f} minutes', note=f'{sum(chosen(*o) for o in times.items())} tests')
+        yield judged(key, part, f'{part:.1f} minutes', note=counted(sum(chosen(*o) for o in times.items())))
 
 def is_kill(name): return 'test_resume.py' in name and 'killed' in name
 
