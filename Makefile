@@ -9,10 +9,11 @@ RUN := runs
 MINUTES := 60
 BIN := .venv/bin
 STAMP := .venv/.installed
+TIMES := .venv/times.json
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DATA
 
-PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q --durations=10 --durations-min=1
+PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q --times $(TIMES)
 # They look at the clock or need the whole machine, so they run one after the other, and of all others two files at a time
 ALONE := alone or browser or netns
 
@@ -41,7 +42,7 @@ notebooks: $(STAMP) ## Every chapter runs
 
 # Status 5: there is none of them
 pytest: $(STAMP) ## The rest of the tests, the tutorials among them; the ten slowest are named at the end
-	@red=0; $(PYTEST) -m "$(ALONE)" || test $$? = 5 || red=1; \
+	@rm -f $(TIMES); red=0; $(PYTEST) -m "$(ALONE)" || test $$? = 5 || red=1; \
 	  $(PYTEST) -m "not ($(ALONE))" -n 2 --dist loadfile --no-loadscope-reorder && exit $$red
 
 lab: $(STAMP) ## JupyterLab on the tutorials, on this machine only

@@ -131,11 +131,12 @@ def describe_summary(
 
 # %% ../nbs/75_tutorials.ipynb #0c4e55b4
 def lab_command(
-    folder, # Shown in the file browser
+    folder, # Shown in the file browser; its quickstart is opened, if there is one
     browser:bool=True, # Open one
 ) -> list: # For `subprocess`
     "JupyterLab on a folder, for this machine only"
     command = [sys.executable, '-m', 'jupyterlab', '--ip=127.0.0.1', f'--ServerApp.root_dir={Path(folder).resolve()}']
+    if (Path(folder)/'quickstart.ipynb').is_file(): command.append('--LabApp.default_url=/lab/tree/quickstart.ipynb')
     if not browser: command.append('--no-browser')
     if getattr(os, 'geteuid', lambda: 1)() == 0: command.append('--allow-root') # in containers; Jupyter refuses otherwise
     return command

@@ -1,6 +1,8 @@
+import json
 import multiprocessing.util
 import os
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +25,22 @@ def pytest_collection_modifyitems(items):
     marked = [o for o in items if o.get_closest_marker('gpu')]
     if not marked or has_gpu(): return
     for o in marked: o.add_marker(pytest.mark.skip(reason="no GPU on this machine"))
+
+# `make pytest` runs in two parts; at the end the slowest tests of both are named
+
+def pytest_addoption(parser):
+    parser.addoption('--times', metavar='FILE', help="keep what each test takes in this file, and name the slowest ten in it")
+
+def pytest_terminal_summary(terminalreporter, config):
+    if not (file := config.getoption('--times')): return
+    times = json.loads(Path(file).read_text('utf-8')) if Path(file).is_file() else {}
+    for o in (o for found in terminalreporter.stats.values() for o in found if hasattr(o, 'duration')): # set-up, call, tear-down
+        kept = times.setdefault(o.nodeid, dict(seconds=0, browser='browser' in o.keywords))
+        kept['seconds'] = round(kept['seconds'] + o.duration, 3)
+    Path(file).write_text(json.dumps(times, indent=1), 'utf-8')
+    terminalreporter.section(f'slowest of {len(times)} tests')
+    for name in sorted(times, key=lambda o: -times[o]['seconds'])[:10]:
+        terminalreporter.write_line(f"{times[name]['seconds']:6.1f} s  {name}")
 
 # Small things that many tests use; they import what they need, so that other tests start without torch
 

@@ -242,6 +242,17 @@ def test_rows_of_tutorials(bench):
     assert rows(found, {}, minutes | dict(b=2))[1].passed and not rows(dict(a=181.), {}, dict(a=4))[0].passed
     assert not any(o.passed for o in rows(dict(a=1.), dict(a='NameError'), dict(a=1)))
 
+def test_rows_of_the_whole_suite(bench):
+    suite = bench('suite')
+    taken = dict(app=(200, True), b=(2000, False), resume=(90, False), c=(101, True)) # seconds, in a browser
+    times = {f'tests/test_{k}.py::test_killed[x]': dict(seconds=s, browser=o) for k, (s, o) in taken.items()}
+    good = fits(suite.rows(44., 0, times), 'suite')
+    assert [o.measured for o in good.values()] == ['44.0 minutes', '5.0 minutes', '1.5 minutes']
+    assert [o.passed for o in good.values()] == [True, False, True] and good['suite, browser'].note == '2 tests'
+    assert not any(next(suite.rows(*o, times)).passed for o in ((46., 0), (10., 2)))
+    failed = list(suite.rows(1., 2, {}))
+    assert len(failed) == 1 and failed[0].note == '0 tests; it failed, with status 2'
+
 SCRIPT = '''
 import argparse, sys, time
 sys.path.insert(0, {here!r})

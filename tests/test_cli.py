@@ -332,7 +332,7 @@ def test_lab_serves_the_tutorials_on_this_machine_only(tmp_path):
         server = subprocess.Popen([sys.executable, '-m', 'imgcls_nb.cli', 'lab', 'lessons', '--no-browser'], cwd=tmp_path,
                                   stdout=f, stderr=f, start_new_session=True)
     try:
-        address = r'(http://127\.0\.0\.1:\d+)/lab\?token=(\w+)'
+        address = r'(http://127\.0\.0\.1:\d+)/lab/tree/quickstart\.ipynb\?token=(\w+)'
         url, token = wait_for(lambda: re.search(address, log.read_text()), 60, 'JupyterLab').groups()
         answer = wait_for(lambda: urllib.request.urlopen(f'{url}/api/contents?token={token}'), 30)
         assert 'quickstart.ipynb' in {o['name'] for o in json.load(answer)['content']}

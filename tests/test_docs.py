@@ -1,10 +1,12 @@
 "The site of chapters, tutorials and reference: links that lead somewhere, and comments that become a reference"
 import importlib
 import os
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,14 +51,26 @@ def test_every_page_is_in_the_navigation(docs):
 
 def test_what_is_wrong_with_a_site_is_found(docs, tmp_path):
     (tmp_path/'a.html').write_text('<a href="b.html#there">x</a><a href="b.html#gone">x</a><a href="c.html">x</a>'
-                                   '<img src="p.png">'
+                                   '<img src="p.png"><img src="q.png" alt="No description has been provided for this image">'
                                    '<img src="p.png" alt="a dot"><script src="https://cdn.example.org/x.js"></script>'
                                    '<a href="https://example.org">x</a>')
     (tmp_path/'b.html').write_text('<h1 id="there">x</h1><a href="a.html">x</a>')
-    (tmp_path/'p.png').touch()
+    for o in 'pq': (tmp_path/f'{o}.png').touch()
     assert sorted(docs.broken_links(tmp_path)) == [
         'a.html: b.html#gone has no such place', 'a.html: c.html is not there', 'a.html: fetches https://cdn.example.org/x.js',
-        'a.html: p.png is shown without a text']
+        'a.html: p.png is shown without a text', 'a.html: q.png is shown without a text']
+
+def test_pictures_of_chapters_have_words(docs):
+    def picture(text): return nbformat.v4.new_output('display_data', {'image/png': 'cGlj\n', 'text/plain': text})
+    def code(*outputs): return nbformat.v4.new_code_cell('x', outputs=list(outputs))
+    prose = 'Not this.\n\nThe [sun](x.html) of `draw`,\nand a "hill".\n\n```\nnor this\n```'
+    cells = [nbformat.v4.new_markdown_cell(prose), code(picture('<Figure size 6x4>')), code(picture('TopLosses(9 pictures)')),
+             nbformat.v4.new_markdown_cell('## Side by side'), code(picture(''), nbformat.v4.new_output('stream', text='a line'))]
+    docs.give_words(cells)
+    pictures = [o.data['text/html'] for c in cells[1:] for o in c.get('outputs', ()) if o.output_type == 'display_data']
+    assert [re.findall('alt="(.*?)" src="data:image/png;base64,cGlj"', o) for o in pictures] == [
+        ['The sun of draw, and a &quot;hill&quot;.'], ['TopLosses(9 pictures)'], ['Side by side']]
+    assert 'image/png' not in str(cells) and cells[-1].outputs[1].text == 'a line'
 
 MODULE = '''
 from fastcore.basics import patch

@@ -187,6 +187,17 @@ def test_named_verbs_exist():
 def test_what_is_patched_is_given_back_before_folders_are_removed(monkeypatch, tmp_path):
     monkeypatch.setattr(os, 'scandir', None) # else pytest meets it after the test
 
+def test_the_slowest_tests_of_all_parts_are_named(tmp_path):
+    (tmp_path/'conftest.py').write_text(read('tests/conftest.py'))
+    (tmp_path/'test_x.py').write_text('import time, pytest\ndef test_slow(): time.sleep(.3)\n'
+                                      '@pytest.mark.browser\ndef test_quick(): pass\n')
+    def part(name): return python('-m', 'pytest', '-q', tmp_path, '--rootdir', tmp_path, '--times', tmp_path/'times', '-k', name)
+    part('slow')
+    lines = [o.split() for o in part('quick').stdout.splitlines()]
+    assert [o[2] for o in lines if o[1:2] == ['s']] == ['test_x.py::test_slow', 'test_x.py::test_quick'] and lines[-1][0] == '1'
+    times = json.loads((tmp_path/'times').read_text())
+    assert [o['browser'] for o in times.values()] == [False, True] and .3 < times['test_x.py::test_slow']['seconds'] < 30
+
 def test_readme_is_the_rendered_index():
     done = python('tools/readme.py', '--check')
     assert done.returncode == 0, done.stderr

@@ -39,6 +39,7 @@ def small(tree):
     (tree/'nbs/tutorials/.notest').touch()
     shutil.rmtree(tree/'tests')
     (tree/'tests').mkdir()
+    shutil.copy(ROOT/'tests/conftest.py', tree/'tests') # it knows an option that `make pytest` gives
     (tree/'tests/test_one.py').write_text("def test_one(): assert True\n")
     return tree
 

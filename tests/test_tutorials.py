@@ -198,6 +198,10 @@ def test_of_a_viewer_its_picture_is_kept():
     assert viewer.data['text/html'].startswith('<img alt="TopLosses(9 &quot;pictures&quot;)" src="data:image/png;base64,cGlj">')
     assert '<img' not in empty.data['text/html'] and 'this TrainingDashboard answers' in empty.data['text/html']
 
+def test_a_python_without_torch_is_on_the_page():
+    said = ''.join(o.get('text', '') for _, o in outputs(read(FOLDER/'export_and_deploy.ipynb')))
+    assert said.count('heavy libraries loaded: None') == 2 and "ModuleNotFoundError: No module named 'torch'" in said
+
 @each
 def test_is_a_page_to_read(path):
     nb = read(path)

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -58,10 +59,28 @@ def name_links(text, names, up):
     def swap(m): return f'[`{m[1]}`]({up}api/{names[m[1]][0]}.html#{names[m[1]][1]})' if m[1] in names else m[0]
     return ''.join(o if i % 2 else re.sub(r'(?<!`)`([A-Za-z_]\w*)`(?!`)', swap, o) for i, o in enumerate(parts))
 
+def words_above(text):
+    "The last paragraph of prose, without its marks"
+    prose = re.sub(r'^```.*?^```$', '', text, flags=re.M | re.S).strip()
+    return ' '.join(re.sub(r'\[([^\]]*)\]\([^)]*\)|\*\*|[`#>]', r'\1', re.split(r'\n\s*\n', prose)[-1]).split())
+
+def give_words(cells):
+    "A picture is told to those who cannot see it: by the line of the viewer that it stands for, else by the prose above it"
+    said = ''
+    for c in cells:
+        if c.cell_type == 'markdown': said = words_above(c.source) or said
+        for data in (o.get('data', {}) for o in c.get('outputs', ())):
+            found = {k: ''.join(data.pop(k)).strip() for k in ('image/jpeg', 'image/png') if k in data} # the last one is kept
+            for kind, picture in found.items():
+                line = ''.join(data.get('text/plain', ''))
+                words = said if line.startswith('<') or not line else line
+                data['text/html'] = f'<img alt="{escape(words)}" src="data:{kind};base64,{picture}">'
+
 def write_chapter(path, names):
     nb, page = read_nb(path), path.relative_to(ROOT).as_posix()
     nb['cells'] = [o for o in nb.cells if not (o.cell_type == 'code' and o.has_directive('hide'))
                    and not o.source.startswith('#| default_exp')]
+    give_words(nb.cells)
     for o in nb.cells:
         if o.cell_type == 'code': o.remove_directives()
         elif o.cell_type == 'markdown': o['source'] = name_links(relink(o.source, page), names, '../'*(page.count('/') - 1))
@@ -128,6 +147,8 @@ def mend_headings(page):
     names = iter(wanted)
     page.write_text(head + HEADING.sub(lambda m: f'{m[1]}{(name := next(names))}{m[2]}{name}{m[3]}', body), 'utf-8')
 
+NO_WORDS = 'No description has been provided for this image' # nbconvert writes it where there are none
+
 class Links(HTMLParser):
     "What a page links to, what it shows, and the places in it"
     def __init__(self, page):
@@ -141,7 +162,7 @@ class Links(HTMLParser):
         fetched = a.get('src') or (a.get('href') if tag == 'link' and a.get('rel') in ('stylesheet', 'icon') else None)
         if fetched and urlsplit(fetched).scheme in ('http', 'https'): self.foreign.append(fetched)
         elif to := a.get('src') or a.get('href'): self.links.append(to)
-        if tag == 'img' and not a.get('alt'): self.silent.append(a.get('src', '')[:60])
+        if tag == 'img' and a.get('alt') in (None, '', NO_WORDS): self.silent.append(a.get('src', '')[:60])
 
 def broken_links(site):
     "What leads nowhere, is fetched from elsewhere, or is a picture without a text"

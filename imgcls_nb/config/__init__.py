@@ -76,6 +76,10 @@ def _named(sets): # a data set that is known by its name, if it is one
     if not set(names) & {*MAKERS, *PUBLISHED}: return
     if names[0] != names[1]:
         raise InputError(f"DataLoader: Train is of {names[0]} and Eval of {names[1]}. Name the same data set.")
+    lists = [f'{s.name}.cls_label_path' for s in sets if s.text('cls_label_path')]
+    if lists: # said before anything is fetched
+        raise InputError(f"{lists[0]} is a list of other pictures: {names[0]} says itself what each picture is. Take it out: "
+                         f"{' '.join(f'-o {o}=None' for o in lists)}")
     return dict(path=str(named_dataset(names[0], [s.text('image_root') for s in sets][0])))
 
 def _lists(sets): # roots and list files
