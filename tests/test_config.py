@@ -302,6 +302,20 @@ def test_keys_in_the_wrong_place(override, says):
 def test_what_is_not_supported_is_refused(override, says):
     with pytest.raises(InputError, match=says): plan(override)
 
+FLOWERS = [f'DataLoader.{o}.dataset.name=flowers102' for o in ('Train', 'Eval')]
+ROOT = 'DataLoader.Train.dataset.image_root'
+
+def test_a_named_data_set_takes_no_list(monkeypatch):
+    monkeypatch.setattr('imgcls_nb.datasets.named_dataset', lambda *_: pytest.fail('fetched before it is refused'))
+    with pytest.raises(InputError, match=r"Train.dataset.cls_label_path='./dataset/.*train_list.txt' cannot stand beside") as e:
+        plan(*FLOWERS)
+    monkeypatch.setattr('imgcls_nb.datasets.named_dataset', lambda name, root: Path(root or 'cache')/name)
+    without = re.findall(r'-o (\S+=null)', str(e.value)) # what it says to do is enough
+    for overrides, path in (([], 'dataset/flowers102'), ([f'{ROOT}=data'], 'data/flowers102'),
+                            ([f'{ROOT}=null'], 'cache/flowers102')):
+        data = plan(*FLOWERS, *without, *overrides).data
+        assert (data.path, data.train, data.valid) == (path, None, None)
+
 WRONG = {
     'Global.epochs': ('', 'abc', '0', '-1', '2.5', '__import__("os")'), 'Global.seed': ('x',), 'Global.save_interval': ('x',),
     'Global': ('5',), 'Arch': ('x',), 'Arch.class_num': ('', 'ten', '0'), 'Arch.name': ('', '5'), 'AMP.use_amp': ('maybe',),

@@ -137,10 +137,27 @@ def test_the_flowers_of_the_guide(tmp_path, monkeypatch):
     found = run_cells(nb, 'import os', 'config = ', flowers=True, epochs=1, quick=False)
     found = run_cells(nb, 'config = ', 'config = ', **found) # the cell may be run again
     assert len(run_cells(nb, 'pictures = ', 'pictures = ', **found)['pictures']) == 2, "of each class that has some"
-    _, config, *overrides = shlex.split(found['use'])
+    config, *overrides = shlex.split(found['use'])
     plan = plan_from_config(read_config(config, overrides[1::2]))
     dls = dls_from_plan(plan.data)
     assert (len(dls.train_ds), len(dls.valid_ds), dls.c, plan.run) == (6, 4, 102, 'output/MobileNetV3_large_x1_0')
+
+def printed(path): # commands of prose that train on the flowers
+    text = '\n'.join(sources(read(path), 'markdown')).replace('\\\n', ' ')
+    return re.findall('^imgcls .*train -c configs/.*flowers102.*$', text, re.M)
+
+PRINTED = [pytest.param(c, id=o.stem) for o in TUTORIALS for c in printed(o)]
+
+@pytest.mark.parametrize('command', PRINTED)
+def test_printed_commands_find_the_flowers(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('imgcls_nb.datasets.download_file', lambda file, path: pytest.fail(f'{path}: the flowers are there'))
+    draw_flowers(tmp_path/'dataset/flowers102')
+    config, *overrides = shlex.split(command.partition('train -c ')[2])
+    dls = dls_from_plan(plan_from_config(read_config(config, overrides[1::2])).data)
+    assert (len(dls.train_ds), len(dls.valid_ds), dls.c) == (6, 4, 102)
+
+def test_commands_with_a_named_data_set_are_printed(): assert {o.id for o in PRINTED} >= {'distillation', 'several_processes'}
 
 RECIPES = [f'configs/ImageNet/{o}.yaml' for o in ('ResNet50', 'ConvNeXt_tiny', 'DeiT_small_patch16_224')] # it names these
 RECIPE = read(FOLDER/'imagenet_recipe.ipynb')
