@@ -105,7 +105,8 @@ def _several(path): # None: it means one picture
 def _listed(file): # the pictures of a list file, with or without labels
     with open(file, encoding='utf-8-sig', errors='surrogateescape') as lines:
         for line in filter(None, map(str.strip, lines)):
-            name = line if os.path.splitext(line)[1].lower() in IMAGE_SUFFIXES else line.rpartition(' ')[0] or line
+            if line.startswith('#'): continue
+            name = line if os.path.splitext(line)[1].lower() in IMAGE_SUFFIXES else line.rsplit(None, 1)[0]
             yield os.path.join(os.path.dirname(file), name)
 
 def _matches(pattern): # none for what exists: names may hold brackets

@@ -273,8 +273,9 @@ def _skip(sources, records, bs): # how many are done, how many failed, and those
     n, failed, last = 0, 0, deque(maxlen=bs)
     for n, row in enumerate(records.rows(), 1):
         last.append(source := next(sources, None))
-        if (source := source_name(source)) != row['source']:
+        if source is None or source_name(source) != row['source']:
+            now = 'none' if source is None else f"'{source_name(source)}'"
             raise InputError(f"'{records.part}' cannot be gone on with: its picture {n} is '{row['source']}', and now there is "
-                             f"'{source}' in its place. Give the same pictures, or remove it to begin anew.")
+                             f"{now} in its place. Give the same pictures, or remove it to begin anew.")
         failed += row.get('error') is not None
     return n, failed, [*last][len(last) - n%bs:]

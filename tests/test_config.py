@@ -208,6 +208,13 @@ def test_in_words():
     assert ' 20 epochs, cosine from 0.00375; 5 epochs of rise' in told
     assert ' 1 epoch, cosine from 0.00375; 1 epoch of' in plan_in_words(plan('Global.epochs=1', 'Optimizer.lr.warmup_epoch=1'))
 
+def test_what_is_held_out_in_words():
+    from dataclasses import replace
+    p = plan()
+    def told(**how): return plan_in_words(replace(p, data=replace(p.data, **how))).partition('to validate on ')[2].splitlines()[0]
+    assert told(valid=.15) == '15 % of them, which are held out, in batches of 64'
+    assert told(valid=None, fold=(0, 5)) == 'part 1 of 5, which is held out, in batches of 64'
+
 def test_loader_processes_are_preferred_or_demanded(monkeypatch):
     monkeypatch.setattr('imgcls_nb.config.free_cpus', lambda: 2)
     path = 'DataLoader.Train.loader.num_workers'

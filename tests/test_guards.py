@@ -19,7 +19,7 @@ from imgcls_nb.callbacks import guards
 from imgcls_nb.callbacks.averaging import EMA, SWA
 from imgcls_nb.callbacks.clock import Clock, EpochMetrics
 from imgcls_nb.callbacks.guards import DivergenceGuard, EarlyStop, LossWatch, TimeLimit
-from imgcls_nb.callbacks.progress import EpochTable
+from imgcls_nb.callbacks.progress import EpochTable, _html
 from imgcls_nb.callbacks.steps import Accumulate, ClipNorm
 from imgcls_nb.checkpoints import state_from_bytes, state_to_bytes
 from imgcls_nb.core import InputError
@@ -368,3 +368,6 @@ def test_weights_that_were_lost_before_the_fit_are_named():
     learn = make(DivergenceGuard())
     with torch.no_grad(): learn.model[4].weight[0, 0] = math.nan
     with pytest.raises(InputError, match=r'no numbers when the fit began, such as 4\.weight'): fit(learn)
+
+def test_a_metric_without_a_name_of_its_own_has_one_in_the_table():
+    assert '<th>&lt;lambda&gt;</th>' in _html([('epoch', '<lambda>')], '')
