@@ -35,6 +35,7 @@ from .callbacks.progress import EpochTable
 from .callbacks.timing import StepTimer
 from .core import InputError
 from .decode import PixelCache
+from .inputs import free_cpus
 from .runs import Run
 from .seeds import seeded
 
@@ -342,14 +343,12 @@ def _describe(twin, batch):
     could = dict(precision=precision, channels_last=auto_channels_last(device, precision))
     kept = getattr(getattr(dl, 'maker', None), 'kept', None)
     return dict(bs=dl.bs, size=tuple(batch[0].shape[-2:]), source_pixels=_source_pixels(dl, kept), device=device.type,
-                cached=isinstance(kept, PixelCache), cores=_cores(), threads=torch.get_num_threads(),
+                cached=isinstance(kept, PixelCache), cores=free_cpus(), threads=torch.get_num_threads(),
                 num_workers=dl.fake_l.num_workers, half_precision=half, channels_last=_lies_last(twin.model), could=could)
 
 def _source_pixels(dl, kept):
     if kept is None or not len(dl.dataset): return None
     return statistics.median(o.height*o.width for o in (kept(dl.dataset[i][0]) for i in range(min(8, len(dl.dataset)))))
-
-def _cores(): return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 def _lies_last(model): # a kernel of one pixel lies both ways, so it tells nothing
     kernels = [o for o in model.parameters() if o.ndim == 4 and o.shape[2]*o.shape[3] > 1 and o.shape[1] > 1]
