@@ -171,7 +171,7 @@ def _make_room(run): # now, and not when all pictures were looked at
         raise InputError(f"The evaluation cannot be kept in '{run}': {in_words(e)}, or give another run=…; run=False keeps "
                          "nothing.") from e
 
-def _is_first(): # of several processes; who has not imported what tells is alone
+def _is_first(): # of several processes; a program that has not imported what tells is alone
     together = sys.modules.get('imgcls_nb.ranks')
     return together is None or together.rank() == 0
 
