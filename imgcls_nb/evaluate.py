@@ -166,7 +166,8 @@ def evaluate(
     return ev
 
 def _make_room(run): # now, and not when all pictures were looked at
-    try: _is_first() and (Path(run).expanduser()/FOLDER).mkdir(parents=True, exist_ok=True)
+    try:
+        if _is_first(): (Path(run).expanduser()/FOLDER).mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise InputError(f"The evaluation cannot be kept in '{run}': {in_words(e)}, or give another run=…; run=False keeps "
                          "nothing.") from e

@@ -230,11 +230,11 @@ def _read_source(learn, weights):
     if not isinstance(learn, Trained):
         run, weights = _run_and_name(learn, weights)
         learn = load_trained(run, weights)
-    run = Run(run or learn.plan.run or '')
-    return learn, _Source(learn.plan, activation_of(learn.plan), _data_of(run) if (run.path/'data.json').is_file() else {})
+    run = run or learn.plan.run
+    return learn, _Source(learn.plan, activation_of(learn.plan), _data_of(Run(run)) if run else {})
 
-def _data_of(run):
-    try: return run.data
+def _data_of(run): # {} where nobody has noted it
+    try: return run.data if (run.path/'data.json').is_file() else {}
     except InputError as e:
         raise InputError(f"{e} It tells which pictures the network saw. Put it back as it was, or take it away: then the "
                          "model file does not tell it.") from e

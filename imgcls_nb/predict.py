@@ -212,18 +212,19 @@ class Predictor:
         name, (h, w) = Path(self.path).name if self.path else 'in memory', self.preprocess.size
         return f'Predictor({name}: {len(self.labels)} classes, {w}x{h} pixels)'
 
-# %% ../nbs/02_predict.ipynb #bb41a2af
+# %% ../nbs/02_predict.ipynb #b94fa784
 def each_picture(
     sources, # Whatever `iter_pictures` takes; tar files stand for the pictures in them
 ) -> Iterator: # Of what `open_image` takes
     "The pictures that `sources` means, one at a time"
-    return _opened(iter_pictures(sources)) # which says at once what is not there
+    return _opened(iter_pictures(sources)) # what is not there is said at once
 
-def _opened(sources): # what reads tar files is loaded when one comes
+def _opened(sources):
     for o in sources:
         if is_tar(o): yield from resolve_name('imgcls_nb.deploy:open_tars')([o])
         else: yield o
 
+# %% ../nbs/02_predict.ipynb #bb41a2af
 _NO_PROBABILITIES = "the model's answer is no row of probabilities, so it says nothing. Look at the model, or export it again."
 
 def _logits(outputs, card): # up to what is the same for all classes

@@ -101,7 +101,7 @@ def _show_epochs(folder, done, show):
 
 _SHOWN = 'valid_loss', 'top1'
 
-def _epoch(line): # of a log; what is no number, it says as a text
+def _epoch(line): # of a log, which has texts for what is no number
     try: o = json.loads(line)
     except ValueError: return None # cut short
     if not isinstance(o, dict) or o.get('event') != 'epoch': return None
