@@ -98,7 +98,7 @@ def out_of_fold(
     for i in range(k):
         with redirect_stdout(io.StringIO()) if i else nullcontext(): # the machine is introduced once
             learn = learner_from_plan(replace(plan, data=replace(plan.data, valid=None, fold=(i, k)), run=None, schedule=()))
-        folder = keep and Path(keep)/_key(learn, schedule, epochs)
+        folder = keep and Path(keep).expanduser()/_key(learn, schedule, epochs)
         judged.append(Evaluation.load(folder) if folder and saved_in(folder) else _judge(learn, schedule, epochs, folder))
         pics.append(learn.dls.valid_ds)
         print(f"Fold {i + 1} of {k}: {len(judged[-1])} pictures judged, top1 {judged[-1].top1:.4f}.")

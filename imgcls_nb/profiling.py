@@ -36,6 +36,7 @@ from .callbacks.timing import StepTimer
 from .core import InputError
 from .decode import PixelCache
 from .inputs import free_cpus
+from .names import is_number
 from .runs import Run
 from .seeds import seeded
 
@@ -307,7 +308,8 @@ def profile(
     without=(), # Classes of callbacks that should not be part of it
 ) -> Profile: # Show it, or read its `advice`
     "Measure where the time of a training goes, and say what to change"
-    if n_steps < 4: raise InputError(f"n_steps={n_steps} are too few to measure. Give 4 or more; 20 is usual.")
+    if not is_number(n_steps, whole=True) or n_steps < 4:
+        raise InputError(f"n_steps={n_steps!r} are too few to measure. Give 4 or more; 20 is usual.")
     if not len(learn.dls.train): raise InputError("There is nothing to measure: no batch is full. Take a smaller bs.")
     with seeded(0):
         twin, left_out = _make_twin(learn, without)
