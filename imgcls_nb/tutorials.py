@@ -93,11 +93,19 @@ def _show_epochs(folder, done, show):
     while True:
         last = done.wait(0.5)
         log = Path(folder)/'run.jsonl'
-        lines = log.read_text('utf-8').split('\n')[:-1] if log.exists() else []
-        epochs = [o for o in map(json.loads, lines) if o['event'] == 'epoch' and o['time'] > began]
-        for o in epochs[seen:]: show(f"         epoch {o['epoch']}: valid_loss {o['valid_loss']:.4f}, top1 {o['top1']:.4f}")
+        lines = log.read_text('utf-8', 'replace').split('\n')[:-1] if log.exists() else []
+        epochs = [o for o in map(_epoch, lines) if o and o.get('time', 0) > began]
+        for o in epochs[seen:]: show(f"         epoch {o['epoch']}: {', '.join(f'{k} {o[k]:.4f}' for k in _SHOWN if k in o)}")
         seen = len(epochs)
         if last: return
+
+_SHOWN = 'valid_loss', 'top1'
+
+def _epoch(line): # of a log, which has texts for what is no number
+    try: o = json.loads(line)
+    except ValueError: return None # cut short
+    if not isinstance(o, dict) or o.get('event') != 'epoch': return None
+    return o | {k: float(o[k]) for k in _SHOWN if k in o}
 
 # %% ../nbs/75_tutorials.ipynb #4081f759
 def quickstart(

@@ -168,7 +168,7 @@ def _config_plan(args):
 
 def _plan_of(file):
     from imgcls_nb.plan import plan_from_yaml
-    with open(file, encoding='utf-8') as f: return plan_from_yaml(f.read(), file)
+    with open(file, 'rb') as f: return plan_from_yaml(f.read(), file)
 
 def _overridden(args): return tuple(o.partition('=')[0].strip() for o in args.override)
 

@@ -266,6 +266,9 @@ def test_an_unknown_verb_in_a_process_of_its_own(tmp_path):
     (['train', 'nowhere'], "no folder 'nowhere'")], ids=words)
 def test_other_slips(refused, args, says): assert re.search(says, refused(*args))
 
+def test_a_picture_in_the_place_of_a_plan(refused, shapes):
+    assert 'defect' not in (said := refused('train', '--plan', shapes/'circle/000.png')) and '000.png' in said
+
 def test_a_device_that_is_asked_for(refused, imgcls, monkeypatch):
     import torchvision.transforms.v2  # noqa: F401 (looks for a GPU when it is imported)
     monkeypatch.setattr('torch.cuda.is_available', lambda: False)

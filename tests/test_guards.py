@@ -98,6 +98,10 @@ def test_unknown_metrics_are_found_before_the_first_batch(metric, says):
 def test_what_early_stopping_refuses(args):
     with pytest.raises(InputError, match=next(iter(args))): EarlyStop(**args)
 
+@pytest.mark.parametrize('args', [dict(patience=0), dict(every=0), dict(keep_every=-1), dict(factor=1)], ids=str)
+def test_what_the_guard_refuses(args):
+    with pytest.raises(InputError, match=next(iter(args))): DivergenceGuard(**args)
+
 def test_a_resumed_fit_goes_on_counting():
     first = fit(make(Script([1, 2, 2]), EarlyStop(patience=4)), 3)
     kept = state_from_bytes(state_to_bytes(first.early_stop.state()))

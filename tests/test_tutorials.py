@@ -21,7 +21,7 @@ from imgcls_nb.data import dls_from_plan
 from imgcls_nb.datasets import draw_shape, make_shapes
 from imgcls_nb.evaluation import Evaluation
 from imgcls_nb.learner import learner_from_plan
-from imgcls_nb.tutorials import with_settings
+from imgcls_nb.tutorials import _epoch, with_settings
 from imgcls_nb.widgets import VIEWERS
 
 ROOT = Path(__file__).parent.parent
@@ -70,6 +70,13 @@ LAST = dict(augmentation_and_mixing="mix = mixed('cutmix')", distillation='teach
             fine_tuning='tuned = image_learner(', imbalanced_data='plain = ', quickstart='ev = ', resume_after_a_crash='rate = ',
             several_processes='layer_norm, ', tuning='def reached(', watching_and_stopping="shutil.rmtree('runs/watched'",
             where_the_model_is_wrong='how = ', your_own_pictures='first = ') # from there on nothing asks what the pictures are
+
+@pytest.mark.parametrize('line, says', [
+    ('{"event": "epoch", "valid_loss": "nan", "top1": 0.5}', "{'top1': 0.5, 'valid_loss': nan}"),
+    ('{"event": "epoch"}', '{}'), ('{"event": "epo', None), ('[1]', None), ('{"event": "steps"}', None)], ids=str)
+def test_an_odd_line_of_a_log(line, says): # the shell shows what there is, whatever a crash has left
+    found = _epoch(line)
+    assert (found and str({k: found[k] for k in sorted({*found} - {'event'})})) == says
 
 @pytest.fixture(scope='module')
 def photographs(tmp_path_factory): return make_shapes(tmp_path_factory.mktemp('photographs')/'shapes', n=12, size=80)
