@@ -134,7 +134,7 @@ JOBS = dict(
     tutorials_quick=Job('tutorials.py', 5, {
         'tutorials, quick': ('all tutorials with little of everything, as the tests run them', 'at most 480 s')}, ('quick',)),
     suite=Job('suite.py', 40, {
-        'suite, whole': ('`make test` in a new clone, the install included', 'at most 45 minutes'),
+        'suite, whole': ('all tests in a new clone, the install included', 'at most 45 minutes'),
         'suite, browser': ('of that, tests in a browser', 'at most 5 minutes'),
         'suite, kills': ('of that, trainings that are killed and resumed', 'at most 3 minutes')}),
     recipe_digits=Job('recipes.py', 2, {'recipe, digits': ('configs/quick_start/digits.yaml, top-1 of three seeds', '')},
