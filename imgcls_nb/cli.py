@@ -8,6 +8,7 @@ __all__ = ['LABELLING', 'LAUNCHABLE', 'make_parser', 'main']
 # %% ../nbs/85_cli.ipynb #fda11184
 import argparse
 import os
+import re
 import sys
 import warnings
 
@@ -64,6 +65,14 @@ def _go_on(args): # where processes were killed
     return 'What is printed is not kept. Next: the same command with --out FILE, which goes on after a kill'
 
 # %% ../nbs/85_cli.ipynb #23c8e577
+class _Parser(argparse.ArgumentParser):
+    def parse_known_args(self, args=None, namespace=None):
+        found, odd = super().parse_known_args(args, namespace)
+        if odd: self.error(f"unrecognized arguments: {' '.join(odd)}.{self._near(odd[0])}")
+        return found, odd
+
+    def _near(self, name): return did_you_mean(name.partition('=')[0], re.findall(r'--?[a-z][a-z-]*', self.format_usage()))
+
 def _add_verb(verbs, name, func, text, config=False):
     p = verbs.add_parser(name, help=text, description=text)
     p.set_defaults(func=func)
@@ -90,6 +99,7 @@ def _add_notebooks(verbs):
                              ('lab', run_lab, 'Open JupyterLab on the tutorials, on this machine only')):
         p = _add_verb(verbs, name, func, text)
         p.add_argument('folder', nargs='?', default='tutorials', help='where the copies are or go (default: %(default)s)')
+    p.add_argument('--port', type=int, default=8888, help='the next that is free is taken (default: %(default)s)')
     _add_no_browser(p)
 
     p = _add_verb(verbs, 'app', run_app, 'Show models to people who do not read code: a page, on this machine only')
@@ -230,9 +240,15 @@ def _add_paddle(verbs):
     _add_override(p)
 
 # %% ../nbs/85_cli.ipynb #045208fe
+class _Version(argparse.Action):
+    def __call__(self, parser, *args):
+        from importlib.metadata import version
+        parser.exit(message=f"imgcls_nb {version('imgcls_nb')}\n")
+
 def make_parser() -> argparse.ArgumentParser:
     "The arguments of every verb"
-    parser = argparse.ArgumentParser('imgcls', description='Train, evaluate, export and use image classifiers.')
+    parser = _Parser('imgcls', description='Train, evaluate, export and use image classifiers.')
+    parser.add_argument('--version', action=_Version, nargs=0, help='of imgcls_nb')
     verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
     groups = _add_notebooks, _add_train, _add_launch, _add_resume, _add_runs, _add_models, _add_lookups, _add_paddle
     for add in groups: add(verbs)
@@ -243,7 +259,9 @@ def main(
     argv=None, # Arguments without the program's name; None: those of the process
 ) -> int: # Exit status: 0 done, 1 some pictures are bad, 2 an error, 130 interrupted, 141 nobody reads on
     "Run `imgcls`"
-    args = make_parser().parse_args(argv)
+    parser = make_parser()
+    if not (sys.argv[1:] if argv is None else argv): return parser.print_help(sys.stderr) or 2 # with all verbs
+    args = parser.parse_args(argv)
     warnings.filterwarnings('ignore', category=FutureWarning)
     warnings.filterwarnings('ignore', message='This DataLoader will create') # as many as were asked for
     if args.verb in LAUNCHABLE and is_one_of_many(): return take_part(lambda: _answer(args))

@@ -141,9 +141,11 @@ def describe_summary(
 def lab_command(
     folder, # Shown in the file browser; its quickstart is opened, if there is one
     browser:bool=True, # Open one
+    port:int=8888, # Or the next that is free
 ) -> list: # For `subprocess`
     "JupyterLab on a folder, for this machine only"
-    command = [sys.executable, '-m', 'jupyterlab', '--ip=127.0.0.1', f'--ServerApp.root_dir={Path(folder).resolve()}']
+    command = [sys.executable, '-m', 'jupyterlab', '--ip=127.0.0.1', f'--port={port}',
+               f'--ServerApp.root_dir={Path(folder).resolve()}']
     if (Path(folder)/'quickstart.ipynb').is_file(): command.append('--LabApp.default_url=/lab/tree/quickstart.ipynb')
     if not browser: command.append('--no-browser')
     if getattr(os, 'geteuid', lambda: 1)() == 0: command.append('--allow-root') # in containers; Jupyter refuses otherwise
@@ -153,11 +155,12 @@ def open_lab(
     folder='tutorials', # Receives the tutorials that are not there yet
     browser:bool=True, # Open one
     show=print, # Receives lines about what was copied
+    port:int=8888, # Or the next that is free
 ) -> int: # Exit status of JupyterLab
     "Open JupyterLab on a copy of the tutorials"
     import jupyterlab  # noqa: F401 (so that a missing one is named)
     show(describe_copies(folder, *copy_tutorials(folder)))
-    return _serve(lab_command(folder, browser))
+    return _serve(lab_command(folder, browser, port))
 
 def _serve(command, **env):
     server = subprocess.Popen(command, env=os.environ | env)

@@ -71,6 +71,20 @@ LAST = dict(augmentation_and_mixing="mix = mixed('cutmix')", distillation='teach
             several_processes='layer_norm, ', tuning='def reached(', watching_and_stopping="shutil.rmtree('runs/watched'",
             where_the_model_is_wrong='how = ', your_own_pictures='first = ') # from there on nothing asks what the pictures are
 
+@pytest.mark.parametrize('name, first, last', [('your_own_pictures', 'messy = ', 'rng, truth'),
+                                               ('where_the_model_is_wrong', 'mixed = ', 'mixed = ')], ids=str)
+def test_what_is_put_into_wrong_folders_may_be_put_there_again(name, first, last, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    nb = read(FOLDER/f'{name}.ipynb')
+    found = run_cells(nb, '', 'path = ', quick=True)
+    seen = []
+    for cells in ((first, last), (last, last)): # the second time as with another Shift+Enter
+        found = run_cells(nb, *cells, **found)
+        files = (o for folder in ('messy', 'pictures') for o in tmp_path.rglob(f'{folder}/*/*.png'))
+        seen.append((found['truth'], sorted(o.name for o in files)))
+    assert seen[0] == seen[1] and sorted(seen[0][0]) == seen[0][1]
+    assert all(name.startswith(f'{right}-') for name, right in seen[0][0].items())
+
 @pytest.mark.parametrize('line, says', [
     ('{"event": "epoch", "valid_loss": "nan", "top1": 0.5}', "{'top1': 0.5, 'valid_loss': nan}"),
     ('{"event": "epoch"}', '{}'), ('{"event": "epo', None), ('[1]', None), ('{"event": "steps"}', None)], ids=str)
