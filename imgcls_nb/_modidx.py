@@ -1868,6 +1868,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'imgcls_nb.distributed.receive': ('distributed.html#receive', 'imgcls_nb/distributed.py'),
                                        'imgcls_nb.distributed.take_back': ('distributed.html#take_back', 'imgcls_nb/distributed.py')},
             'imgcls_nb.documents': { 'imgcls_nb.documents._Loader': ('documents.html#_loader', 'imgcls_nb/documents.py'),
+                                     'imgcls_nb.documents._Loader.compose_mapping_node': ( 'documents.html#_loader.compose_mapping_node',
+                                                                                           'imgcls_nb/documents.py'),
                                      'imgcls_nb.documents._Loader.compose_node': ( 'documents.html#_loader.compose_node',
                                                                                    'imgcls_nb/documents.py'),
                                      'imgcls_nb.documents._PastLimit': ('documents.html#_pastlimit', 'imgcls_nb/documents.py'),
