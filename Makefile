@@ -13,7 +13,7 @@ TIMES := .venv/times.json
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DATA
 
-PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q --times $(TIMES)
+PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q --times=$(TIMES)
 # They look at the clock or need the whole machine, so they run one after the other, and of all others two files at a time
 ALONE := alone or browser or netns
 
