@@ -168,7 +168,8 @@ def _check_published(found, pretrained):
                          "Pass pretrained=False, or the path of a weights file.")
     if not there.available:
         raise InputError(f"The weights of '{found.name}' are not in the cache, and the hub cannot be reached. "
-                         f"{there.advice()} Or train from scratch: pretrained=False.")
+                         f"{there.advice()} Or train from scratch: pretrained=False, "
+                         "in the shell without --pretrained.")
 
 def _broke_off(found, e):
     reason = (str(e) or type(e).__name__).splitlines()[0]

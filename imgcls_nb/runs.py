@@ -43,8 +43,8 @@ class Run:
         run = cls(path)
         if run.exists: return run
         near = sorted(o.name for o in run.path.parent.glob('*') if cls(o).exists)
-        why = "is no run folder: it has no config.yaml" if run.path.exists() else "is no run folder: there is nothing of this name"
-        raise InputError(f"'{path}' {why}."
+        why = 'it has no config.yaml' if run.path.exists() else 'there is nothing of this name'
+        raise InputError(f"'{path}' is no run folder: {why}."
                          + (f" Runs beside it: {', '.join(near[:8])}." if near else ""))
 
     @property

@@ -148,7 +148,8 @@ class PublishedWeights:
 
     def advice(self) -> str:
         "What to do on a machine that cannot reach it"
-        use = f"and put it at\n  {self.place}" if self.place else "and pass its path: pretrained='model.safetensors'"
+        use = (f"and put it at\n  {self.place}" if self.place else
+               "and pass its path: pretrained='model.safetensors', in the shell --pretrained model.safetensors")
         return f"On a machine with a network fetch\n  {self.url}\n{use}."
 
 def host_answers(
