@@ -3367,6 +3367,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'imgcls_nb.widgets.app': { 'imgcls_nb.widgets.app.ModelPage': ('widgets.app.html#modelpage', 'imgcls_nb/widgets/app.py'),
                                        'imgcls_nb.widgets.app.ModelPage.__init__': ( 'widgets.app.html#modelpage.__init__',
                                                                                      'imgcls_nb/widgets/app.py'),
+                                       'imgcls_nb.widgets.app.ModelPage._show': ( 'widgets.app.html#modelpage._show',
+                                                                                  'imgcls_nb/widgets/app.py'),
                                        'imgcls_nb.widgets.app.ModelPage.build': ( 'widgets.app.html#modelpage.build',
                                                                                   'imgcls_nb/widgets/app.py'),
                                        'imgcls_nb.widgets.app.ModelPage.plot': ( 'widgets.app.html#modelpage.plot',

@@ -243,7 +243,8 @@ def _add_paddle(verbs):
 class _Version(argparse.Action):
     def __call__(self, parser, *args):
         from importlib.metadata import version
-        parser.exit(message=f"imgcls_nb {version('imgcls_nb')}\n")
+        print('imgcls_nb', version('imgcls_nb'))
+        parser.exit()
 
 def make_parser() -> argparse.ArgumentParser:
     "The arguments of every verb"

@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -164,9 +165,12 @@ def open_lab(
 
 def _serve(command, **env):
     server = subprocess.Popen(command, env=os.environ | env)
-    while True:
-        try: return server.wait()
-        except KeyboardInterrupt: continue # Jupyter was told too, and asks
+    before = signal.signal(signal.SIGTERM, lambda *_: server.terminate()) # it ends with us, and its kernels with it
+    try:
+        while True:
+            try: return server.wait()
+            except KeyboardInterrupt: continue # Jupyter was told too, and asks
+    finally: signal.signal(signal.SIGTERM, before)
 
 # %% ../nbs/75_tutorials.ipynb #0542cfe9
 def app_command(

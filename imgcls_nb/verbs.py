@@ -27,6 +27,7 @@ def run_train(args): # Of the command line
     from imgcls_nb.learner import train_plan
     from imgcls_nb.ranks import has_begun
     plan = _config_plan(args) if args.config else _folder_plan(args) if args.folder else _plan_of(args.plan)
+    if args.config: _check_root(plan.data.path, args.config)
     _tell_run(train_plan(replace(plan, resume='newest') if has_begun() else plan, args.allow))
 
 def run_resume(args): # Of the command line
@@ -164,7 +165,6 @@ def _config_plan(args):
     from imgcls_nb.config import plan_from_config, read_config
     plan = plan_from_config(read_config(args.config, args.override), _overridden(args))
     for note in plan.notes: print(note, file=sys.stderr)
-    _check_root(plan.data.path, args.config)
     return plan
 
 def _check_root(root, config): # a folder that nobody typed

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from importlib.util import find_spec
 
 import pytest
@@ -32,14 +33,17 @@ def page_url(trained_run, model_file, tmp_path_factory):
         address = r'http://(?:127\.0\.0\.1|localhost):\d+/\S*token=\w+'
         found = wait_for(lambda: re.search(address, (folder/'log').read_text()), 60, 'Voilà')
         yield found[0]
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
+        server.terminate()
         server.wait(30)
+        with pytest.raises(urllib.error.URLError, match='refused'): urllib.request.urlopen(found[0]) # Voilà has ended with it
+    finally:
+        with suppress(ProcessLookupError): os.killpg(server.pid, signal.SIGKILL)
 
 def test_a_person_without_code(page_url, shapes, tmp_path):
     with chromium(1200, 1400) as page:
         page.goto(page_url, timeout=60_000)
         page.wait_for_selector('text=Image classifier', timeout=120_000)
+        assert page.title() == 'Image classifier'
         assert not page.locator('text=ModelPage(').count() and not page.locator('text=import os').count()
         page.fill('input[placeholder^=path]', str(shapes/'square'))
         page.keyboard.press('Enter')

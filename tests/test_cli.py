@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from contextlib import suppress
 
 import onnx
 import pytest
@@ -347,7 +348,9 @@ def test_lab_serves_the_tutorials_on_this_machine_only(tmp_path):
         answer = wait_for(lambda: urllib.request.urlopen(f'{url}/api/contents?token={token}'), 30)
         assert 'quickstart.ipynb' in {o['name'] for o in json.load(answer)['content']}
         with pytest.raises(urllib.error.HTTPError, match='403'): urllib.request.urlopen(f'{url}/api/contents')
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
+        server.terminate()
         server.wait(30)
+        with pytest.raises(urllib.error.URLError, match='refused'): urllib.request.urlopen(url) # JupyterLab has ended with it
+    finally:
+        with suppress(ProcessLookupError): os.killpg(server.pid, signal.SIGKILL)
     assert 'files were copied to lessons' in log.read_text()

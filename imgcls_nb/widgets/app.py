@@ -18,7 +18,8 @@ def find_models(
     path, # A run folder, or a folder of run folders
 ) -> dict: # Name to run folder, the newest first
     "Runs that have a model file"
-    path = Path(path)
+    path = Path(path).expanduser()
+    if not path.is_dir(): raise InputError(f"'{path}' is no folder. Give a run, such as runs/quickstart, or a folder of runs.")
     found = [path] if (path/'model.onnx').is_file() else [o.parent for o in path.glob('*/model.onnx')]
     found.sort(key=lambda o: (o/'model.onnx').stat().st_mtime, reverse=True)
     if found: return {o.resolve().name: o for o in found}
@@ -53,7 +54,12 @@ class ModelPage(Viewer):
         for chosen, known in ((side, SIDES), (name, self.runs)):
             if chosen not in (None, *known): raise InputError(f"There is no {chosen!r} here. There is: {', '.join(known)}.")
         self.side, self.name = side or self.side, name or self.name
-        if hasattr(self, 'place'): self.place.children = [self.viewer.widget]
+        if hasattr(self, 'place'): self._show()
+
+    def _show(self):
+        import ipywidgets as ipw
+        if (self.name, self.side) not in self._made: self.place.children = [ipw.HTML('One moment …')] # it is made now
+        self.place.children = [self.viewer.widget]
 
     def build(self):
         import ipywidgets as ipw
