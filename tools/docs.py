@@ -100,6 +100,7 @@ def write_pages(chapters, names):
     for o in PAGES_OF_ROOT:
         text = relink((ROOT/o).read_text('utf-8'), o)
         (PAGES/('index.md' if o == 'README.md' else Path(o).name)).write_text(text, 'utf-8')
+    shutil.copy(ROOT/'tools/site.css', PAGES)
     for o in (ROOT/'nbs').rglob('*'):
         if o.suffix in ('.png', '.svg') and '.ipynb_checkpoints' not in o.parts:
             (PAGES/o.relative_to(ROOT/'nbs')).parent.mkdir(parents=True, exist_ok=True)
