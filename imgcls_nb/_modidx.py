@@ -2926,6 +2926,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'imgcls_nb.resume.end_call': ('resume.html#end_call', 'imgcls_nb/resume.py'),
                                   'imgcls_nb.resume.env_changes': ('resume.html#env_changes', 'imgcls_nb/resume.py'),
                                   'imgcls_nb.resume.find_checkpoint': ('resume.html#find_checkpoint', 'imgcls_nb/resume.py'),
+                                  'imgcls_nb.resume.give_up': ('resume.html#give_up', 'imgcls_nb/resume.py'),
                                   'imgcls_nb.resume.is_allowed': ('resume.html#is_allowed', 'imgcls_nb/resume.py'),
                                   'imgcls_nb.resume.object_changes': ('resume.html#object_changes', 'imgcls_nb/resume.py'),
                                   'imgcls_nb.resume.plan_changes': ('resume.html#plan_changes', 'imgcls_nb/resume.py'),

@@ -51,7 +51,7 @@ from .names import is_number
 from .optim import make_optimizer, read_optimizer
 from .plan import FitPlan, ModelPlan, ObjectivePlan, Plan
 from .ranks import rank, world
-from .resume import INSIDE, INTERRUPTED, LENGTH, check_call, end_call, take_up, tell_again
+from .resume import INSIDE, INTERRUPTED, LENGTH, check_call, end_call, give_up, take_up, tell_again
 from .runs import Run
 from .samplers import class_weights
 from .schedules import fit_scheduled
@@ -93,6 +93,7 @@ class ImageLearner(Idioms, ResumableLearner):
 
     def _begin_call(self, method, args, resume, allow):
         if resume: take_up(self, resume, allow)
+        give_up(self)
         self.call, self.fits, self.interrupted = len(self.plan.schedule), 0, True # until it has ended
         self._note(method, args)
         if self.origin: check_call(self, allow)

@@ -471,6 +471,18 @@ def test_a_finished_run(pictures, tmp_path, capsys):
     with again.no_bar(): again.fit(1, resume=True)
     assert again.clock.epochs == 3 and Run(tmp_path/'run').history().epoch.tolist() == [1, 2, 3], "another call is a new one"
 
+def test_a_fit_that_was_cut_and_given_up_is_not_called_done(pictures, tmp_path, capsys):
+    class Cut(Callback):
+        def after_step(self): raise KeyboardInterrupt
+    learn = make(pictures, tmp_path/'run')
+    with pytest.raises(KeyboardInterrupt), learn.no_bar(): learn.fit(5, 3e-3, cbs=Cut())
+    with learn.no_bar(): learn.fit(1, 3e-3)
+    assert 'fit(n_epoch=5, lr=0.003) was cut, and this call gives it up' in capsys.readouterr().out
+    again = make(pictures, tmp_path/'run')
+    with again.no_bar(): again.fit(5, 3e-3, resume=True, allow=['cbs'])
+    out = capsys.readouterr().out
+    assert 'one was cut and given up' in out and 'done already' not in out
+
 def test_nothing_to_resume(pictures, tmp_path, capsys):
     learn = make(pictures, tmp_path/'run')
     resumed(learn, one_cycle)
