@@ -143,11 +143,13 @@ def main():
     missing = {k: v for k, v in refused.items() if 'neither timm nor torchvision has' in v}
     families = ', '.join(dict.fromkeys(o.split('/')[1] for o in missing))
     print(f'{len(missing):4}  have an architecture without an equivalent: {families}')
-    for why, n in Counter(v for k, v in refused.items() if k not in missing).most_common():
-        print(f"{n:4}  {next(k for k, v in refused.items() if v == why)}: {why}")
+    others = {k: v for k, v in refused.items() if k not in missing}
+    for why, n in Counter(others.values()).most_common(): print(f"{n:4}  {next(k for k, v in others.items() if v == why)}: {why}")
     for name, odd in decay.items(): print(f"decay differs  {name}: {len(odd)} parameters, such as {', '.join(odd[:3])}")
     possible = len(files) - len(missing)
-    bars = [Row('configs, built', f'{built} of {possible}', built == possible, note=f'{len(missing)} others have no equivalent')]
+    odd = [f"refused: {', '.join(Path(o).stem for o in others)}"]*bool(others)
+    note = '; '.join([f'{len(missing)} more have no equivalent', *odd])
+    bars = [Row('configs, built', f'{built} of {possible}', built == possible, note=note)]
     if args.train: bars.append(train_all(list(recipes.values())[:args.limit]))
     save_rows(args.bars, bars)
 

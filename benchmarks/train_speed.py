@@ -21,6 +21,7 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -204,8 +205,8 @@ def fashion_rows(result, args):
     top = f'best top-1 {max(o for _, o in result[mine]):.2%}, theirs {best:.2%}'
     same = first_at(result[mine], best)
     reached, times = (f'{ours:.0f} s', (theirs or cap)/ours) if ours else ('not reached', 0.)
-    return [judged('time to 94 %', times, reached, ratio=f"{'' if theirs else 'above '}{times:.1f}" if ours else '',
-                   note=f'{said}; {top}'),
+    ratio = f'{times:.1f}' if theirs else f'above {math.floor(100*times)/100}' # never more than was seen
+    return [judged('time to 94 %', times, reached, ratio=ratio if ours else '', note=f'{said}; {top}'),
             Row('seconds to 94 %', reached, None, note=f'goal {GOAL:.1%}'),
             Row('time to theirs', 'not reached' if same is None else f'{same:.0f} s', None, '',
                 f'{-at/same:.1f}' if same else '', f'they need {-at:.0f} s; both with {cap:.0f} s at most')]
@@ -214,8 +215,9 @@ def few_rows(result, args):
     gains = [100*(first - max(v for k, v in others.items() if k != 'seconds'))
              for (_, first), others in ((next(iter(o.items())), dict(list(o.items())[1:])) for o in result)]
     middle = statistics.median(gains)
-    return [judged('few, gain', middle, f'{middle:.1f} points', f'{min(gains):.1f} to {max(gains):.1f}',
-                   note=', '.join(f'{k} {v:.1%}' for k, v in result[0].items() if k != 'seconds'))]
+    spread = f'{min(gains):.1f} to {max(gains):.1f}' if len(gains) > 1 else ''
+    said = ', '.join(f'{k} {v:.1%}' for k, v in result[0].items() if k != 'seconds')
+    return [judged('few, gain', middle, f'{middle:.1f} points', spread, note=f'seed 1 of {len(gains)}: {said}')]
 
 # ---- Few pictures
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from .core import BadPictureError, InputError
+from .core import BadPictureError, InputError, check_count
 from .engines import engines_here, ways_to_run
 from .inputs import free_cpus, iter_pictures
 from .metadata import find_model, read_card
@@ -50,7 +50,9 @@ def time_start(
 def _start_once(command):
     began = time.time()
     done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode: raise InputError(f"A new process could not label a picture: {done.stderr.strip().splitlines()[-1][:300]}")
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or [f'it ended with status {done.returncode}, without a word'])[-1]
+        raise InputError(f"A new process could not label a picture: {why[:300]}")
     said = json.loads(done.stdout)
     return said['done'] - began, said['memory'] or float('nan')
 
@@ -154,10 +156,11 @@ def benchmark(
     engine:str|None=None, # Only this one
     threads:int|None=None, # Of the CPU, 1 or more; None: the engines' own choice
     seconds:float=3, # For each way, one picture after the other
-    limit:int=256, # Pictures at most, spread over all
-    bs:int=16, # Pictures given to the network at once, in folders
+    limit:int=256, # Pictures at most, spread over all, 1 or more
+    bs:int=16, # Pictures given to the network at once, in folders, 1 or more
 ) -> Report:
     "Measure a model file in every way that it can be run"
+    check_count(limit, 'limit'), check_count(bs, 'bs')
     path = find_model(model)
     own, base = read_card(path), Predictor(path, threads=threads)
     files = _readable(base, pictures, limit)

@@ -8,6 +8,7 @@ __all__ = ['LABELLING', 'LAUNCHABLE', 'make_parser', 'main']
 # %% ../nbs/85_cli.ipynb #fda11184
 import argparse
 import os
+import re
 import sys
 import warnings
 
@@ -64,59 +65,84 @@ def _go_on(args): # where processes were killed
     return 'What is printed is not kept. Next: the same command with --out FILE, which goes on after a kill'
 
 # %% ../nbs/85_cli.ipynb #23c8e577
-def make_parser() -> argparse.ArgumentParser:
-    "The arguments of every verb"
-    parser = argparse.ArgumentParser('imgcls', description='Train, evaluate, export and use image classifiers.')
-    verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
-    def verb(name, func, text, config=True):
-        p = verbs.add_parser(name, help=text, description=text)
-        p.set_defaults(func=func)
-        if config:
-            p.add_argument('-c', '--config', help='a PaddleClas YAML file')
-            p.add_argument('-o', '--override', action='append', default=[], metavar='KEY=VALUE',
-                           help='change one value of it; repeatable')
-        return p
+class _Parser(argparse.ArgumentParser):
+    def parse_known_args(self, args=None, namespace=None):
+        found, odd = super().parse_known_args(args, namespace)
+        if odd: self.error(f"unrecognized arguments: {' '.join(odd)}.{self._near(odd[0])}")
+        return found, odd
 
-    def labelling(p, k=None):
-        p.add_argument('--topk', type=_count, default=k, help='classes to name (default: 5)')
-        p.add_argument('--out', metavar='FILE', help='write .csv, .json, .jsonl or .parquet; goes on where a killed one stopped')
-        p.add_argument('--bs', type=_count, help='pictures given to the network at once, by each process')
+    def _near(self, name): return did_you_mean(name.partition('=')[0], re.findall(r'--?[a-z][a-z-]*', self.format_usage()))
 
-    p = verb('quickstart', run_quickstart, 'Run the quickstart notebook on your pictures, or on handwritten digits',
-             config=False)
+def _add_verb(verbs, name, func, text, config=False):
+    p = verbs.add_parser(name, help=text, description=text)
+    p.set_defaults(func=func)
+    if config:
+        p.add_argument('-c', '--config', help='a PaddleClas YAML file')
+        _add_override(p)
+    return p
+
+def _add_override(p):
+    p.add_argument('-o', '--override', action='append', default=[], metavar='KEY=VALUE',
+                   help='change one value of it; repeatable')
+
+def _add_options(p, options): # name, kind, help
+    for name, kind, text in options: p.add_argument(f'--{name}', type=kind, help=text)
+
+# %% ../nbs/85_cli.ipynb #0e126877
+def _add_notebooks(verbs):
+    p = _add_verb(verbs, 'quickstart', run_quickstart, 'Run the quickstart notebook on your pictures, or on handwritten digits')
     p.add_argument('folder', nargs='?', help='one subfolder of pictures for each class')
     p.add_argument('--run', default='runs/quickstart', help='folder for everything that it makes (default: %(default)s)')
-    for name, kind in (('arch', str), ('epochs', int), ('size', int), ('seed', int)): p.add_argument(f'--{name}', type=kind)
+    _add_options(p, [('arch', str, None), ('epochs', int, None), ('size', int, None), ('seed', int, None)])
 
     for name, func, text in (('tutorials', run_tutorials, 'Copy the tutorial notebooks, to read, run and change'),
                              ('lab', run_lab, 'Open JupyterLab on the tutorials, on this machine only')):
-        p = verb(name, func, text, config=False)
+        p = _add_verb(verbs, name, func, text)
         p.add_argument('folder', nargs='?', default='tutorials', help='where the copies are or go (default: %(default)s)')
-    p.add_argument('--no-browser', action='store_true', help='print the address instead of opening it')
+    p.add_argument('--port', type=int, default=8888, help='the next that is free is taken (default: %(default)s)')
+    _add_no_browser(p)
 
-    p = verb('app', run_app, 'Show models to people who do not read code: a page, on this machine only', config=False)
+    p = _add_verb(verbs, 'app', run_app, 'Show models to people who do not read code: a page, on this machine only')
     p.add_argument('runs', nargs='?', default='runs', help='a run with a model.onnx, or a folder of runs (default: %(default)s)')
     p.add_argument('--port', type=int, default=8866, help='0: any that is free (default: %(default)s)')
-    p.add_argument('--no-browser', action='store_true', help='print the address instead of opening it')
+    _add_no_browser(p)
 
-    p = verb('train', run_train, 'Train on a folder of pictures, or as a YAML file says')
+def _add_no_browser(p): p.add_argument('--no-browser', action='store_true', help='print the address instead of opening it')
+
+# %% ../nbs/85_cli.ipynb #ad0dc4db
+_OPTIONS = (('epochs', int, 'epochs of training (default: 5)'), ('lr', float, 'highest learning rate'),
+            ('train', str, 'folder or list file to train on'), ('valid', str, 'folder, list file, or share to hold out'),
+            ('size', int, 'pixels (default: 224)'), ('bs', int, 'pictures in a batch of each process (default: 32)'),
+            ('aug', str, 'none, light, standard or strong'), ('seed', int, 'of everything random (default: 42)'),
+            ('run', str, 'run folder (default: runs/FOLDER)'), ('num-workers', str, 'loader processes'),
+            ('precision', str, 'auto, fp32, bf16 or fp16'), ('label-file', str, 'names of the classes of list files'))
+
+def _add_train(verbs):
+    p = _add_verb(verbs, 'train', run_train, 'Train on a folder of pictures, or as a YAML file says', config=True)
     p.add_argument('folder', nargs='?',
                    help='one subfolder for each class, or train and valid folders of such, or the root of list files')
     p.add_argument('--arch', help='timm or PaddleClas name (default: resnet18)')
     p.add_argument('--pretrained', nargs='?', const=True, help='start from published weights, or from a file')
     p.add_argument('--plan', metavar='FILE', help="a plan, such as a run's config.yaml, or what imgcls config --yaml prints")
-    options = (('epochs', int, 'epochs of training (default: 5)'), ('lr', float, 'highest learning rate'),
-               ('train', str, 'folder or list file to train on'), ('valid', str, 'folder, list file, or share to hold out'),
-               ('size', int, 'pixels (default: 224)'), ('bs', int, 'pictures in a batch of each process (default: 32)'),
-               ('aug', str, 'none, light, standard or strong'), ('seed', int, 'of everything random (default: 42)'),
-               ('run', str, 'run folder (default: runs/FOLDER)'), ('num-workers', str, 'loader processes'),
-               ('precision', str, 'auto, fp32, bf16 or fp16'), ('label-file', str, 'names of the classes of list files'))
-    for name, kind, text in options: p.add_argument(f'--{name}', type=kind, help=text)
-    allow = dict(action='append', default=[], metavar='NAME',
-                 help='a setting of a run that goes on, which has changed and is to be taken as it is now; repeatable')
-    p.add_argument('--allow', **allow)
+    _add_options(p, _OPTIONS)
+    _add_allow(p)
 
-    p = verb('launch', _run_launch, 'Run train, resume, eval, infer or predict in several processes', config=False)
+def _add_resume(verbs):
+    p = _add_verb(verbs, 'resume', run_resume, 'Go on with a run that was interrupted or killed, to the same end')
+    p.add_argument('run', help='a run folder')
+    p.add_argument('--checkpoint', help='go on from this one, such as epoch_3 (default: the newest that is whole)')
+    p.add_argument('--epochs', type=int, help='length of the last training call, to train longer')
+    p.add_argument('--data', metavar='FOLDER', help='where the pictures are now, if they were moved')
+    p.add_argument('--num-workers', type=int, help='loader processes')
+    _add_allow(p)
+
+def _add_allow(p):
+    p.add_argument('--allow', action='append', default=[], metavar='NAME',
+                   help='a setting of a run that goes on, which has changed and is to be taken as it is now; repeatable')
+
+# %% ../nbs/85_cli.ipynb #060a4445
+def _add_launch(verbs):
+    p = _add_verb(verbs, 'launch', _run_launch, 'Run train, resume, eval, infer or predict in several processes')
     for name, text in (('nproc', 'processes on this machine (default: one for each GPU)'),
                        ('gpus', 'numbers of the GPUs to use, such as 0,1 (default: all)'),
                        ('rdzv-endpoint', 'with --nnodes, in a network that you trust: HOST:PORT of the first machine'),
@@ -127,92 +153,105 @@ def make_parser() -> argparse.ArgumentParser:
         p.add_argument(f'--{name}', default=usual, help=f'{text} (default: %(default)s)')
     p.add_argument('command', nargs=argparse.REMAINDER, metavar='COMMAND', help=', '.join(LAUNCHABLE))
 
-    p = verb('python', run_python, 'Run a script of your own; for launch', config=False)
+    p = _add_verb(verbs, 'python', run_python, 'Run a script of your own; for launch')
     p.add_argument('file', help='a Python script')
     p.add_argument('arguments', nargs=argparse.REMAINDER, help='its arguments')
 
-    p = verb('resume', run_resume, 'Go on with a run that was interrupted or killed, to the same end', config=False)
-    p.add_argument('run', help='a run folder')
-    p.add_argument('--checkpoint', help='go on from this one, such as epoch_3 (default: the newest that is whole)')
-    p.add_argument('--epochs', type=int, help='length of the last training call, to train longer')
-    p.add_argument('--data', metavar='FOLDER', help='where the pictures are now, if they were moved')
-    p.add_argument('--num-workers', type=int, help='loader processes')
-    p.add_argument('--allow', **allow)
-
+# %% ../nbs/85_cli.ipynb #e613d564
+def _add_runs(verbs):
     for name, func, text in (('eval', run_eval, 'Evaluate a run on its validation pictures'),
                              ('infer', run_infer, 'Label pictures with the weights of a run'),
                              ('export', run_export, 'Write the model.onnx of a run')):
-        p = verb(name, func, text)
+        p = _add_verb(verbs, name, func, text, config=True)
         p.add_argument('run', nargs='?', help='a run folder')
         p.add_argument('--weights', default='best_model', help='which checkpoint of the run (default: %(default)s)')
-        if name == 'infer': p.add_argument('pictures', nargs='*', help='pictures, folders of pictures, patterns, or tar files')
-        if name == 'infer': labelling(p)
-        if name != 'export': continue
-        p.add_argument('--out', help='the model file (default: RUN/model.onnx)')
-        p.add_argument('--precision', default='fp32', help='fp32, fp16, int8, or auto: the fastest that passes')
-        p.add_argument('--max-drop', type=float, default=.5, help='points of accuracy that it may cost (default: %(default)s)')
-        p.add_argument('--softmax', action='store_true', help='probabilities instead of logits come out of the file')
-        p.add_argument('--threshold', type=float, help='probability below which a prediction counts as unsure')
+        if name == 'infer': _add_labelling(p)
+    p.add_argument('--out', help='the model file (default: RUN/model.onnx)')
+    p.add_argument('--precision', default='fp32', help='fp32, fp16, int8, or auto: the fastest that passes')
+    p.add_argument('--max-drop', type=float, default=.5, help='points of accuracy that it may cost (default: %(default)s)')
+    p.add_argument('--softmax', action='store_true', help='probabilities instead of logits come out of the file')
+    p.add_argument('--threshold', type=float, help='probability below which a prediction counts as unsure')
 
-    p = verb('predict', run_predict, 'Label pictures with a model file; needs no torch')
-    p.add_argument('model', nargs='?', help='a model.onnx, or a folder that holds one; with -c a picture')
+def _add_labelling(p):
     p.add_argument('pictures', nargs='*', help='pictures, folders of pictures, patterns, or tar files')
-    labelling(p)
-    p.add_argument('--labels', metavar='FILE', help='a class_id_map_file, for other names')
-    running = (('engine', str, 'onnxruntime, openvino, torch for a run, or auto: the fastest that was proven (default)'),
-               ('provider', str, 'of ONNX Runtime, such as cuda, which must be there'), ('threads', _count, 'CPU threads'),
-               ('threshold', float, 'probability below which an answer is unsure'),
-               ('reject', str, 'what to call a picture with an unsure answer'))
-    for name, kind, text in running: p.add_argument(f'--{name}', type=kind, help=text)
+    p.add_argument('--topk', type=_count, help='classes to name (default: 5)')
+    p.add_argument('--out', metavar='FILE', help='write .csv, .json, .jsonl or .parquet; goes on where a killed one stopped')
+    p.add_argument('--bs', type=_count, help='pictures given to the network at once, by each process')
 
-    p = verb('benchmark', run_benchmark, 'Measure a model file on your pictures in every engine there is', config=False)
+# %% ../nbs/85_cli.ipynb #39ed638b
+_RUNNING = (('engine', str, 'onnxruntime, openvino, torch for a run, or auto: the fastest that was proven (default)'),
+            ('provider', str, 'of ONNX Runtime, such as cuda, which must be there'), ('threads', _count, 'CPU threads'),
+            ('threshold', float, 'probability below which an answer is unsure'),
+            ('reject', str, 'what to call a picture with an unsure answer'))
+
+def _add_models(verbs):
+    p = _add_verb(verbs, 'predict', run_predict, 'Label pictures with a model file; needs no torch', config=True)
+    p.add_argument('model', nargs='?', help='a model.onnx, or a folder that holds one; with -c a picture')
+    _add_labelling(p)
+    p.add_argument('--labels', metavar='FILE', help='a class_id_map_file, for other names')
+    _add_options(p, _RUNNING)
+
+    p = _add_verb(verbs, 'benchmark', run_benchmark, 'Measure a model file on your pictures in every engine there is')
     p.add_argument('model', help='a model.onnx')
     p.add_argument('pictures', help='a folder of pictures; subfolders that are named for classes give accuracy')
-    for name, kind, text in (('engine', str, 'only this one'), ('threads', _count, 'CPU threads')):
-        p.add_argument(f'--{name}', type=kind, help=text)
+    _add_options(p, [('engine', str, 'only this one'), ('threads', _count, 'CPU threads')])
     p.add_argument('--seconds', type=_above_zero, default=3, help='for each way to run it (default: %(default)s)')
     p.add_argument('--limit', type=_count, default=256, help='pictures at most (default: %(default)s)')
     p.add_argument('--json', metavar='FILE', help='write the figures there as well')
 
-    p = verb('serve', run_serve, 'Answer over HTTP, with a page to drop a picture on', config=False)
+    p = _add_verb(verbs, 'serve', run_serve, 'Answer over HTTP, with a page to drop a picture on')
     p.add_argument('model', help='a model.onnx')
-    for name, kind, text in running: p.add_argument(f'--{name}', type=kind, help=text)
+    _add_options(p, _RUNNING)
     for name, kind, usual, text in (
             ('host', str, '127.0.0.1', 'address to listen on; 0.0.0.0: for every machine'),
             ('port', int, 8000, '0: any that is free'), ('max-mb', _above_zero, 16., 'largest file of a picture'),
             ('timeout', _above_zero, 30., 'seconds for a picture to arrive, and again for its answer')):
         p.add_argument(f'--{name}', type=kind, default=usual, help=f'{text} (default: %(default)s)')
 
-    p = verb('check-data', run_check_data, 'Look for damaged files, copies and leakage before training',
-             config=False)
+# %% ../nbs/85_cli.ipynb #9962daae
+def _add_lookups(verbs):
+    p = _add_verb(verbs, 'check-data', run_check_data, 'Look for damaged files, copies and leakage before training')
     p.add_argument('folder', help='as for train')
-    for name, kind, text in options:
-        if name in ('train', 'valid', 'label-file'): p.add_argument(f'--{name}', type=kind, help=text)
+    _add_options(p, [o for o in _OPTIONS if o[0] in ('train', 'valid', 'label-file')])
     p.add_argument('--source', default='auto', help='form of the data, such as files, table or shards (default: %(default)s)')
     p.add_argument('--seed', type=int, default=42, help='of the split, where a share is held out (default: %(default)s)')
     p.add_argument('--limit', type=int, default=10, help='files to name for each finding (default: %(default)s)')
     p.add_argument('--json', metavar='FILE', help='write the whole report there as well')
 
-    p = verb('models', run_models, 'Search the networks there are, by name, size, cost and accuracy', config=False)
+    p = _add_verb(verbs, 'models', run_models, 'Search the networks there are, by name, size, cost and accuracy')
     p.add_argument('pattern', nargs='?', default='*', help="part of a timm or PaddleClas name, or a pattern such as 'resnet*'")
-    for name, text in (('max-params', 'million parameters'), ('max-gmacs', 'billion multiply-adds for one picture'),
-                       ('min-top1', 'percent on ImageNet')): p.add_argument(f'--{name}', type=float, help=text)
+    _add_options(p, [('max-params', float, 'million parameters'), ('max-gmacs', float, 'billion multiply-adds for one picture'),
+                     ('min-top1', float, 'percent on ImageNet')])
     p.add_argument('--all', action='store_true', help='also those without published weights')
     p.add_argument('--sort', default='top1', help='a column (default: %(default)s)')
     p.add_argument('--limit', type=int, default=20, help='rows to show (default: %(default)s)')
 
-    p = verb('convert', run_convert, "Make a safetensors file of PaddleClas's .pdparams; needs no Paddle", config=False)
+def _add_paddle(verbs):
+    p = _add_verb(verbs, 'convert', run_convert, "Make a safetensors file of PaddleClas's .pdparams; needs no Paddle")
     p.add_argument('weights', help='a .pdparams file; nothing in it is run')
     p.add_argument('out', nargs='?', help='the file to write (default: beside it, with the suffix .safetensors)')
     p.add_argument('--arch', required=True, help='the PaddleClas name of its network, such as ResNet50_vd')
     p.add_argument('--dropout', type=float, default=.2,
                    help='dropout_prob that MobileNetV3 or PP-LCNet was trained with (default: %(default)s)')
 
-    p = verb('config', run_config, 'Say in plain words what a YAML file does here, and where that departs from it', config=False)
+    p = _add_verb(verbs, 'config', run_config, 'Say in plain words what a YAML file does here, and where that departs from it')
     p.add_argument('config', help='a PaddleClas YAML file')
     p.add_argument('--yaml', action='store_true', help='print the whole plan instead')
-    p.add_argument('-o', '--override', action='append', default=[], metavar='KEY=VALUE',
-                   help='change one value of it; repeatable')
+    _add_override(p)
+
+# %% ../nbs/85_cli.ipynb #045208fe
+class _Version(argparse.Action):
+    def __call__(self, parser, *args):
+        from importlib.metadata import version
+        parser.exit(message=f"imgcls_nb {version('imgcls_nb')}\n")
+
+def make_parser() -> argparse.ArgumentParser:
+    "The arguments of every verb"
+    parser = _Parser('imgcls', description='Train, evaluate, export and use image classifiers.')
+    parser.add_argument('--version', action=_Version, nargs=0, help='of imgcls_nb')
+    verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
+    groups = _add_notebooks, _add_train, _add_launch, _add_resume, _add_runs, _add_models, _add_lookups, _add_paddle
+    for add in groups: add(verbs)
     return parser
 
 # %% ../nbs/85_cli.ipynb #22e3aa1a
@@ -220,7 +259,9 @@ def main(
     argv=None, # Arguments without the program's name; None: those of the process
 ) -> int: # Exit status: 0 done, 1 some pictures are bad, 2 an error, 130 interrupted, 141 nobody reads on
     "Run `imgcls`"
-    args = make_parser().parse_args(argv)
+    parser = make_parser()
+    if not (sys.argv[1:] if argv is None else argv): return parser.print_help(sys.stderr) or 2 # with all verbs
+    args = parser.parse_args(argv)
     warnings.filterwarnings('ignore', category=FutureWarning)
     warnings.filterwarnings('ignore', message='This DataLoader will create') # as many as were asked for
     if args.verb in LAUNCHABLE and is_one_of_many(): return take_part(lambda: _answer(args))

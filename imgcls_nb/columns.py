@@ -49,7 +49,9 @@ class Texts:
 
     def __len__(self): return len(self.ends) - 1
 
-    def __getitem__(self, i): return os.fsdecode(self.blob[self.ends[i]:self.ends[i + 1]].tobytes())
+    def __getitem__(self, i):
+        i = range(len(self))[i] # counted from the end where it is negative
+        return os.fsdecode(self.blob[self.ends[i]:self.ends[i + 1]].tobytes())
 
     def raw(self,
         idxs, # Positions, an array
@@ -90,8 +92,10 @@ def read_columns(
 ) -> list: # Arrays, in the order in which they were written
     "Read the arrays in a file"
     file, columns = Path(file), []
+    damaged = InputError(f"'{file}' is damaged. Remove it; it is made again.")
+    if not file.stat().st_size: raise damaged # nothing can be mapped
     data = np.memmap(file, np.uint8, 'r') if mapped else np.frombuffer(file.read_bytes(), np.uint8)
-    if _checksum(data[:-4]) != data[-4:].tobytes(): raise InputError(f"'{file}' is damaged. Remove it; it is made again.")
+    if _checksum(data[:-4]) != data[-4:].tobytes(): raise damaged
     with open(file, 'rb') as f:
         while f.tell() < len(data) - 4:
             shape, dtype = _header(f)

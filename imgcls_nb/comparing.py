@@ -23,11 +23,9 @@ def plan_settings(
     plan, # A `Plan`
 ) -> dict: # Such as `{'data.bs': 32}`
     "A plan as a flat table of settings, without the name of its run"
-    settings = plan_to_dict(plan) | dict(schedule=[_call_text(o) for o in plan.schedule])
+    settings = plan_to_dict(plan) | dict(schedule=list(map(str, plan.schedule)))
     del settings['run']
     return _flat(settings)
-
-def _call_text(fit): return f"{fit.method}({', '.join(f'{k}={v}' for k, v in fit.args.items())})"
 
 def _flat(d, prefix=''):
     if not isinstance(d, dict): return {prefix: d if not isinstance(d, list) else _list_text(d)}

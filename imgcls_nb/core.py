@@ -114,18 +114,21 @@ def open_image(
 ) -> Image.Image: # Upright, 8 bits a channel, in `mode`
     "Open a picture from anywhere, upright; raise `BadPictureError` if it cannot be read"
     if isinstance(source, np.ndarray): source = _from_array(source)
-    if isinstance(source, Image.Image): return _to_mode(_upright(source), mode, 'This picture')
     name = '<bytes>' if isinstance(source, (bytes, bytearray)) else str(source)
+    if isinstance(source, Image.Image): name = 'This picture'
     try:
-        with _opened(source) as file, Image.open(file) as im:
-            if im.width*im.height > MAX_PIXELS:
-                raise _too_large(name, f'{im.width}x{im.height}')
-            im.load() # Pillow has read the header only
-            return _to_mode(_upright(im), mode, name)
+        if isinstance(source, Image.Image): return _settled(source, mode, name)
+        with _opened(source) as file, Image.open(file) as im: return _settled(im, mode, name)
     except BadPictureError: raise
     except Image.DecompressionBombError as e: raise _too_large(name) from e # Pillow's own limit is higher, and speaks first
     except Exception as e: # decoders raise a dozen types for damaged files
         raise BadPictureError(f"{name}: not a picture that can be read ({_reason(e, source)}).") from e
+
+def _settled(im, mode, name):
+    if im.width*im.height > MAX_PIXELS: raise _too_large(name, f'{im.width}x{im.height}')
+    if not im.width*im.height: raise BadPictureError(f"{name}: it has no pixels, its size is {im.width}x{im.height}.")
+    im.load() # Pillow may have read the header only
+    return _to_mode(_upright(im), mode, name)
 
 def _opened(source): # a path is not left to Pillow, which maps some files into memory, and TIFFs that lie on their side wrongly
     if isinstance(source, (str, os.PathLike)): return open(source, 'rb')
@@ -154,7 +157,7 @@ def _reason(e, source):
     return 'unknown format' if isinstance(e, Image.UnidentifiedImageError) else str(e) or type(e).__name__
 
 # %% ../nbs/00_core.ipynb #a3e4df58
-FILTERS = {o.name.lower(): o for o in Image.Resampling}
+FILTERS = {o: Image.Resampling[o.upper()] for o in 'nearest box bilinear hamming bicubic lanczos'.split()} # of every Pillow
 
 def check_filter(
     interpolation:str, # One of `FILTERS`
@@ -311,7 +314,7 @@ def _check_preprocess(p):
                          f"it has resize_short={p.resize_short} and resize={p.resize}.")
     if not (p.crop or p.resize): raise InputError("A Preprocess needs crop or resize: all pictures of a batch have one size.")
     for name in ('crop', 'resize'):
-        if getattr(p, name): size_hw(getattr(p, name), name)
+        if getattr(p, name): object.__setattr__(p, name, size_hw(getattr(p, name), name)) # one number is a square
     if p.resize_short and not isinstance(p.resize_short, int):
         raise InputError(f"resize_short={p.resize_short!r} is no size. Give one number of pixels.")
     if p.resize_short: size_hw(p.resize_short, 'resize_short')

@@ -284,12 +284,16 @@ def _length(file):
 def _total(root): return sum(_used(o) for o in root.iterdir())
 
 def _make_room(root, shelf, allowed): # a shelf used within a day may be in use now
-    others = [(o.stat().st_mtime, o) for o in root.iterdir() if o.is_dir() and o != shelf]
+    others = [(used, o) for o in root.iterdir() if o != shelf and (used := _last_used(o))]
     total = sum(_used(o) for _, o in others)
     for opened, o in sorted(others):
         if total <= allowed or opened > time.time() - 24*3600: break
         total -= _used(o)
         shutil.rmtree(o, ignore_errors=True)
+
+def _last_used(shelf): # None: it is no shelf, or another process has removed it just now
+    try: return shelf.stat().st_mtime if shelf.is_dir() else None
+    except OSError: return None
 
 def _free_share(root):
     while not root.exists(): root = root.parent

@@ -8,7 +8,6 @@ __all__ = ['GLOBAL_KEYS', 'POST_KEYS', 'Inference', 'open_inference', 'paddle_li
 
 # %% ../nbs/62_deploy.ipynb #4a1a38d5
 import os
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from pathlib import Path
 from .archives import index_tar, tar_stamps
 from .core import InputError, ModelFileError, is_one_of_many
 from .foreign import open_foreign
-from .inputs import at_least_one, iter_pictures, own_cpus
+from .inputs import at_least_one, is_tar, iter_pictures, own_cpus
 from .metadata import find_model, read_card
 from .packed import find_tars
 from .pictures import Members
@@ -136,9 +135,10 @@ def plain_line(
 
 # %% ../nbs/62_deploy.ipynb #cf1a690d
 def find_all(
-    sources, # Paths, folders, patterns and tar files; each must be there
+    sources, # Paths, folders, patterns and tar files, or one of these; each must be there
 ) -> Iterator: # Of pictures
     "The pictures that a person named, at least one"
+    sources = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     return at_least_one(open_tars(chain.from_iterable([_found(o) for o in sources])), ', '.join(map(str, sources)))
 
 def _found(name): # where a folder has no pictures, but tar files, those
@@ -151,10 +151,7 @@ def open_tars(
     sources, # Pictures and tar files
 ) -> Iterator: # Of pictures
     "The same, with the pictures in a tar file in its place"
-    for o in sources: yield from _members(o) if _is_tar(o) else (o,)
-
-def _is_tar(o): # a compressed one is refused when it is opened
-    return isinstance(o, (str, os.PathLike)) and bool(re.search(r'\.(tar(\.(gz|bz2|xz|zst))?|tgz)$', os.fspath(o), re.I))
+    for o in sources: yield from _members(o) if is_tar(o) else (o,)
 
 def _members(file): # in its order
     stamps, index = tar_stamps([file]), index_tar(file)

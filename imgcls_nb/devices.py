@@ -6,11 +6,10 @@
 __all__ = ['known_device', 'auto_workers']
 
 # %% ../nbs/08_devices.ipynb #f6dab295
-import os
-
 import torch
 
 from .core import InputError, did_you_mean
+from .inputs import own_cpus
 from .ranks import is_together
 
 # %% ../nbs/08_devices.ipynb #b797fead
@@ -37,5 +36,4 @@ def auto_workers(
 ) -> int: # Loader processes
     "How many loader processes are worth having: none where training already uses every core"
     if torch.device(device).type == 'cpu': return 0
-    sharing = int(os.environ.get('LOCAL_WORLD_SIZE', 1)) if is_together() else 1
-    return max(1, min(8, torch.multiprocessing.cpu_count()//sharing))
+    return min(8, own_cpus())

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 import weakref
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -40,7 +40,7 @@ from IPython.display import display
 from .callbacks.control import ask_run
 from .checkpoints import read_checkpoint
 from .core import InputError, did_you_mean
-from .files import write_atomic
+from .files import in_words, write_atomic
 from .launching import clean_env, count_processes, read_gpus, read_number
 from .plan import FitPlan, Plan, plan_from_yaml, plan_to_yaml
 from .ranks import rank
@@ -210,7 +210,7 @@ def plan_to_launch(
     if objects:
         raise InputError(f"{', '.join(objects)}: an object, which cannot be handed to other processes. Name it by a text where "
                          "that is possible, or make the learner in a cell that begins with %%launch.")
-    run = Path(run or plan.run or f'runs/{plan.model.arch}')
+    run = Path(run or plan.run or f'runs/{plan.model.arch}').expanduser()
     if isinstance(source, Plan): calls = source.schedule if fit is None else _fits(fit)
     else: plan, calls = _from_here(source, plan, Path(folder or run.parent), run.name), _fits(fit)
     if not calls: raise InputError("launch needs to know what to do: fit=('fine_tune', dict(epochs=5)), for instance.")
@@ -237,8 +237,9 @@ def _pair(fit):
 def _from_here(learn, plan, folder, name): # the weights that it has now
     if not (plan.schedule or learn.clock.steps or {*plan.custom} & {*INSIDE}): return plan
     file = folder/f'{name}-start.safetensors'
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(file, safetensors.torch.save(dense(learn.model.state_dict())))
+    with _placed(folder/name):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, safetensors.torch.save(dense(learn.model.state_dict())))
     return replace(plan, model=replace(plan.model, pretrained=str(file)))
 
 # %% ../nbs/73_distributed.ipynb #ba6b1a42
@@ -254,11 +255,17 @@ def launch(
 ): # The learner, trained; without `wait` a `Launched`, which shows itself as a dashboard
     "Train in several processes"
     plan = plan_to_launch(source, fit, run)
-    Path(plan.run).parent.mkdir(parents=True, exist_ok=True)
+    with _placed(plan.run): Path(plan.run).parent.mkdir(parents=True, exist_ok=True)
     learn = source if isinstance(source, ImageLearner) else None
     command, file = _command(nproc, gpus, max_restarts, timeout_s), _kept(plan)
     job = Launched([*command, 'train', '--plan', file], plan.run, partial(take_back, learn, plan.run), file.parent)
     return job.learner() if wait else job
+
+@contextmanager
+def _placed(run): # where nothing can be written, that is said before anything starts
+    try: yield
+    except OSError as e:
+        raise InputError(f"The run folder '{run}' cannot be written: {in_words(e)}, or give another one as run=….") from e
 
 def _command(nproc, gpus, max_restarts, timeout_s):
     gpus = ','.join(map(str, gpus)) if isinstance(gpus, (list, tuple)) else gpus
@@ -338,13 +345,14 @@ def launch_cell(
     args = _cell_arguments(line)
     _check_code(cell)
     _check_restarts(args.max_restarts, cell)
-    folder = Path(args.run)
-    folder.mkdir(parents=True, exist_ok=True)
-    for o in ('learner.json', 'learner.safetensors'): (folder/o).unlink(missing_ok=True)
+    folder = Path(args.run).expanduser()
     head = f'{_ASK}; run, resume = {str(folder)!r}, has_begun() # %%launch {line}' # in that line's place: numbers stay the same
     text = f'{head}\n{cell.rstrip()}\n{HAND_BACK.format(folder=str(folder.absolute()))}'
-    _write_cell(folder, text)
     command = _command(args.nproc, args.gpus, args.max_restarts, args.timeout) + ['python', folder/'cell.py']
+    with _placed(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for o in ('learner.json', 'learner.safetensors'): (folder/o).unlink(missing_ok=True)
+        _write_cell(folder, text)
     job = Launched(command, folder, partial(_take_over, learn, folder, text))
     return job.learner() if wait else job
 

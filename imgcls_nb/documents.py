@@ -7,6 +7,7 @@ __all__ = ['MAX_DEPTH', 'MAX_BYTES', 'MAX_YAML_BYTES', 'MAX_VALUES', 'MAX_NUMBER
 
 # %% ../nbs/03_documents.ipynb #96f863e2
 import json
+import sys
 
 import yaml
 
@@ -53,20 +54,30 @@ def read_yaml(
         root = loader.get_single_node()
         if root is None: return None
         _measure(root, {}, 0)
-        return loader.construct_document(root)
+        value = loader.construct_document(root)
     except RecursionError as e: raise InputError(f"{where} is nested too deeply: {MAX_DEPTH} levels are read.") from e
     except _PastLimit as e: raise InputError(f"{where} {e}") from e
     except (yaml.YAMLError, ValueError, TypeError) as e: raise InputError(f"{where} is not valid YAML ({e}).") from e
+    for key, first, last in loader.twice:
+        print(f"{where}: '{key}' stands in line {first} and again in line {last}, which counts.", file=sys.stderr)
+    return value
 
 class _PastLimit(Exception): pass
 
 class _Loader(yaml.SafeLoader):
-    nodes = 0
+    nodes, twice = 0, () # the latter: keys, and the lines that they stand in
 
     def compose_node(self, parent, index): # counted while they come
         self.nodes += 1
         if self.nodes > MAX_VALUES: raise _PastLimit(f"holds more than {MAX_VALUES:,} values.")
         return super().compose_node(parent, index)
+
+    def compose_mapping_node(self, anchor):
+        node, lines = super().compose_mapping_node(anchor), {}
+        for o in (k for k, _ in node.value if isinstance(k, yaml.ScalarNode) and k.value != '<<'):
+            if o.value in lines: self.twice = *self.twice, (o.value, lines[o.value], o.start_mark.line + 1)
+            lines[o.value] = o.start_mark.line + 1
+        return node
 
 def _measure(node, known, depth): # values and levels of a node and all below it
     if depth > MAX_DEPTH: raise _PastLimit(f"is nested too deeply, or a block is within itself: {MAX_DEPTH} levels are read.")

@@ -33,8 +33,8 @@ class Edits:
         root=None, # Folder that names are relative to; None: that of the run's data, else where the log is
         who:str|None=None, # Noted with each edit
     ):
-        self.file, found = _place(Path(where))
-        self.root, self.who, self.session, self.known = Path(root or found), who, uuid4().hex[:8], _Known()
+        self.file, found = _place(Path(where).expanduser())
+        self.root, self.who, self.session, self.known = Path(root or found).expanduser(), who, uuid4().hex[:8], _Known()
 
     def names_of(self,
         pictures, # Paths, or names below `root`

@@ -17,6 +17,7 @@ import numpy as np
 
 from .core import BadPictureError, InputError, did_you_mean
 from .evaluation import FOLDER, MANIFEST, SEEN, Evaluation, Told, saved_in
+from .files import in_words
 
 # %% ../nbs/55_evaluate.ipynb #4f31e647
 def labelled_pictures(
@@ -30,7 +31,7 @@ def _find_labelled(data, vocab): # the pictures, and their side of a split: 'tra
     from imgcls_nb.pictures import PictureList
     from imgcls_nb.plan import DataPlan
     from imgcls_nb.sources import find_pictures
-    if isinstance(data, (str, os.PathLike)): return _pictures_at(Path(data), tuple(vocab))
+    if isinstance(data, (str, os.PathLike)): return _pictures_at(Path(data).expanduser(), tuple(vocab))
     if isinstance(data, DataPlan): return find_pictures(data)[1], 'valid'
     pics = getattr(data, 'valid_ds', None)
     if pics is not None: return pics, 'valid'
@@ -156,17 +157,28 @@ def evaluate(
 ) -> Evaluation:
     "Predict once, to answer every question from it"
     tta = _tta_args(tta)
-    if isinstance(source, (str, os.PathLike)): return _evaluate_path(Path(source), data, tta, run, name, whole)
+    if isinstance(source, (str, os.PathLike)): return _evaluate_path(Path(source).expanduser(), data, tta, run, name, whole)
+    if where := _run_of(source) if run is None else run: _make_room(where)
     if not hasattr(source, 'get_preds'): ev = _evaluate_predictor(source, data, tta)
     else: ev = _by_learner(source, data, tta, whole)
     ev.facts |= dict(tta=tta, time=round(time.time(), 3))
-    if where := _run_of(source) if run is None else run: _keep(ev, where, name or _usual_name(ev, source, data, tta))
+    if where: _keep(ev, where, name or _usual_name(ev, source, data, tta))
     return ev
 
+def _make_room(run): # now, and not when all pictures were looked at
+    try:
+        if _is_first(): (Path(run).expanduser()/FOLDER).mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise InputError(f"The evaluation cannot be kept in '{run}': {in_words(e)}, or give another run=…; run=False keeps "
+                         "nothing.") from e
+
+def _is_first(): # of several processes; a program that has not imported what tells is alone
+    together = sys.modules.get('imgcls_nb.ranks')
+    return together is None or together.rank() == 0
+
 def _keep(ev, run, name):
-    ev.run = Path(run)
-    together = sys.modules.get('imgcls_nb.ranks') # who has not imported it is alone
-    if together is None or together.rank() == 0: ev.save(ev.run/FOLDER/name)
+    ev.run = Path(run).expanduser()
+    if _is_first(): ev.save(ev.run/FOLDER/name)
 
 # %% ../nbs/55_evaluate.ipynb #54205f0b
 def _tta_args(tta):
@@ -211,17 +223,21 @@ def _evaluate_path(path, data, tta, run, name, whole):
     if not (path/'config.yaml').is_file(): raise InputError(f"'{path}' holds no saved predictions, and is no run folder. "
                                                             "Give what evaluate has saved, a run folder, or a model file.")
     save = path if run is None else run
+    if data is None and save: _make_room(save)
     if data is None: return _by_run(path, tta, save, name, whole)
     from imgcls_nb.trained import TorchPredictor, load_trained
     return evaluate(TorchPredictor(load_trained(path)), data, tta, save, name)
 
 # %% ../nbs/55_evaluate.ipynb #0408f940
 def _say_if_older(run, name, ev): # than the checkpoints
-    files = [o for o in (run/'best_model.json', run/'latest.json') if o.is_file()]
-    steps = [json.loads(o.read_text('utf-8'))['facts'].get('step') for o in files]
+    steps = [o for file in ('best_model.json', 'latest.json') for o in _step_of(run/file)]
     if not steps or ev.facts.get('step') in (None, *steps): return
     print(f"'{name}' was evaluated at step {ev.facts['step']}, and the run has come to step {steps[-1]}. "
           "Evaluate the learner to have it anew.")
+
+def _step_of(manifest): # none where it cannot be read: the evaluation can be, and it is another matter to go on with the run
+    try: return [json.loads(manifest.read_text('utf-8'))['facts']['step']]
+    except (OSError, ValueError, LookupError, TypeError): return []
 
 def _by_run(run, tta, save, name, whole):
     from imgcls_nb.trained import checkpoint_of

@@ -19,7 +19,7 @@ from .calibration import (
     TINY, Calibration, Coverage, best_temperature, calibration_of, coverage_of, mean_nll, row_blocks, with_temperature)
 from .confusion import MEANS, Confusion, count_pairs, mean_score
 from .core import InputError, did_you_mean
-from .files import appending, sha256, sync_folder, write_atomic
+from .files import appending, in_words, sha256, sync_folder, write_atomic
 from .intervals import Interval, bootstrap, share_interval
 
 # %% ../nbs/54_evaluation.ipynb #9ccb9fad
@@ -350,7 +350,15 @@ def save(self:Evaluation,
 ) -> Path: # `folder`
     "Keep the table, to look at later without the network"
     self.judge() # refuses what cannot be kept
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
+    try: self._save(folder)
+    except OSError as e:
+        raise InputError(f"The evaluation cannot be saved in '{folder}': {in_words(e)}, or save it elsewhere: "
+                         "ev.save('my-evaluation').") from e
+    return folder
+
+@patch
+def _save(self:Evaluation, folder):
     folder.mkdir(parents=True, exist_ok=True)
     with appending(folder/'.lock'): # two savers take turns
         files = dict(probs=_store(folder, 'probs.npy', lambda f: np.save(f, self.probs)),
@@ -360,7 +368,6 @@ def save(self:Evaluation,
                      list_sha256=self.list_hash(), facts=self.facts, files=files)
         write_atomic(folder/MANIFEST, json.dumps(facts, indent=1).encode())
         _drop_others(folder, {o['file'] for o in files.values()})
-    return folder
 
 # %% ../nbs/54_evaluation.ipynb #fe2e2653
 def _store(folder, name, write): # named after its content

@@ -44,8 +44,10 @@ def show_pictures(
     fig, axs = plt.subplots(rows, columns, figsize=figsize, squeeze=False, layout='constrained')
     for ax in axs.flat: ax.axis('off')
     for ax, o in zip(axs.flat, pictures): ax.imshow(open_image(o))
-    for ax, o in zip(axs.flat, titles): ax.set_title(str(o).replace('$', r'\$'), fontsize=8)
+    for ax, o in zip(axs.flat, titles): ax.set_title(_plain(o), fontsize=8)
     return show_figure(fig, alt)
+
+def _plain(text): return str(text).replace('$', r'\$') # no formula
 
 # %% ../nbs/14_figures.ipynb #c444784e
 def show_curves(
@@ -74,7 +76,7 @@ def _name_ends(ax, ends): # from below, none over another
     room, last = (high - low)*.09, low - high
     for y, x, name, colour in ends:
         last = max(y, last + room)
-        ax.annotate(name, (x, y), xytext=(x + .02*(ax.get_xlim()[1] - ax.get_xlim()[0]), last), color=colour, va='center')
+        ax.annotate(_plain(name), (x, y), xytext=(x + .02*(ax.get_xlim()[1] - ax.get_xlim()[0]), last), color=colour, va='center')
 
 # %% ../nbs/14_figures.ipynb #fe73e3db
 def show_points(
@@ -89,7 +91,7 @@ def show_points(
     for y, values in enumerate(results.values()):
         ax.plot(values, [y]*len(values), 'o', color='C0', alpha=.5)
         ax.plot([np.median(values)]*2, [y - .3, y + .3], color='C0', linewidth=3)
-    ax.set(yticks=range(len(results)), yticklabels=results, xlabel=xlabel, ylim=(len(results) - .5, -.5))
+    ax.set(yticks=range(len(results)), yticklabels=map(_plain, results), xlabel=xlabel, ylim=(len(results) - .5, -.5))
     if percent: ax.xaxis.set_major_formatter(PercentFormatter(1))
     ax.spines[['top', 'right']].set_visible(False)
     ax.grid(axis='y', alpha=.3)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import InputError, ModelCard, ModelFileError, Preprocess, first_line
+from .core import ACTIVATIONS, OUTPUTS, InputError, ModelCard, ModelFileError, Preprocess, check_probability, first_line
 from .documents import read_yaml
 from .labels import name_classes, read_class_map
 from .metadata import find_model, read_card
@@ -55,7 +55,7 @@ def _read_post(post, folder):
     args = post.sub(name)
     given, file = args.get('label_list'), args.text('class_id_map_file')
     said = dict(labels=given or (_find_class_map(file, folder) if file else {}))
-    return said | (dict(activation='sigmoid', threshold=args.number('threshold', .5)) if name != 'Topk' else {})
+    return said | (dict(activation='sigmoid', threshold=args.above('threshold', .5, most=1)) if name != 'Topk' else {})
 
 # %% ../nbs/04_foreign.ipynb #66bd7d4f
 def open_foreign(
@@ -71,13 +71,17 @@ def open_foreign(
     "A predictor on a model file that says nothing about itself"
     if read_card(find_model(model)):
         raise InputError(f"'{model}' is one of ours and says all of this itself. Open it with imgcls_nb.predict.Predictor.")
+    _check_one_of('output', output, ('auto', *OUTPUTS)), _check_one_of('activation', activation, (None, *ACTIVATIONS))
     said = read_inference_config(config) if config is not None else {}
-    given = dict(labels=labels, preprocess=preprocess, activation=activation, threshold=threshold)
+    given = dict(labels=labels, preprocess=preprocess, activation=activation, threshold=check_probability(threshold, 'threshold'))
     said |= {k: v for k, v in given.items() if v is not None}
     if said.get('preprocess') is None:
         raise InputError(f"How pictures are prepared for '{model}' is not known. Give config=…, a PaddleClas YAML file, "
                          "or preprocess=Preprocess(…).")
     return Predictor(model, card=lambda run: _make_card(run, said, output, model), **kwargs)
+
+def _check_one_of(name, given, known):
+    if given not in known: raise InputError(f"{name}={given!r} is unknown. Use {' or '.join(repr(o) for o in known if o)}.")
 
 def _make_card(run, said, output, model):
     shape = said['preprocess'].shape

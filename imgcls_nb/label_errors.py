@@ -19,12 +19,13 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from .callbacks.control import check_idle
-from .core import InputError, did_you_mean
+from .core import InputError, check_count, did_you_mean
 from .evaluate import Evaluation, evaluate
 from .evaluation import saved_in
 from .learner import learner_from_plan, run_schedule
 from .places import cache_folder
 from .plan import plan_to_yaml
+from .states import weights_hash
 
 # %% ../nbs/59_label_errors.ipynb #6aee8c5f
 QUALITY = dict(self_confidence=lambda own, rival: own, margin=lambda own, rival: (own - rival + 1)/2)
@@ -84,11 +85,12 @@ def find_label_errors(
 # %% ../nbs/59_label_errors.ipynb #c6cfa3f0
 def out_of_fold(
     plan, # A `Plan`, such as `learn.plan`; what it trains on is judged
-    k:int=5, # How many folds, and trainings
-    epochs:int|None=None, # Of each training; None: the plan's own schedule
+    k:int=5, # How many folds, and trainings, 2 or more
+    epochs:int|None=None, # Of each training, 1 or more; None: the plan's own schedule
     keep=True, # Folder for what each fold has said, to go on with after an interrupt; True: below the cache folder; False: none
 ) -> Evaluation: # Of all pictures, fold after fold
     "Judge every picture of a data set by a network that has not seen it"
+    check_count(k, 'k', 2), check_count(epochs, 'epochs')
     schedule = plan.schedule if epochs is None else ()
     if epochs is None and not schedule:
         raise InputError("This plan has no training in it yet. Train the learner first, or give epochs=, such as epochs=3.")
@@ -96,7 +98,7 @@ def out_of_fold(
     for i in range(k):
         with redirect_stdout(io.StringIO()) if i else nullcontext(): # the machine is introduced once
             learn = learner_from_plan(replace(plan, data=replace(plan.data, valid=None, fold=(i, k)), run=None, schedule=()))
-        folder = keep and Path(keep)/_key(learn, schedule, epochs)
+        folder = keep and Path(keep).expanduser()/_key(learn, schedule, epochs)
         judged.append(Evaluation.load(folder) if folder and saved_in(folder) else _judge(learn, schedule, epochs, folder))
         pics.append(learn.dls.valid_ds)
         print(f"Fold {i + 1} of {k}: {len(judged[-1])} pictures judged, top1 {judged[-1].top1:.4f}.")
@@ -113,9 +115,7 @@ def _judge(learn, schedule, epochs, folder):
 def _key(learn, schedule, epochs): # of all that decides what is said
     lists = [o.list_hash() for o in (learn.dls.train_ds, learn.dls.valid_ds)]
     text = plan_to_yaml(replace(learn.plan, schedule=tuple(schedule))) + json.dumps([epochs, *lists])
-    digest = hashlib.sha256(text.encode())
-    for o in learn.model.state_dict().values(): digest.update(o.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+    return hashlib.sha256((text + weights_hash(learn.model)).encode()).hexdigest()[:16]
 
 def _joined(evs, pics, plan):
     probs, targs = (np.concatenate([getattr(o, name) for o in evs]) for name in ('probs', 'targs'))

@@ -27,6 +27,7 @@ from functools import partial
 from pathlib import Path
 
 from .core import InputError, is_one_of_many
+from .inputs import free_cpus
 
 # %% ../nbs/48_launching.ipynb #457b7243
 NUMBERS = {'--nproc': (int, 1, 'number of processes', 'a whole one from 1', 2), # type, least, and words for a message
@@ -97,7 +98,7 @@ def process_env(
     own = {LOGS: str(logs), 'TORCH_CPP_LOG_LEVEL': 'ERROR', 'PYTHONUNBUFFERED': '1'}
     if gpus is not None: own['CUDA_VISIBLE_DEVICES'] = ','.join(_allotted(env, gpus))
     if timeout_s is not None: own['IMGCLS_TIMEOUT'] = str(timeout_s)
-    threads = {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1)//nproc))}
+    threads = {'OMP_NUM_THREADS': str(max(1, free_cpus()//nproc))}
     return threads | dict.fromkeys(['GLOO_SOCKET_IFNAME', 'NCCL_SOCKET_IFNAME']*bool(interface), interface) | clean_env(env) | own
 
 def _allotted(env, gpus): # numbers count what torch sees, and of a cluster that may be some of the machine's

@@ -11,6 +11,7 @@ from .data import ImageDataLoaders, dls_from_plan # first, because it imports fa
 # %% ../nbs/45_learner.ipynb #d43e4f05
 import copy
 import inspect
+import os
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial, wraps
@@ -50,7 +51,7 @@ from .names import is_number
 from .optim import make_optimizer, read_optimizer
 from .plan import FitPlan, ModelPlan, ObjectivePlan, Plan
 from .ranks import rank, world
-from .resume import INSIDE, INTERRUPTED, check_call, end_call, take_up, tell_again
+from .resume import INSIDE, INTERRUPTED, LENGTH, check_call, end_call, take_up, tell_again
 from .runs import Run
 from .samplers import class_weights
 from .schedules import fit_scheduled
@@ -229,6 +230,7 @@ ImageLearner.fit_scheduled, FIT_METHODS = _noted(fit_scheduled), (*FIT_METHODS, 
 # %% ../nbs/45_learner.ipynb #0fcb2570
 def _build(plan, dls, loss_func=None, opt_func=None, metrics=None, cbs=None):
     device, obj = dls.device, plan.objective
+    if plan.run: plan = replace(plan, run=os.path.expanduser(plan.run))
     precision = read_precision(plan.precision, device)
     channels_last = read_channels_last(plan.channels_last, device, precision)
     precise = precision_callbacks(precision, device)
@@ -428,13 +430,19 @@ def resume_run(
     run, # Its folder, perhaps moved
     checkpoint=True, # Name of a checkpoint; True: the newest that is whole
     allow=(), # Changed settings to go on with
-    epochs:int|None=None, # Of the last training call, in place of those that it has
+    epochs:int|None=None, # Of the last training call, in place of those that it has, 1 or more
     **settings # Changed fields of the run's `DataPlan`, such as `path` or `num_workers`
 ) -> ImageLearner: # At the end of its training
     "Go on with a run from its folder alone"
     plan = Run.open(run).plan
-    plan = replace(plan, run=str(run), data=replace(plan.data, **settings), custom=tuple(set(plan.custom) - {*INSIDE}))
-    calls = plan.schedule if epochs is None else (*plan.schedule[:-1], _longer(plan.schedule[-1], epochs))
+    custom = tuple(o for o in plan.custom if o not in INSIDE)
+    plan = replace(plan, run=str(run), data=replace(plan.data, **settings), custom=custom)
+    calls = plan.schedule if epochs is None else (*plan.schedule[:-1], _longer(plan, epochs))
     return learner_from_plan(plan).resume(checkpoint, allow, calls)
 
-def _longer(fit, epochs): return replace(fit, args=fit.args | {'epochs' if fit.method == 'fine_tune' else 'n_epoch': epochs})
+def _longer(plan, epochs): # the last call
+    last = plan.schedule[-1] if plan.schedule else None
+    name = next((k for k in LENGTH if last and k in last.args), None)
+    if name: return replace(last, args=last.args | {name: epochs})
+    raise InputError(f"epochs={epochs}: the last training call of '{plan.run}' is {last or 'not there'}, and has no number of "
+                     "epochs to change. Leave epochs out, or begin another run with pretrained= this one.")

@@ -259,7 +259,7 @@ def find_columns(
     for k, v in columns.items():
         if k not in COLUMNS: raise InputError(f"columns has no '{k}'. Known: {', '.join(COLUMNS)}.{did_you_mean(k, COLUMNS)}")
         if v not in found: raise InputError(f"{where} has no column '{v}'. It has {some_of(found)}.{did_you_mean(v, found)}")
-    for k in COLUMNS.keys() - columns.keys():
+    for k in [o for o in COLUMNS if o not in columns]: # in this order, so that all processes refuse the same
         like = [o for o in found if str(o).strip().lower() in COLUMNS[k] and o not in columns.values()]
         if len(like) > 1:
             raise InputError(f"{where}: any of {some_of(like)} could be the {k}. Say which: columns={{'{k}': '{like[0]}'}}.")

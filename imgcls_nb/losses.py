@@ -7,14 +7,13 @@ __all__ = ['LOSSES', 'Loss', 'CrossEntropy', 'BCE', 'Focal', 'make_loss', 'weigh
 
 # %% ../nbs/30_losses.ipynb #56a31e13
 import inspect
-import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .core import InputError, did_you_mean
-from .names import find_name
+from .names import find_name, is_number
 
 # %% ../nbs/30_losses.ipynb #cf041315
 class Loss(nn.Module):
@@ -73,7 +72,7 @@ class Loss(nn.Module):
 
 # %% ../nbs/30_losses.ipynb #e30cfed3
 def _check_number(name, v, what, fits):
-    if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and fits(v): return
+    if is_number(v) and fits(v): return
     raise InputError(f"{name}={v!r} does not fit. Give a number {what}.")
 
 def _read_weight(weight):

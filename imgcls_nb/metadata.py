@@ -56,7 +56,7 @@ def find_model(
     path, # A model file, or a folder that holds one
 ) -> Path: # The file
     "The model file that is meant"
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_file(): return path
     here = sorted(o.name for o in path.glob('*.onnx')) if path.is_dir() else []
     named = [o for o in MODEL_NAMES if o in here] or here

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from .core import InputError, did_you_mean
+from .names import is_number
 from .seeds import mix_seed
 
 # %% ../nbs/18_mixing.ipynb #41e94568
@@ -112,10 +113,10 @@ def _read_op(o): # a name, or a pair of name and arguments
 def _check_arg(name, key, value, known):
     if key not in known:
         raise InputError(f"mix: {name} takes no '{key}'.{did_you_mean(key, known)} It takes: {', '.join(known)}.")
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if key == 'prob' and not (number and 0 <= value <= 1):
+    if key == 'prob' and not (is_number(value) and 0 <= value <= 1):
         raise InputError(f"mix: {name} has prob={value!r}. Give the share of batches that it gets, 0 to 1.")
-    if key != 'prob' and not (number and value > 0): raise InputError(f"mix: {name} has {key}={value!r}. Give a number above 0.")
+    if key != 'prob' and not (is_number(value) and value > 0):
+        raise InputError(f"mix: {name} has {key}={value!r}. Give a number above 0.")
 
 # %% ../nbs/18_mixing.ipynb #ddb62572
 def mix_ops(

@@ -18,7 +18,7 @@ from timm.models import adapt_input_conv, group_parameters
 from torch import nn
 
 from .archs import arch_cfg, build_arch, find_arch, published
-from .core import IMAGENET_MEAN, IMAGENET_STD, InputError, Preprocess, size_hw
+from .core import IMAGENET_MEAN, IMAGENET_STD, InputError, Preprocess, first_line, size_hw
 from .plan import plan_from_yaml
 from .weights import find_weights, on_hub, read_weights
 
@@ -66,10 +66,13 @@ def classes_of(
     path, # As for `find_weights`
 ) -> tuple: # Class names in the order of the outputs; (): the file is not of a run
     "The classes of the run that a weights file belongs to"
-    config = find_weights(path).with_name('config.yaml')
+    file = find_weights(path)
+    config = file.with_name('config.yaml')
     if not config.is_file(): return ()
     try: return tuple(plan_from_yaml(config.read_text('utf-8'), str(config)).data.vocab)
-    except (InputError, UnicodeDecodeError): return () # a config of something else
+    except (InputError, UnicodeDecodeError) as e: # damaged, of a later version, or of something else
+        print(f"Which classes {file.name} was trained on is not known, for '{config}' is no plan of a run: {first_line(e)}")
+        return ()
 
 def _for_classes(state, prefix, theirs, vocab, name): # the head with its rows in the order of `vocab`, or without a head
     if theirs == vocab or len(theirs) != len(vocab) or _count_classes(state, prefix) != len(vocab): return state
@@ -165,7 +168,8 @@ def _check_published(found, pretrained):
                          "Pass pretrained=False, or the path of a weights file.")
     if not there.available:
         raise InputError(f"The weights of '{found.name}' are not in the cache, and the hub cannot be reached. "
-                         f"{there.advice()} Or train from scratch: pretrained=False.")
+                         f"{there.advice()} Or train from scratch: pretrained=False, "
+                         "in the shell without --pretrained.")
 
 def _broke_off(found, e):
     reason = (str(e) or type(e).__name__).splitlines()[0]

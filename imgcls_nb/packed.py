@@ -158,10 +158,14 @@ def find_tars(
     root = Path(root)
     if name and (file := find_named(name, root)).is_file(): return [file]
     if name and (parts := _written_out(name)) != [name]: return _all_of(parts, name, root)
-    where, patterns = (root, (name,)) if name and any(o in name for o in '*?[') else (find_named(name or '.', root), _TARS)
+    where, patterns = _pattern(name, root) if name and any(o in name for o in '*?[') else (find_named(name or '.', root), _TARS)
     for o in patterns:
         if found := [f for f in [*where.glob(o), *(() if name else where.glob(f'*/{o}'))] if f.is_file()]: return sorted(found)
     return []
+
+def _pattern(name, root): # `glob` wants it relative
+    home = Path(name).anchor
+    return (Path(home), (str(Path(name).relative_to(home)),)) if home else (root, (name,))
 
 def _written_out(name): # 'a-{08..10}.tar' is three names, 'a-{x,y}.tar' two; without braces it is one
     m = re.search(r'\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}', name)

@@ -14,7 +14,7 @@ from torch import nn
 
 from .archives import ArrayUnpickler
 from .archs import build_arch, find_arch
-from .core import InputError, did_you_mean
+from .core import InputError, check_probability, did_you_mean
 
 # %% ../nbs/28_paddle.ipynb #f917abc6
 _TYPES = {'f2', 'f4', 'f8', 'i4', 'i8', 'u1', 'b1'}
@@ -88,9 +88,10 @@ FAMILIES = dict(resnet=_resnet_names, mobilenetv3=_mobile_names, lcnet=_lcnet_na
 def convert_pdparams(
     path, # A `.pdparams`
     arch:str, # PaddleClas's name of the network that it is of
-    dropout:float=.2, # What MobileNetV3 and PP-LCNet were trained with, as `dropout_prob`
+    dropout:float=.2, # What MobileNetV3 and PP-LCNet were trained with, as `dropout_prob`, 0..1
 ) -> tuple: # A state dict for the network of ours, and arguments to build that network with
     "Paddle's weights, as a network of ours has them"
+    check_probability(dropout, 'dropout')
     held, found = read_pdparams(path), find_arch(arch)
     family = _family(found)
     if family is None:
@@ -108,7 +109,10 @@ def convert_pdparams(
 def _family(found):
     return next((o for o in FAMILIES if found.library == 'timm' and re.match(rf'(tf_)?{o}[\d_]', found.base)), None)
 
-def _width(arch): return dict(width=float('.'.join(re.search(r'x(\d+)_(\d+)$', arch).groups())))
+def _width(arch):
+    if found := re.search(r'x(\d+)_(\d+)$', arch): return dict(width=float('.'.join(found.groups())))
+    raise InputError(f"'{arch}' is timm's own MobileNetV3, and PaddleClas's is another network. Give PaddleClas's name of it, "
+                     "such as 'MobileNetV3_large_x1_0'.")
 
 def _renamed(held, rules, model, family):
     state, modules = {}, dict(model.named_modules())

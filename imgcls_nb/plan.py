@@ -114,9 +114,17 @@ class FitPlan(_Record):
     method: str # 'fine_tune', 'fit_one_cycle', 'fit_flat_cos', 'fit_sgdr', 'fit_scheduled', 'fit'
     args: dict = field(default_factory=dict) # Its arguments
 
-# %% ../nbs/05_plan.ipynb #41d42a3a
+    @property
+    def epochs(self) -> int: # Frozen ones included
+        if self.method == 'fit_sgdr': return _cycle_epochs(**self.args)
+        frozen = self.args.get('freeze_epochs', 1)*(self.method == 'fine_tune')
+        return self.args.get('n_epoch', self.args.get('epochs', 0)) + frozen
+
+    def __str__(self): return f"{self.method}({', '.join(f'{k}={v}' for k, v in self.args.items())})" # as a cell has it
+
 def _cycle_epochs(n_cycles=0, cycle_len=0, cycle_mult=2, **args): return cycle_len*sum(cycle_mult**i for i in range(n_cycles))
 
+# %% ../nbs/05_plan.ipynb #41d42a3a
 @dataclass(frozen=True)
 class Plan(_Record):
     "Everything needed to do a run again"
@@ -146,10 +154,7 @@ class Plan(_Record):
     def replayable(self) -> bool: return not self.custom # Whether the plan alone rebuilds the run
 
     @property
-    def epochs(self) -> int: # Of the whole schedule, frozen ones included
-        n = sum(o.args.get('n_epoch', o.args.get('epochs', 0)) for o in self.schedule)
-        n += sum(o.args.get('freeze_epochs', 1) for o in self.schedule if o.method == 'fine_tune')
-        return n + sum(_cycle_epochs(**o.args) for o in self.schedule if o.method == 'fit_sgdr')
+    def epochs(self) -> int: return sum(o.epochs for o in self.schedule) # Of the whole schedule, frozen ones included
 
 # %% ../nbs/05_plan.ipynb #cccc0bad
 def _plain(o):

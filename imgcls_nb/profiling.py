@@ -35,6 +35,8 @@ from .callbacks.progress import EpochTable
 from .callbacks.timing import StepTimer
 from .core import InputError
 from .decode import PixelCache
+from .inputs import free_cpus
+from .names import is_number
 from .runs import Run
 from .seeds import seeded
 
@@ -306,7 +308,8 @@ def profile(
     without=(), # Classes of callbacks that should not be part of it
 ) -> Profile: # Show it, or read its `advice`
     "Measure where the time of a training goes, and say what to change"
-    if n_steps < 4: raise InputError(f"n_steps={n_steps} are too few to measure. Give 4 or more; 20 is usual.")
+    if not is_number(n_steps, whole=True) or n_steps < 4:
+        raise InputError(f"n_steps={n_steps!r} are too few to measure. Give 4 or more; 20 is usual.")
     if not len(learn.dls.train): raise InputError("There is nothing to measure: no batch is full. Take a smaller bs.")
     with seeded(0):
         twin, left_out = _make_twin(learn, without)
@@ -342,14 +345,12 @@ def _describe(twin, batch):
     could = dict(precision=precision, channels_last=auto_channels_last(device, precision))
     kept = getattr(getattr(dl, 'maker', None), 'kept', None)
     return dict(bs=dl.bs, size=tuple(batch[0].shape[-2:]), source_pixels=_source_pixels(dl, kept), device=device.type,
-                cached=isinstance(kept, PixelCache), cores=_cores(), threads=torch.get_num_threads(),
+                cached=isinstance(kept, PixelCache), cores=free_cpus(), threads=torch.get_num_threads(),
                 num_workers=dl.fake_l.num_workers, half_precision=half, channels_last=_lies_last(twin.model), could=could)
 
 def _source_pixels(dl, kept):
     if kept is None or not len(dl.dataset): return None
     return statistics.median(o.height*o.width for o in (kept(dl.dataset[i][0]) for i in range(min(8, len(dl.dataset)))))
-
-def _cores(): return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 def _lies_last(model): # a kernel of one pixel lies both ways, so it tells nothing
     kernels = [o for o in model.parameters() if o.ndim == 4 and o.shape[2]*o.shape[3] > 1 and o.shape[1] > 1]

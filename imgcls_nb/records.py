@@ -125,9 +125,7 @@ class Records:
         try:
             self._file.write(data)
             self._file.flush()
-        except OSError as e:
-            raise InputError(f"'{self.part}' cannot be written ({e.strerror}). What was labelled is kept: set this right and "
-                             "run the same again.") from e
+        except OSError as e: raise _unwritten(self.part, e) from e
 
     def finish(self):
         "Turn the draft into the file"
@@ -138,6 +136,7 @@ class Records:
                 f.flush()
                 os.fsync(f.fileno())
             os.replace(draft, self.out)
+        except OSError as e: raise _unwritten(self.out, e) from e
         finally: draft.unlink(missing_ok=True)
         self.close()
         self.part.unlink()
@@ -145,6 +144,10 @@ class Records:
     def close(self): self._file.close() # what is written stays
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
+
+def _unwritten(file, e):
+    return InputError(f"'{file}' cannot be written ({e.strerror or e}). What was labelled is kept: set this right and run the "
+                      "same again.")
 
 def _read_row(line): # None: cut, or overwritten by a crash of the machine
     try: row = json.loads(line) if line.endswith(b'\n') else None

@@ -217,7 +217,7 @@ def check_call(
     now, then = learn.plan.schedule[i], next(iter(o.plan.schedule[i:]), None)
     changes = call_changes(then, now) if then else {} # it was cut before its first step, and so it is not in the plan
     if i < learn.origin.at.call and changes:
-        raise InputError(f"{run} had {_call(then)} as training call {i + 1}, which is done, and not {_call(now)}. "
+        raise InputError(f"{run} had {then} as training call {i + 1}, which is done, and not {now}. "
                          "Make the calls that were made, in their order, each with resume=True.")
     if i == learn.origin.at.call: changes |= object_changes(o.plan, learn.plan)
     exact = check_changes(changes, allow, f"{run}, in training call {i + 1},") or _only_longer(learn, changes)
@@ -247,14 +247,12 @@ def _doubt_objects(learn):
 
 _KNOWN = 'imgcls_nb.', 'fastai.learner', 'fastai.callback.core', 'fastai.callback.progress' # what needs none
 
-def _call(fit): return f"{fit.method}({', '.join(f'{k}={v}' for k, v in fit.args.items())})"
-
 def end_call(
     learn, # A training call of it has just ended
 ):
     "Say what a call did that had nothing to do"
     if learn.resumption is None: return
-    call, epochs = _call(learn.plan.schedule[learn.call]), learn.resumption.epochs
+    call, epochs = learn.plan.schedule[learn.call], learn.resumption.epochs
     if learn.origin is None:
         if learn.clock.steps == learn.resumption.steps: _nothing_left(learn, call, epochs)
         learn.resumption, learn.run_writer.started = None, True
@@ -267,7 +265,7 @@ def _nothing_left(learn, call, epochs): # plan and folder agree on what was done
     if more: learn.plan = replace(learn.plan, schedule=(*before, then))
     elif then != now: learn.run_folder.write_plan(learn.whole_plan)
     print(f"{call}: nothing was left to do; epoch {epochs} was its last."
-          + (f" That is more than it asks for: the run stays {_call(then)}." if more else ''))
+          + (f" That is more than it asks for: the run stays {then}." if more else ''))
 
 def tell_again(
     learn, # Its plan ends with a call that is to resume, and has nothing to go on with
@@ -275,5 +273,5 @@ def tell_again(
     "Say that a call is one more, where it looks like the one before"
     *_, before, now = None, *learn.plan.schedule
     if before != now: return
-    print(f"{_call(now)} came to its end before, so this is one more, training call {len(learn.plan.schedule)}. "
+    print(f"{now} came to its end before, so this is one more, training call {len(learn.plan.schedule)}. "
           "resume=True goes on with what was cut.")

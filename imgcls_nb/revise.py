@@ -129,7 +129,7 @@ def apply_edits(
     edits = _log_of(edits, out)
     lists, changes = lists_of(source, vocab), edits.changes()
     _check_changes(lists, changes)
-    out = Path(out)
+    out = Path(out).expanduser()
     as_table = out.suffix.lower() in TABLES
     _check_free(out, lists, as_table)
     lines = [o for side, pics in lists.items() for o in _lines(side, pics, edits)]

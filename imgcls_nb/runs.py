@@ -33,7 +33,9 @@ class Run:
     "A run on disk: made by training, read by everything else"
     def __init__(self,
         path, # The folder; it need not exist yet
-    ): self.path, self._lock = Path(path), Lock(Path(path)/'run.lock', f"The run '{path}'")
+    ):
+        self.path = Path(path).expanduser()
+        self._lock = Lock(self.path/'run.lock', f"The run '{path}'")
 
     @classmethod
     def open(cls, path) -> 'Run':
@@ -41,7 +43,8 @@ class Run:
         run = cls(path)
         if run.exists: return run
         near = sorted(o.name for o in run.path.parent.glob('*') if cls(o).exists)
-        raise InputError(f"'{path}' is no run folder: it has no config.yaml."
+        why = 'it has no config.yaml' if run.path.exists() else 'there is nothing of this name'
+        raise InputError(f"'{path}' is no run folder: {why}."
                          + (f" Runs beside it: {', '.join(near[:8])}." if near else ""))
 
     @property
@@ -67,7 +70,9 @@ class Run:
     @property
     def best(self) -> Checkpoint: return read_checkpoint(self.path, 'best_model') # the checkpoint with the best score
 
-    def __repr__(self): return f"Run('{self.path.as_posix()}', {len(self.history())} epochs, {self.status})"
+    def __repr__(self):
+        n = len(self.history())
+        return f"Run('{self.path.as_posix()}', {n} epoch{'s'*(n != 1)}, {self.status})"
 
 def _read(file):
     if not file.is_file(): raise InputError(f"There is no file '{file}'.") # a pipe would be waited for
@@ -286,14 +291,14 @@ def plot(self:Run): # A matplotlib `Figure`
     fig, axes = plt.subplots(1, 3, figsize=(10, 2.6), layout='constrained')
     for ax, title in zip(axes, ('loss', 'score', 'learning rate')): ax.set(title=title, xlabel='epoch')
     for o in curves: axes[int('loss' not in o)].plot(history.epoch, history[o], label=o, marker='.')
-    self._draw_rate(axes[2], history)
+    self._draw_rate(axes[2])
     for ax in axes[:2]:
         if ax.lines: ax.legend(fontsize='small')
     plt.close(fig) # it is shown as a value, once
     return fig
 
 @patch
-def _draw_rate(self:Run, ax, history):
+def _draw_rate(self:Run, ax):
     steps = self.steps()
     if steps.empty: return
     ax.plot(steps.step, steps.lr.astype(float))

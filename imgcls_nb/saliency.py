@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from .core import InputError
-from .predict import Predictor, softmax
+from .predict import Predictor
 
 # %% ../nbs/61_saliency.ipynb #a4ac588d
 def predictor_of(
@@ -48,10 +48,8 @@ def occlusion_map(
         for o, (rows, cols) in zip(out, part): o[:, rows, cols] = 0
         return out
     parts = [places[i:i + bs] for i in range(0, len(places), bs)]
-    probs = np.concatenate([_probs(predictor, covered(o))[:, target] for o in parts])
-    return _scaled((_probs(predictor, x[None])[0, target] - probs).reshape(steps, steps))
-
-def _probs(predictor, x): return softmax(predictor.logits(x), predictor.card.temperature)
+    probs = np.concatenate([predictor.probs(covered(o))[:, target] for o in parts])
+    return _scaled((predictor.probs(x[None])[0, target] - probs).reshape(steps, steps))
 
 def _scaled(heat):
     heat = np.maximum(heat, 0).astype(np.float32)

@@ -28,6 +28,7 @@ from scipy.sparse.csgraph import connected_components
 
 from .core import MAX_PIXELS, BadPictureError, open_image
 from .decode import decoders, size_and_times
+from .inputs import free_cpus
 from .pictures import Arrays, Files, Members, PictureList
 from .places import cache_folder
 
@@ -157,7 +158,7 @@ class Scan:
 # %% ../nbs/14_scan.ipynb #d95cd535
 def _look_at_all(pics, todo, rows, progress, decode):
     def look(chunk): return [_try_to_look(pics.source(i), decode) for i in chunk]
-    pool = ThreadPoolExecutor(1 if isinstance(pics.place, Arrays) else os.cpu_count())
+    pool = ThreadPoolExecutor(1 if isinstance(pics.place, Arrays) else free_cpus())
     try:
         looks = pool.map(look, [todo[k:k + 8] for k in range(0, len(todo), 8)])
         for row, i in zip(_with_bar((o for chunk in looks for o in chunk), len(todo), progress), todo): # in this order it ends

@@ -179,6 +179,7 @@ def fit_scheduled(
     **kwargs # Of the schedule, such as `gamma`
 ):
     "Train with a schedule by name"
+    schedule = find_name('schedule', schedule, SCHEDULES, _WORDS)
     if lr is None: lr = Schedule(schedule, args=kwargs).lr if schedule == 'piecewise' else self.lr
     if self.opt is None: self.create_opt()
     self.opt.set_hyper('lr', lr)

@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from itertools import islice, tee, zip_longest
 
 from .core import InputError
-from .inputs import iter_pictures, source_name
-from .predict import Prediction, Predictor, Streamed
+from .inputs import source_name
+from .predict import Prediction, Predictor, Streamed, each_picture
 from .ranks import first_alone, from_first, in_turn, rank, world
 
 # %% ../nbs/08_sharing.ipynb #2f0d520b
@@ -26,13 +26,13 @@ def own_turns(
 # %% ../nbs/08_sharing.ipynb #11b62c7a
 def label_in_turn(
     predictor:Predictor, # The same in every process
-    sources, # Paths, or whatever `iter_pictures` takes that consists of such; the same and in the same order in every process
+    sources, # Paths, or whatever `each_picture` takes that consists of such; the same and in the same order in every process
     k:int=5, # How many classes to name, 1 or more
     bs:int=16, # Pictures given to the network at once, which is also what a process takes in one turn
     before:int=0, # How many pictures the first process has left out; the others leave out as many
 ) -> Iterator[Prediction]: # In the first process one of each picture, in their order; in the others none
     "Label pictures with all processes"
-    before, sources = from_first(before), iter_pictures(sources)
+    before, sources = from_first(before), each_picture(sources)
     names, todo = tee(sources) if rank() == 0 else ((), islice(sources, before, None)) # one that nobody reads would grow
     preds = predictor.batch(own_turns(todo, bs), k, bs)
     rows = (o for part in in_turn(_parts(preds, bs)) for o in part)

@@ -6,7 +6,6 @@
 __all__ = ['Trained', 'trained_from_plan', 'activation_of', 'checkpoint_of', 'load_trained', 'TorchPredictor']
 
 # %% ../nbs/42_trained.ipynb #59c5ee8e
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from .predict import Predictor
 from .running import Way
 from .runs import Run
 from .sources import class_names
+from .states import weights_hash
 
 # %% ../nbs/42_trained.ipynb #d7dae9c4
 @dataclass
@@ -77,10 +77,7 @@ class TorchPredictor(Predictor):
         self.card = ModelCard(trained.vocab, trained.preprocess, activation=activation_of(trained.plan))
         self.labels, self.preprocess, self.way = self.card.labels, self.card.preprocess, Way('torch', 'fp32')
 
-    def fingerprint(self):
-        digest = hashlib.sha256()
-        for o in self.model.state_dict().values(): digest.update(o.cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
+    def fingerprint(self): return weights_hash(self.model)
 
     def outputs(self, x):
         with torch.no_grad(): return self.model(torch.from_numpy(x)).numpy()

@@ -181,4 +181,4 @@ def trials_table(
 
 def _aligned(column, left):
     width = max(map(len, column))
-    return [f'{o:<{width}}' if left else f'{o:>{width}}' for o in column] 
+    return [f'{o:<{width}}' if left else f'{o:>{width}}' for o in column]

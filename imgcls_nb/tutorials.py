@@ -93,11 +93,19 @@ def _show_epochs(folder, done, show):
     while True:
         last = done.wait(0.5)
         log = Path(folder)/'run.jsonl'
-        lines = log.read_text('utf-8').split('\n')[:-1] if log.exists() else []
-        epochs = [o for o in map(json.loads, lines) if o['event'] == 'epoch' and o['time'] > began]
-        for o in epochs[seen:]: show(f"         epoch {o['epoch']}: valid_loss {o['valid_loss']:.4f}, top1 {o['top1']:.4f}")
+        lines = log.read_text('utf-8', 'replace').split('\n')[:-1] if log.exists() else []
+        epochs = [o for o in map(_epoch, lines) if o and o.get('time', 0) > began]
+        for o in epochs[seen:]: show(f"         epoch {o['epoch']}: {', '.join(f'{k} {o[k]:.4f}' for k in _SHOWN if k in o)}")
         seen = len(epochs)
         if last: return
+
+_SHOWN = 'valid_loss', 'top1'
+
+def _epoch(line): # of a log, which has texts for what is no number
+    try: o = json.loads(line)
+    except ValueError: return None # cut short
+    if not isinstance(o, dict) or o.get('event') != 'epoch': return None
+    return o | {k: float(o[k]) for k in _SHOWN if k in o}
 
 # %% ../nbs/75_tutorials.ipynb #4081f759
 def quickstart(
@@ -133,9 +141,11 @@ def describe_summary(
 def lab_command(
     folder, # Shown in the file browser; its quickstart is opened, if there is one
     browser:bool=True, # Open one
+    port:int=8888, # Or the next that is free
 ) -> list: # For `subprocess`
     "JupyterLab on a folder, for this machine only"
-    command = [sys.executable, '-m', 'jupyterlab', '--ip=127.0.0.1', f'--ServerApp.root_dir={Path(folder).resolve()}']
+    command = [sys.executable, '-m', 'jupyterlab', '--ip=127.0.0.1', f'--port={port}',
+               f'--ServerApp.root_dir={Path(folder).resolve()}']
     if (Path(folder)/'quickstart.ipynb').is_file(): command.append('--LabApp.default_url=/lab/tree/quickstart.ipynb')
     if not browser: command.append('--no-browser')
     if getattr(os, 'geteuid', lambda: 1)() == 0: command.append('--allow-root') # in containers; Jupyter refuses otherwise
@@ -145,11 +155,12 @@ def open_lab(
     folder='tutorials', # Receives the tutorials that are not there yet
     browser:bool=True, # Open one
     show=print, # Receives lines about what was copied
+    port:int=8888, # Or the next that is free
 ) -> int: # Exit status of JupyterLab
     "Open JupyterLab on a copy of the tutorials"
     import jupyterlab  # noqa: F401 (so that a missing one is named)
     show(describe_copies(folder, *copy_tutorials(folder)))
-    return _serve(lab_command(folder, browser))
+    return _serve(lab_command(folder, browser, port))
 
 def _serve(command, **env):
     server = subprocess.Popen(command, env=os.environ | env)

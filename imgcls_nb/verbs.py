@@ -110,7 +110,7 @@ def run_tutorials(args): # Of the command line
 def run_lab(args): # Of the command line
     "Open JupyterLab on the tutorials"
     from imgcls_nb.tutorials import open_lab
-    return open_lab(args.folder, not args.no_browser)
+    return open_lab(args.folder, not args.no_browser, port=args.port)
 
 def run_app(args): # Of the command line
     "Open the viewers for people who read no code"
@@ -164,11 +164,18 @@ def _config_plan(args):
     from imgcls_nb.config import plan_from_config, read_config
     plan = plan_from_config(read_config(args.config, args.override), _overridden(args))
     for note in plan.notes: print(note, file=sys.stderr)
+    _check_root(plan.data.path, args.config)
     return plan
+
+def _check_root(root, config): # a folder that nobody typed
+    if not root or os.path.exists(root) or any(o in root for o in '*?[{'): return
+    key = 'DataLoader.{}.dataset.image_root'.format
+    raise InputError(f"There is no folder '{root}', which {config} names as {key('Train')}. Put the pictures there, or say where "
+                     f"they are: -o {key('Train')}=FOLDER -o {key('Eval')}=FOLDER.")
 
 def _plan_of(file):
     from imgcls_nb.plan import plan_from_yaml
-    with open(file, encoding='utf-8') as f: return plan_from_yaml(f.read(), file)
+    with open(file, 'rb') as f: return plan_from_yaml(f.read(), file)
 
 def _overridden(args): return tuple(o.partition('=')[0].strip() for o in args.override)
 

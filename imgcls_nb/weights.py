@@ -96,7 +96,8 @@ PLAIN_KEYS = ('state_dict', 'model_state_dict', 'model') # where training script
 def _is_table(o): return isinstance(o, dict) and bool(o) and all(isinstance(v, torch.Tensor) for v in o.values())
 
 def _pick_table(state, key, path): # the network, and the key it was under
-    if key is None and _is_table(state): return state, None
+    if _is_table(state) and key is None: return state, None
+    if _is_table(state): raise InputError(f"'{path}' holds one network, under no key. Leave weights_key='{key}' out.")
     tables = {k: v for k, v in state.items() if _is_table(v)} if isinstance(state, dict) else {}
     if not tables: raise InputError(f"'{path}' holds no plain table of tensors, but {_kind(state)}.")
     if key is not None and key not in tables:
@@ -147,7 +148,8 @@ class PublishedWeights:
 
     def advice(self) -> str:
         "What to do on a machine that cannot reach it"
-        use = f"and put it at\n  {self.place}" if self.place else "and pass its path: pretrained='model.safetensors'"
+        use = (f"and put it at\n  {self.place}" if self.place else
+               "and pass its path: pretrained='model.safetensors', in the shell --pretrained model.safetensors")
         return f"On a machine with a network fetch\n  {self.url}\n{use}."
 
 def host_answers(

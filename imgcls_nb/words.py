@@ -19,9 +19,9 @@ def _arguments(args): return ', '.join(f"{k}={_number(v)}" for k, v in args.item
 def _named(pairs): return [f"{name}({_arguments(args)})" if args else name for name, args in pairs]
 
 def _data(d):
-    side = f"{d.train or 'the folder itself'}, in batches of {d.bs}{', the last one only if it is full' if d.drop_last else ''}"
-    held = 'a part that is held out' if d.valid is None else d.valid
-    valid = f"{held}{f', below {d.valid_path}' if d.valid_path else ''}, in batches of {d.valid_bs or d.bs}"
+    train = d.train or 'the folder itself, or train in it'
+    side = f"{train}, in batches of {d.bs}{', the last one only if it is full' if d.drop_last else ''}"
+    valid = f"{_held(d)}{f', below {d.valid_path}' if d.valid_path else ''}, in batches of {d.valid_bs or d.bs}"
     more = [f"each picture {d.repeats} times in a row"]*(d.repeats > 1)
     more += [f"sizes {', '.join(f'{h}x{w}' for h, w in d.sizes)}"]*bool(d.sizes)
     more += [f"sizes that grow from {d.start_size}"]*bool(d.start_size)
@@ -29,12 +29,17 @@ def _data(d):
             ('classes', f"{d.num_classes or 'as many as are found'}, "
                         f"{f'named in {d.label_file}' if d.label_file else 'named by their numbers or folders'}")]
 
+def _held(d):
+    if d.fold is not None: return f"part {d.fold[0] + 1} of {d.fold[1]}, which is held out"
+    if d.valid is None: return 'the folder beside it, or a part that is held out'
+    return d.valid if isinstance(d.valid, str) else f"{100*d.valid:g} % of them, which are held out"
+
 def _preprocess(p):
     if p is None: return "the network's own"
     how = f"{p['interpolation']}, {'smoothed' if p['antialias'] else 'single points, as OpenCV'}"
     first = f"shorter side to {p['resize_short']}" if p['resize_short'] else f"stretched to {'x'.join(map(str, p['resize']))}"
     crop = f", centre {'x'.join(map(str, p['crop']))}" if p['crop'] else ''
-    return f"{first} ({how}){crop}, mean {p['mean']}, std {p['std']}" 
+    return f"{first} ({how}){crop}, mean {p['mean']}, std {p['std']}"
 
 # %% ../nbs/29_words.ipynb #21483593
 def _model(m):

@@ -59,7 +59,10 @@ def _paddleclas_rows():
 # %% ../nbs/26_zoo.ipynb #c893522c
 def _latency_file(): return cache_folder('latency')/'measured.jsonl'
 
-def _untagged(name): return name if name in paddleclas_table() else name.partition('.')[0]
+def _untagged(name): # as the table calls it, without the tag of its weights
+    row = paddleclas_table().get(name)
+    if row and paddleclas_kind(row) in ('timm', 'arch-only'): return row['base']
+    return name if row else name.partition('.')[0]
 
 def note_latency(
     name:str, # As for `create_model`
@@ -115,6 +118,6 @@ def _matcher(pattern):
 def _with_latencies(df): # a column for each engine that was measured
     for o in read_latencies():
         h, w = o['size']
-        where = (df.name.map(_untagged) == o['name']) & (df['size'] == h if h == w else False)
+        where = (df.name.map(_untagged) == _untagged(o['name'])) & (df['size'] == h if h == w else False)
         if where.any(): df.loc[where, f"{o['engine']}_ms"] = o['ms']
     return df

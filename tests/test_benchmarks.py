@@ -149,12 +149,14 @@ def test_rows_of_trainings(bench):
     rows = fits(speed.fashion_rows(dict(ours=ours, a=slow, b=never), args), 'fashion')
     assert rows['time to 94 %'].passed and rows['time to 94 %'].ratio == '3.5'
     assert speed.fashion_rows(dict(ours=ours, b=never), args)[0].ratio == 'above 15.0'
+    assert speed.fashion_rows(dict(ours=[(1388, .94)], b=never), args)[0].ratio == 'above 1.08', "rounded down"
     assert rows['time to theirs'].measured == '100 s' and rows['time to theirs'].ratio == '3.5'
     lost = speed.fashion_rows(dict(ours=never, b=[(200, .5), (1400, .92)]), args)
     assert [o.measured for o in lost] == ['not reached', 'not reached', '1500 s'] and not any(o.passed for o in lost)
     assert 'best top-1 93.00%, theirs 92.00%' in lost[0].note and lost[2].ratio == '0.9'
     few = [{'from ImageNet': .8, 'a': .6, 'b': .5, 'seconds': 99.}, {'from ImageNet': .8, 'a': .6, 'b': .7, 'seconds': 99.}]
     assert fits(speed.few_rows(few, args), 'few')['few, gain'].passed and speed.few_rows(few, args)[0].measured == '15.0 points'
+    assert speed.few_rows(few, args)[0].spread and not speed.few_rows(few[:1], args)[0].spread, "one is no range"
 
 def test_rows_of_exports_and_checkpoints(bench):
     from imgcls_nb.export import ExportReport

@@ -223,7 +223,8 @@ def test_models_that_are_not_ours(refused, shapes, tmp_path, model_file, kind, s
 @pytest.mark.parametrize('verb', ['eval', 'infer', 'export'])
 def test_runs_that_are_none(refused, tmp_path, trained_run, shapes, verb):
     (tmp_path/'empty').mkdir()
-    for o in ('nowhere', 'empty', shapes): assert 'is no run folder' in refused(verb, o)
+    for o in ('empty', shapes): assert 'is no run folder: it has no config.yaml' in refused(verb, o)
+    assert "'nowhere' is no run folder: there is nothing of this name" in refused(verb, 'nowhere')
     assert 'Runs beside it: shapes' in refused(verb, trained_run.parent/'shape')
     assert "no checkpoint 'epoch_9'. It has: best_model, latest" in refused(verb, trained_run, '--weights', 'epoch_9')
     assert 'takes a run folder, or -c' in refused(verb)
@@ -245,14 +246,20 @@ def test_infer_without_pictures(refused, trained_run):
     assert 'no pictures to label. Name them behind the run folder' in refused('infer', trained_run)
 
 @pytest.mark.parametrize('args, says', [
-    ([], 'required'), (['tarin', 'x'], "invalid choice: 'tarin'"),
-    (['train', 'x', '--epohcs', '3'], 'unrecognized arguments: --epohcs'),
+    ([], 'Look for damaged files'), (['tarin', 'x'], "invalid choice: 'tarin'"),
+    (['train', 'x', '--epohcs=3'], "unrecognized arguments: --epohcs=3. Did you mean '--epochs'?"),
     (['train', 'x', '--epochs', 'three'], "invalid int value: 'three'"),
    
     (['config'], 'required')], ids=words)
 def test_what_cannot_be_parsed(imgcls, args, says):
     out, err = imgcls(*args, status=2)
     assert says in err and 'usage: imgcls' in err and not out
+
+def test_the_version(imgcls): assert re.fullmatch(r'imgcls_nb \d+\.\d+\.\d+\n', imgcls('--version')[0])
+
+def test_a_config_whose_pictures_are_elsewhere(refused, imgcls, shapes, tmp_path):
+    said = refused('train', '-c', QUICK)
+    assert 'dataset.image_root. Put the pictures there' in said and '-o DataLoader.Eval.dataset.image_root=FOLDER' in said
 
 def test_an_unknown_verb_in_a_process_of_its_own(tmp_path):
     assert "invalid choice: 'tarin'" in done(start(tmp_path, 'tarin'), status=2)[1]
@@ -265,6 +272,9 @@ def test_an_unknown_verb_in_a_process_of_its_own(tmp_path):
     (['config', QUICK, '-o', 'Global.epochs'], 'written key=value'), (['quickstart', 'nowhere'], "no folder 'nowhere'"),
     (['train', 'nowhere'], "no folder 'nowhere'")], ids=words)
 def test_other_slips(refused, args, says): assert re.search(says, refused(*args))
+
+def test_a_picture_in_the_place_of_a_plan(refused, shapes):
+    assert 'defect' not in (said := refused('train', '--plan', shapes/'circle/000.png')) and '000.png' in said
 
 def test_a_device_that_is_asked_for(refused, imgcls, monkeypatch):
     import torchvision.transforms.v2  # noqa: F401 (looks for a GPU when it is imported)

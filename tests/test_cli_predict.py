@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from colours import COLOURS, colour, paint, write_model
 
+from imgcls_nb.benchmark import _start_once, benchmark
 from imgcls_nb.cli import main
+from imgcls_nb.core import InputError
 from imgcls_nb.deploy import Progress
 from imgcls_nb.shipped import shipped_path
 
@@ -253,6 +255,12 @@ def test_benchmark(imgcls, deploy, monkeypatch):
     assert models_table('resnet18', pretrained_only=False).query('size == 8').empty, "there is no row for 8 pixels"
     noted = json.loads((deploy/'cache/latency/measured.jsonl').read_text())
     assert (noted['name'], noted['size'], noted['engine']) == ('resnet18', [8, 8], 'onnxruntime')
+
+def test_a_process_that_dies_without_a_word():
+    with pytest.raises(InputError, match='ended with status 9, without a word'):
+        _start_once([sys.executable, '-c', 'import os; os._exit(9)'])
+    for how in (dict(limit=0), dict(bs=0)):
+        with pytest.raises(InputError, match=f'{next(iter(how))}=0 is no number'): benchmark('model.onnx', 'pictures', **how)
 
 def test_benchmark_without_labels_or_pictures(imgcls):
     out, _ = imgcls('benchmark', '../inference', '../dataset', '--seconds', .05, '--engine', 'onnxruntime')

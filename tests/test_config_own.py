@@ -1,13 +1,11 @@
 "The configs that travel with the package: each is built, each distinct recipe is trained, saved and resumed"
 import importlib.util
-import re
 import sys
 from pathlib import Path
 
 import pytest
 
 from imgcls_nb.config import plan_from_config, read_config
-from imgcls_nb.core import InputError
 from imgcls_nb.shipped import list_shipped, shipped_path
 
 OWN = [o for o in list_shipped() if o.startswith('configs/') and o.endswith('.yaml') and 'inference' not in o]
@@ -42,15 +40,6 @@ def test_each_is_built(name, capsys):
 def test_each_says_how_it_is_started(name):
     head = [o for o in shipped_path(name).read_text('utf-8').splitlines() if o.startswith('#')]
     assert any(f'imgcls train -c {name}' in o for o in head)
-
-def test_a_data_set_by_name_in_place_of_lists(monkeypatch, tmp_path): # with overrides alone, as tutorials print it
-    fetched, name = [], 'configs/quick_start/MobileNetV3_large_x1_0.yaml'
-    monkeypatch.setattr('imgcls_nb.datasets.named_dataset', lambda *args: fetched.append(args) or tmp_path/'flowers')
-    use = [f'DataLoader.{o}.dataset.name=flowers102' for o in ('Train', 'Eval')]
-    with pytest.raises(InputError, match='Take it out: -o ') as e: plan_from_config(read_config(name, use))
-    assert not fetched, "it is said before anything is fetched"
-    data = plan_from_config(read_config(name, [*use, *re.findall(r'-o (\S+)', str(e.value))])).data
-    assert fetched == [('flowers102', './dataset/flowers102/')] and (data.path, data.train) == (str(tmp_path/'flowers'), None)
 
 def test_each_recipe_is_trained_saved_and_resumed(tmp_path):
     folder = tmp_path/'pictures'

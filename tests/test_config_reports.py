@@ -96,6 +96,7 @@ def test_events_with_the_tags_of_visualdl(small):
     tags = read.Tags()
     assert scalars <= set(tags['scalars']) and tags['graph'] and any(o.startswith('train_batch') for o in tags['images'])
     assert any(o.startswith('weights/') for o in tags['histograms'])
+    assert not any(o.startswith('eval_ema') for o in tags['scalars']), "what is averaged has one name"
     top1 = [o['top1'] for o in run.events('epoch')]
     assert [o.value for o in read.Scalars('eval_acc')] == pytest.approx(top1)
     assert [o.step for o in read.Scalars('eval_acc')] == [1, 2] and len(read.Scalars('lr(LinearWarmup)')) == 4

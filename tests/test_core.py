@@ -134,6 +134,15 @@ def test_unreadable_bytes(data):
 def test_wrong_arrays(shape, kind):
     with pytest.raises(BadPictureError, match='is no picture'): open_image(np.zeros(shape, kind))
 
+IN_HAND = {'image file is truncated': lambda: Image.open(io.BytesIO(BAD_FILES['half.jpeg'])),
+           'conversion from La': lambda: Image.new('La', (4, 4)),
+           'has no pixels, its size is 0x7': lambda: Image.new('RGB', (0, 7))}
+
+@pytest.mark.parametrize('read', [open_image, Preprocess()], ids=['open', 'preprocess'])
+@pytest.mark.parametrize('says', IN_HAND)
+def test_pictures_in_hand_that_cannot_be_used(says, read):
+    with pytest.raises(BadPictureError, match=f'^This picture: .*{says}'): read(IN_HAND[says]())
+
 def test_too_many_pixels(monkeypatch):
     monkeypatch.setattr(core, 'MAX_PIXELS', 99)
     with pytest.raises(BadPictureError, match='<bytes>: 10x10 pixels is more than the limit of 99'):
@@ -167,6 +176,14 @@ def test_where_pillow_would_speak_first_our_limit_does(tmp_path):
         open_image(tmp_path/'bomb.png')
 
 # Resize and crop
+
+def test_filters_are_the_same_whichever_pillow_there_is():
+    assert list(core.FILTERS) == ['nearest', 'box', 'bilinear', 'hamming', 'bicubic', 'lanczos']
+    with pytest.raises(InputError, match='mks2013'): Preprocess(interpolation='mks2013')
+
+def test_one_number_is_a_square():
+    assert Preprocess(crop=32, resize_short=36) == Preprocess(crop=(32, 32), resize_short=36)
+    assert Preprocess(crop=None, resize_short=None, resize=32).size == (32, 32)
 
 SIZES = [(1, 1), (1, 9), (9, 1), (2, 3), (33, 47), (47, 33), (31, 250), (250, 31), (36, 36), (32, 32), (35, 37), (99, 101)]
 

@@ -172,6 +172,12 @@ class Counted:
 
 def files_of(photos): return sorted(map(str, photos.glob('*/*.jpg')))
 
+def test_a_shelf_that_another_process_removes_meanwhile(tmp_path, monkeypatch):
+    (tmp_path/'kept').mkdir()
+    (tmp_path/'kept/gone').symlink_to('nowhere') # a shelf when the folder was listed, and none when it is looked at
+    monkeypatch.setattr('pathlib.Path.is_dir', lambda self: True)
+    assert PixelCache(tmp_path/'kept', 'k', Counted(), limit=10**6).used() == 0
+
 def test_cold_and_warm_are_equal_and_nothing_is_decoded_twice(photos, tmp_path):
     make = Counted()
     cache = PixelCache(tmp_path/'kept', 'k', make)

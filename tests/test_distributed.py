@@ -621,6 +621,10 @@ def test_what_is_wrong_with_a_launch_is_said_at_once(pictures, out):
                       (dict(fit=None), 'needs to know what to do')):
         with pytest.raises(InputError, match=text): launch_learner(learn, **dict(nproc=2, fit=('fit', dict(n_epoch=1))) | how)
     with pytest.raises(InputError, match='Line 3 of the cell is no Python'): launch_cell('--nproc 2', 'x = 1\ny = (\n')
+    (out/'file').touch()
+    for act in (lambda: launch_learner(learn, nproc=2, fit=('fit', dict(n_epoch=1)), run=out/'file/run'),
+                lambda: launch_cell(f'--nproc 2 --run {out/"file"}', 'x = 1')):
+        with pytest.raises(InputError, match="run folder '.*file.*' cannot be written: .* or give another one"): act()
 
 def test_leftovers(monkeypatch, capsys):
     for k, v in dict(WORLD_SIZE='2', RANK='1').items(): monkeypatch.setenv(k, v)

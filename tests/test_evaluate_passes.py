@@ -93,6 +93,13 @@ def test_a_picture_deleted_later_does_not_matter(learn, pictures, tmp_path):
     same = Evaluation.load(tmp_path, 'all')
     assert same.top1 == ev.top1 and same.report().equals(ev.report()) and same.source(0) == str(pictures/'circle/000.png')
 
+@pytest.mark.parametrize('where', ['file/run', 'file'])
+def test_where_nothing_can_be_kept_nobody_looks(learn, tmp_path, monkeypatch, where):
+    (tmp_path/'file').touch()
+    monkeypatch.setattr(learn, 'get_preds', None) # not called
+    with pytest.raises(InputError, match="cannot be kept in .*file.*run=False keeps"): evaluate(learn, run=tmp_path/where)
+    with pytest.raises(InputError, match='cannot be saved in'): Evaluation(np.eye(3), [0, 1, 2], 'abc').save(tmp_path/where)
+
 # With a run, a plan or a model file
 
 def test_a_run_without_predictions_is_asked_once(trained_run, tmp_path):
@@ -106,6 +113,8 @@ def test_a_run_without_predictions_is_asked_once(trained_run, tmp_path):
 def test_older_predictions_are_said_to_be(trained_run, tmp_path, capsys):
     run = shutil.copytree(trained_run, tmp_path/'run')
     ev = evaluate(run)
+    (run/'latest.json').write_text('{"facts": ')
+    assert evaluate(run).top1 == ev.top1, "whatever has become of the checkpoints"
     ev.facts['step'] = 1
     ev.save(run/'evaluation/valid')
     capsys.readouterr()

@@ -309,6 +309,14 @@ def test_what_can_be_exported(trained_run, exported, tmp_path):
     with pytest.raises(InputError, match='epoch_99|no checkpoint'):
         export_onnx(trained_run, tmp_path/'x.onnx', weights='epoch_99')
 
+def test_damaged_notes_of_a_run(trained_run, tmp_path):
+    run = shutil.copytree(trained_run, tmp_path/'run')
+    (run/'data.json').write_text('{"train": ')
+    with pytest.raises(InputError, match=r'data\.json is not valid JSON .* or take it away'): export_onnx(run, tmp_path/'x.onnx')
+    (run/'data.json').unlink()
+    export_onnx(run, tmp_path/'x.onnx')
+    assert 'train' not in Predictor(tmp_path/'x.onnx').card.data
+
 def test_the_card_names_data_and_versions(trained_run, predictor):
     data, code = predictor.card.data, predictor.card.code
     said = json.loads((trained_run/'data.json').read_text())

@@ -162,9 +162,10 @@ def test_refused_files(tmp_path, text, says):
 
 @pytest.mark.parametrize('how, says', [
     (dict(labels=['a']), 'The model has 4 classes, numbered 0 to 3, and 1 names are given'),
-    (dict(labels={9: 'x'}), 'there is a name for class 9'), (dict(activation='relu'), 'activation is none'),
+    (dict(labels={9: 'x'}), 'there is a name for class 9'),
+    (dict(activation='relu'), "activation='relu' is unknown. Use 'softmax' or 'sigmoid'"),
     (dict(preprocess=Preprocess(mean=(.5,), std=(.5,))), 'cannot take pictures of'),
-    (dict(threshold=2), 'threshold'), (dict(output='votes'), 'output is none')], ids=str)
+    (dict(threshold=2), 'threshold=2 is no probability'), (dict(output='votes'), "output='votes' is unknown")], ids=str)
 def test_models_that_do_not_fit(folder, how, says):
     with pytest.raises(InputError, match=f'{says}'): open_foreign(folder/'inference.onnx', folder/'inference_cls.yaml', **how)
 

@@ -19,7 +19,7 @@ from imgcls_nb.callbacks import guards
 from imgcls_nb.callbacks.averaging import EMA, SWA
 from imgcls_nb.callbacks.clock import Clock, EpochMetrics
 from imgcls_nb.callbacks.guards import DivergenceGuard, EarlyStop, LossWatch, TimeLimit
-from imgcls_nb.callbacks.progress import EpochTable
+from imgcls_nb.callbacks.progress import EpochTable, _html
 from imgcls_nb.callbacks.steps import Accumulate, ClipNorm
 from imgcls_nb.checkpoints import state_from_bytes, state_to_bytes
 from imgcls_nb.core import InputError
@@ -97,6 +97,10 @@ def test_unknown_metrics_are_found_before_the_first_batch(metric, says):
                                   dict(min_delta=-1)], ids=str)
 def test_what_early_stopping_refuses(args):
     with pytest.raises(InputError, match=next(iter(args))): EarlyStop(**args)
+
+@pytest.mark.parametrize('args', [dict(patience=0), dict(every=0), dict(keep_every=-1), dict(factor=1)], ids=str)
+def test_what_the_guard_refuses(args):
+    with pytest.raises(InputError, match=next(iter(args))): DivergenceGuard(**args)
 
 def test_a_resumed_fit_goes_on_counting():
     first = fit(make(Script([1, 2, 2]), EarlyStop(patience=4)), 3)
@@ -368,3 +372,6 @@ def test_weights_that_were_lost_before_the_fit_are_named():
     learn = make(DivergenceGuard())
     with torch.no_grad(): learn.model[4].weight[0, 0] = math.nan
     with pytest.raises(InputError, match=r'no numbers when the fit began, such as 4\.weight'): fit(learn)
+
+def test_a_metric_without_a_name_of_its_own_has_one_in_the_table():
+    assert '<th>&lt;lambda&gt;</th>' in _html([('epoch', '<lambda>')], '')

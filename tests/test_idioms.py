@@ -78,10 +78,11 @@ def test_other_classes_get_a_new_head(renamed, trained_run, capsys):
     out = capsys.readouterr().out
     assert "other classes, such as 'circle'" in out and 'the head (fc.weight, fc.bias) is new' in out
 
-def test_a_foreign_config_beside_weights_says_nothing(trained_run, tmp_path):
+def test_a_foreign_config_beside_weights_says_nothing(trained_run, tmp_path, capsys):
     shutil.copy(trained_run/'best_model.safetensors', tmp_path)
     (tmp_path/'config.yaml').write_text('Global: {epochs: 3}')
     assert classes_of(tmp_path/'best_model') == ()
+    assert "Which classes best_model.safetensors was trained on is not known" in capsys.readouterr().out
 
 def teachers(learn, run, model_file):
     best = run/'best_model'

@@ -151,6 +151,10 @@ def test_a_plan_without_training_is_refused(shapes):
     plan = image_learner(image_dls(shapes, size=32, bs=8, num_workers=0, device='cpu'), 'test_resnet').plan
     with pytest.raises(InputError, match='no training in it yet'): out_of_fold(plan)
 
+@pytest.mark.parametrize('how', [dict(epochs=0), dict(epochs='3'), dict(k=1, epochs=1)], ids=str)
+def test_nobody_judges_who_was_not_trained(learn, how):
+    with pytest.raises(InputError, match=f'{next(iter(how))}='): out_of_fold(learn.plan, **how)
+
 def test_features_leave_the_network_as_it_was(learn):
     learn.model.train()
     before = {k: v.clone() for k, v in learn.model.state_dict().items()}

@@ -13,6 +13,7 @@ from torch.utils.data import get_worker_info
 from imgcls_nb.core import BadPictureError, InputError
 from imgcls_nb.data import BatchMaker, image_dls
 from imgcls_nb.datasets import make_shapes
+from imgcls_nb.devices import auto_workers
 from imgcls_nb.learner import image_learner
 
 HOW = dict(size=32, bs=8, device='cpu', num_workers=0)
@@ -150,3 +151,7 @@ def test_a_table_in_place_of_the_folder(shapes):
     import pandas as pd
     table = pd.DataFrame(dict(image=['a.png'], label=['a']))
     with pytest.raises(InputError, match='path is a DataFrame; give the folder .* as table='): image_dls(table)
+
+def test_loader_processes_by_the_processors_that_may_be_used(monkeypatch): # fewer than there are, in a container
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: {0, 1, 2}, raising=False)
+    assert [auto_workers(o) for o in ('cuda', 'cpu')] == [3, 0]

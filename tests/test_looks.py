@@ -8,6 +8,7 @@ from PIL import Image
 
 pytest.importorskip('ipywidgets', reason="viewers need the lab extra")
 from imgcls_nb.core import InputError, open_image
+from imgcls_nb.figures import show_curves, show_pictures, show_points
 from imgcls_nb.widgets import looks
 from imgcls_nb.widgets.looks import SERIES, Act, Note, Thumbs, Viewer, bar_html, gallery_html, paper, series_color, watch
 
@@ -165,3 +166,8 @@ def test_pyplot_knows_nothing_of_it():
     before = plt.get_fignums()
     Drawn()._repr_mimebundle_()
     assert plt.get_fignums() == before
+
+@pytest.mark.parametrize('show, values', [(show_curves, [.5, .6]), (show_points, [.5, .6]), (lambda o, alt: show_pictures(
+    [np.zeros((4, 4), np.uint8)], alt, list(o)), 0)], ids=['curves', 'points', 'pictures'])
+def test_names_in_figures_are_no_formulas(show, values):
+    assert '<img alt="words' in show({r'$\frac$': values}, 'words').data

@@ -247,6 +247,9 @@ def test_keys_that_are_not_there(tmp_path, state):
         read_weights(tmp_path/'w.pth')
     says = "under weights_key='studnt'. It holds networks under: teacher, student. Did you mean 'student'"
     with pytest.raises(InputError, match=says): read_weights(tmp_path/'w.pth', 'studnt')
+    torch.save(state, tmp_path/'one.pth')
+    with pytest.raises(InputError, match="one.pth' holds one network.*Leave weights_key='student' out"):
+        read_weights(tmp_path/'one.pth', 'student')
 
 @pytest.mark.parametrize('prefix', ['module.', '_orig_mod.', 'module._orig_mod.', '_orig_mod.module.'])
 def test_names_of_wrapped_networks(tmp_path, state, prefix):

@@ -135,6 +135,11 @@ def test_other_networks(arch, says, tmp_path):
     write_pdparams(tmp_path/'x.pdparams', model, lambda k: k)
     with pytest.raises(InputError, match=says): convert_pdparams(tmp_path/'x.pdparams', arch)
 
+def test_a_name_of_timm_for_another_network(tmp_path):
+    write_pdparams(tmp_path/'x.pdparams', torch.nn.ModuleDict(dict(fc=torch.nn.Linear(2, 3))), lambda k: k)
+    with pytest.raises(InputError, match="such as 'MobileNetV3_large_x1_0'"):
+        convert_pdparams(tmp_path/'x.pdparams', 'mobilenetv3_large_100')
+
 def test_arrays_that_are_left_over_are_named(tmp_path):
     model = shaken('DeiT_tiny_patch16_224')
     write_pdparams(tmp_path/'x.pdparams', model, lambda k: k, dict(more=np.zeros(3, np.float32)))

@@ -1,5 +1,7 @@
 "`Predictor`: pictures from anywhere, in order and in bounded memory; files that outlive a kill; models that lie are refused"
 import csv
+import errno
+import io
 import itertools
 import json
 import os
@@ -62,6 +64,11 @@ def test_names_with_brackets_are_names(predictor, tmp_path):
     paint(tmp_path, ['red_[1].png', 'red_1.png'])
     preds = list(predictor.batch([tmp_path/'red_[1].png', tmp_path/'blue[9].png', tmp_path/'red_1.png']))
     assert [o.label for o in preds] == ['red', None, 'red'] and 'no such file' in preds[1].error
+
+def test_a_list_is_read_as_in_training(tmp_path): # notes are none of its pictures, and a label may follow a tab
+    (tmp_path/'list.txt').write_text('# mine\na b.jpg 0\n c.png\t1\n\nd.png\n./#e 2\n')
+    names = [os.path.relpath(o, tmp_path) for o in iter_pictures(tmp_path/'list.txt')]
+    assert names == ['a b.jpg', 'c.png', 'd.png', '#e']
 
 @pytest.mark.parametrize('sources, says', [
     ('nowhere', "no file or folder 'nowhere'"), ('nowhere/*.png', "no file or folder 'nowhere/"), (7, 'A int is no picture'),
@@ -175,6 +182,11 @@ def test_bad_pictures_are_reported_in_place(predictor, bad, workers):
     assert all(Path(o.source).name in o.error and (o.label, o.prob, o.topk) == (None, 0, ()) for o in preds if o.error)
     assert all(o.error for o in predictor.batch([b'', b'GIF89a', bytearray(b'x'), np.zeros((0, 4), np.uint8), np.zeros((2, 2)),
                                                  Path('nowhere.png'), 3.5]))
+
+def test_bad_pictures_in_hand_end_no_batch(predictor, pictures):
+    cut = io.BytesIO((pictures/NAMES[2]).read_bytes()[:-30])
+    preds = list(predictor.batch([Image.open(pictures/NAMES[2]), Image.open(cut), Image.new('RGB', (0, 3)), pictures/NAMES[2]]))
+    assert [o.label for o in preds] == ['blue', None, None, 'blue']
 
 def test_bad_pictures_in_a_file(predictor, bad, tmp_path):
     done = predictor.stream(bad, tmp_path/'o.jsonl', bs=3)
@@ -304,7 +316,7 @@ def test_a_draft_of_other_work_is_refused(model, predictor, pictures, tmp_path):
         with pytest.raises(InputError, match='made otherwise'): who.stream(pictures, out, **how)
     with pytest.raises(InputError, match=f"picture 1 is .*{NAMES[0]}.*{NAMES[1]}"):
         predictor.stream(list_images(pictures)[1:], out)
-    with pytest.raises(InputError, match='NoneType'): predictor.stream([], out)
+    with pytest.raises(InputError, match='picture 1 is .*now there is none in'): predictor.stream([], out)
     assert (tmp_path/'o.csv.part').read_bytes() == before
     (tmp_path/'n.csv.part').write_text('my own notes')
     with pytest.raises(InputError, match='no draft of ours'): predictor.stream(pictures, tmp_path/'n.csv')
@@ -327,6 +339,14 @@ def test_a_full_disk_keeps_what_is_there(predictor, pictures, tmp_path, monkeypa
     except OSError: pass # closing the full file
     monkeypatch.undo()
     assert predictor.stream(pictures, tmp_path/'o.csv').before == 2
+
+def test_a_full_disk_at_the_end_keeps_what_is_there(predictor, pictures, tmp_path, monkeypatch):
+    def full(a, b): raise OSError(errno.ENOSPC, 'No space left')
+    monkeypatch.setattr('os.replace', full)
+    with pytest.raises(InputError, match='o.csv. cannot be written .No space left.*is kept'):
+        predictor.stream(pictures, tmp_path/'o.csv')
+    monkeypatch.undo()
+    assert os.listdir(tmp_path) == ['o.csv.part'] and predictor.stream(pictures, tmp_path/'o.csv').before == 10
 
 @pytest.mark.parametrize('out, says', [('o.xls', 'end in .csv'), ('o', 'does not say its format'), ('o.jsnol', "Did you mean")])
 def test_formats_that_there_are_not(predictor, pictures, tmp_path, out, says):

@@ -191,8 +191,8 @@ def test_the_slowest_tests_of_all_parts_are_named(tmp_path):
     (tmp_path/'conftest.py').write_text(read('tests/conftest.py'))
     (tmp_path/'test_x.py').write_text('import time, pytest\ndef test_slow(): time.sleep(.3)\n'
                                       '@pytest.mark.browser\ndef test_quick(): pass\n')
-    options = '-q', f'--rootdir={tmp_path}', f"--times={tmp_path/'times'}"
-    def part(name): return python('-m', 'pytest', tmp_path, *options, '-k', name)
+    times = f'--times={tmp_path/"times"}'
+    def part(name): return python('-m', 'pytest', '-q', tmp_path, '--rootdir', tmp_path, times, '-k', name)
     part('slow')
     lines = [o.split() for o in part('quick').stdout.splitlines()]
     assert [o[2] for o in lines if o[1:2] == ['s']] == ['test_x.py::test_slow', 'test_x.py::test_quick'] and lines[-1][0] == '1'

@@ -479,6 +479,18 @@ def test_nothing_to_resume(pictures, tmp_path, capsys):
     with pytest.raises(InputError, match='There is no run'): make(pictures, tmp_path/'none').resume()
     with pytest.raises(InputError, match='no run folder'): resume_run(tmp_path/'none')
 
+def test_only_a_call_with_epochs_is_made_longer(pictures, tmp_path):
+    with (learn := make(pictures, tmp_path/'run')).no_bar(): learn.fit_sgdr(1, 1)
+    with pytest.raises(InputError, match=r'fit_sgdr\(n_cycles=1, cycle_len=1\), and has no number of epochs'):
+        resume_run(tmp_path/'run', epochs=4)
+
+def test_a_run_at_home(pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path/'home'))
+    monkeypatch.setenv('USERPROFILE', str(tmp_path/'home'))
+    monkeypatch.chdir(tmp_path)
+    with (learn := make(pictures, '~/run')).no_bar(): learn.fit(1)
+    assert resume_run('~/run').clock.epochs == 1 and (tmp_path/'home/run/latest.json').is_file() and not (tmp_path/'~').exists()
+
 @posix
 @pytest.mark.parametrize('damage', [lambda f: f.write_bytes(f.read_bytes()[:-100]), lambda f: f.unlink(),
                                     lambda f: f.write_bytes(f.read_bytes()[:-8] + b'12345678')])

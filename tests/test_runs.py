@@ -214,6 +214,8 @@ def test_after_a_resume_the_lost_branch_is_gone(run):
 def test_nothing_yet(run):
     assert run.history().empty and run.steps().empty and list(run.steps()) == ['step', 'loss', 'lr', 'lr_first', 'wait']
     assert run.plot() and "0 epochs, empty" in repr(run)
+    run.log('epoch', epoch=1, step=1)
+    assert "1 epoch, killed" in repr(run)
 
 def test_a_line_cut_within_a_letter(run):
     epoch(run, 1)

@@ -238,6 +238,10 @@ def test_yaml_tags(tag, tmp_path):
     'base: &b {lr: 0.1}\nhead: {<<: *b, wd: 0}', 'a: [1, 1.5, ~, true, 2024-01-01]', '', '# nothing', 'x'])
 def test_honest_yaml_is_read_as_ever(text): assert read_yaml(text, 'x') == yaml.safe_load(text)
 
+def test_a_key_that_is_written_twice_is_told(capsys):
+    assert read_yaml('a: {b: 1}\nc: 3\nd: {<<: {x: 1}, <<: {y: 2}}\nc: 4', 'run.yaml') == dict(a=dict(b=1), c=4, d=dict(x=1, y=2))
+    assert capsys.readouterr().err == "run.yaml: 'c' stands in line 2 and again in line 4, which counts.\n"
+
 def test_many_classes():
     vocab = tuple(f'{i}: a name of some words, as in ImageNet' for i in range(22_000))
     plan = Plan(DataPlan('x', vocab=vocab), ModelPlan('resnet18'))

@@ -233,6 +233,7 @@ def test_groups_keep_their_ratio():
 def test_the_learners_rate_is_the_default():
     assert fit(learner(lr=.4), 2, 'constant').tolist() == [[.4]*3]*10
     assert fit(learner(lr=.4), 2, 'piecewise', decay_epochs=[1], values=[.3, .2]).tolist() == [[.3]*3]*5 + [[.2]*3]*5
+    assert fit(learner(lr=.4), 2, 'Piecewise', decay_epochs=[1], values=[.3, .2])[0, 0] == .3
     seen = fit(learner(), 2, 'piecewise', slice(.03, .3), decay_epochs=[1], values=[.3, .15])
     assert np.allclose(seen[[0, 9]], [[.03, .03*10**.5, .3], [.015, .015*10**.5, .15]])
 

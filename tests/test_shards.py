@@ -73,6 +73,10 @@ def test_patterns(shards, name, found):
     with pytest.raises(InputError, match=r"lacks 1 of 4 tar files '\{train,val\}-\{000..001\}.tar': val-001.tar"):
         find_tars(shards, name)
 
+def test_patterns_may_be_absolute(shards, tmp_path):
+    assert find_tars(tmp_path, f'{shards}/train-00[0-2].tar') == find_tars(shards, 'train-00[0-2].tar') != []
+    assert len(read_shards(tmp_path, f'{shards}/train-*.tar')[0]) == 60
+
 def test_a_pattern_in_a_plan(shards):
     train, valid = read_shards(shards, 'train-{000..003}.tar', 'train-{004..005}.tar')
     assert (len(train), len(valid)) == (40, 20)

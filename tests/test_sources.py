@@ -385,6 +385,17 @@ def test_texts_say_where_each_stands_first():
     texts = [*ODD, *ODD[::-1], 'xx', 'x', 'ü.pn', 'g']
     assert Texts(texts).firsts().tolist() == [texts.index(o) for o in texts] and Texts([]).firsts().tolist() == []
 
+def test_texts_from_the_end():
+    texts = Texts(['a', 'bc', ''])
+    assert [texts[-1], texts[-2], texts[np.int64(-3)]] == ['', 'bc', 'a'] and [*texts] == ['a', 'bc', '']
+    for i in (3, -4):
+        with pytest.raises(IndexError): texts[i]
+
+@pytest.mark.parametrize('mapped', [False, True])
+def test_a_file_of_columns_that_is_empty(tmp_path, mapped):
+    (tmp_path/'x').touch()
+    with pytest.raises(InputError, match="x' is damaged"): read_columns(tmp_path/'x', mapped)
+
 # Classes
 
 @pytest.mark.parametrize('labels, kwargs, vocab, placed', [
@@ -575,6 +586,7 @@ def test_several_tables(pictured):
 def test_columns_settle_what_a_table_is_for():
     assert find_columns(['path', 'image', 'label'], dict(image='image')) == dict(image='image', label='label')
     assert find_columns(['image', 'label', 'valid', 'split'], dict(valid='split', group='valid'))['group'] == 'valid'
+    assert list(find_columns(['group', 'split', 'label', 'path'], {})) == ['image', 'label', 'valid', 'group'] # in every process
 
 # IDX
 

@@ -149,7 +149,9 @@ def test_shards_are_labelled_as_their_pictures_are(place, tmp_path, shards, alon
     assert [o['source'] for o in rows] == shards and rows[6]['error'].startswith('shards/0.tar:digits/a/12.png: not a picture')
     for one, other in zip(rows, files): assert {**other, 'source': one['source'], 'error': one['error']} == one
     Path('shards.txt').write_text(''.join(f'shards/{k}.tar\n' for k in range(3)))
-    assert [*map(str, find_all(['shards.txt']))] == [*map(str, find_all(['shards/*.tar']))] == shards
+    assert [*map(str, find_all(['shards.txt']))] == [*map(str, find_all('shards'))] == shards
+    preds = Predictor('model.onnx').batch('shards/*.tar', bs=2) # in Python as on the command line
+    assert [(o.source, o.label) for o in preds] == [(o['source'], o['label']) for o in rows]
 
 def test_several_processes_go_on_within_a_shard(place, tmp_path, shards, monkeypatch):
     monkeypatch.chdir(place)

@@ -21,7 +21,7 @@ from imgcls_nb.data import dls_from_plan
 from imgcls_nb.datasets import draw_shape, make_shapes
 from imgcls_nb.evaluation import Evaluation
 from imgcls_nb.learner import learner_from_plan
-from imgcls_nb.tutorials import with_settings
+from imgcls_nb.tutorials import _epoch, with_settings
 from imgcls_nb.widgets import VIEWERS
 
 ROOT = Path(__file__).parent.parent
@@ -70,6 +70,27 @@ LAST = dict(augmentation_and_mixing="mix = mixed('cutmix')", distillation='teach
             fine_tuning='tuned = image_learner(', imbalanced_data='plain = ', quickstart='ev = ', resume_after_a_crash='rate = ',
             several_processes='layer_norm, ', tuning='def reached(', watching_and_stopping="shutil.rmtree('runs/watched'",
             where_the_model_is_wrong='how = ', your_own_pictures='first = ') # from there on nothing asks what the pictures are
+
+@pytest.mark.parametrize('name, first, last', [('your_own_pictures', 'messy = ', 'rng, truth'),
+                                               ('where_the_model_is_wrong', 'mixed = ', 'mixed = ')], ids=str)
+def test_what_is_put_into_wrong_folders_may_be_put_there_again(name, first, last, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    nb = read(FOLDER/f'{name}.ipynb')
+    found = run_cells(nb, '', 'path = ', quick=True)
+    seen = []
+    for cells in ((first, last), (last, last)): # the second time as with another Shift+Enter
+        found = run_cells(nb, *cells, **found)
+        files = (o for folder in ('messy', 'pictures') for o in tmp_path.rglob(f'{folder}/*/*.png'))
+        seen.append((found['truth'], sorted(o.name for o in files)))
+    assert seen[0] == seen[1] and sorted(seen[0][0]) == seen[0][1]
+    assert all(name.startswith(f'{right}-') for name, right in seen[0][0].items())
+
+@pytest.mark.parametrize('line, says', [
+    ('{"event": "epoch", "valid_loss": "nan", "top1": 0.5}', "{'top1': 0.5, 'valid_loss': nan}"),
+    ('{"event": "epoch"}', '{}'), ('{"event": "epo', None), ('[1]', None), ('{"event": "steps"}', None)], ids=str)
+def test_an_odd_line_of_a_log(line, says): # the shell shows what there is, whatever a crash has left
+    found = _epoch(line)
+    assert (found and str({k: found[k] for k in sorted({*found} - {'event'})})) == says
 
 @pytest.fixture(scope='module')
 def photographs(tmp_path_factory): return make_shapes(tmp_path_factory.mktemp('photographs')/'shapes', n=12, size=80)
@@ -137,10 +158,27 @@ def test_the_flowers_of_the_guide(tmp_path, monkeypatch):
     found = run_cells(nb, 'import os', 'config = ', flowers=True, epochs=1, quick=False)
     found = run_cells(nb, 'config = ', 'config = ', **found) # the cell may be run again
     assert len(run_cells(nb, 'pictures = ', 'pictures = ', **found)['pictures']) == 2, "of each class that has some"
-    _, config, *overrides = shlex.split(found['use'])
+    config, *overrides = shlex.split(found['use'])
     plan = plan_from_config(read_config(config, overrides[1::2]))
     dls = dls_from_plan(plan.data)
     assert (len(dls.train_ds), len(dls.valid_ds), dls.c, plan.run) == (6, 4, 102, 'output/MobileNetV3_large_x1_0')
+
+def printed(path): # commands of prose that train on the flowers
+    text = '\n'.join(sources(read(path), 'markdown')).replace('\\\n', ' ')
+    return re.findall('^imgcls .*train -c configs/.*flowers102.*$', text, re.M)
+
+PRINTED = [pytest.param(c, id=o.stem) for o in TUTORIALS for c in printed(o)]
+
+@pytest.mark.parametrize('command', PRINTED)
+def test_printed_commands_find_the_flowers(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('imgcls_nb.datasets.download_file', lambda file, path: pytest.fail(f'{path}: the flowers are there'))
+    draw_flowers(tmp_path/'dataset/flowers102')
+    config, *overrides = shlex.split(command.partition('train -c ')[2])
+    dls = dls_from_plan(plan_from_config(read_config(config, overrides[1::2])).data)
+    assert (len(dls.train_ds), len(dls.valid_ds), dls.c) == (6, 4, 102)
+
+def test_commands_with_a_named_data_set_are_printed(): assert {o.id for o in PRINTED} >= {'distillation', 'several_processes'}
 
 RECIPES = [f'configs/ImageNet/{o}.yaml' for o in ('ResNet50', 'ConvNeXt_tiny', 'DeiT_small_patch16_224')] # it names these
 RECIPE = read(FOLDER/'imagenet_recipe.ipynb')

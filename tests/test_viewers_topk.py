@@ -12,7 +12,7 @@ from imgcls_nb.datasets import draw_shape, make_shapes
 from imgcls_nb.edits import Edits
 from imgcls_nb.evaluation import Evaluation
 from imgcls_nb.plan import DataPlan, ModelPlan, Plan, plan_to_yaml
-from imgcls_nb.predict import Predictor
+from imgcls_nb.predict import Predictor, softmax
 from imgcls_nb.revise import apply_edits
 from imgcls_nb.saliency import activation_map, grid_layers, looked_at, occlusion_map, overlay, predictor_of
 from imgcls_nb.widgets import cleaner
@@ -35,6 +35,11 @@ def test_file_run_and_learner_say_the_same(model_file, trained_run, shapes):
     own = Predictor(model_file)
     assert predictor_of(own) is own
 
+def test_a_learner_without_a_run_has_a_predictor_to_look_at(shapes):
+    from imgcls_nb.learner import image_learner
+    learn = image_learner(image_dls(shapes, size=32, bs=8, num_workers=0, device='cpu'), 'test_resnet')
+    assert repr(predictor_of(learn)) == 'Predictor(in memory: 3 classes, 32x32 pixels)'
+
 @pytest.mark.parametrize('what', [3, object(), None])
 def test_what_cannot_answer_is_refused(what):
     with pytest.raises(InputError, match='cannot be asked'): predictor_of(what)
@@ -42,10 +47,16 @@ def test_what_cannot_answer_is_refused(what):
 # Where they looked
 
 class Corner: # says how bright the upper left quarter is
-    class card: temperature = 1.
-    def logits(self, x):
+    def probs(self, x):
         lit = x[:, :, :x.shape[2]//2, :x.shape[3]//2].mean((1, 2, 3))
-        return np.stack([lit, -lit], 1)
+        return softmax(np.stack([lit, -lit], 1))
+
+class Both(Corner): # of classes that do not exclude each other: the second is always there
+    def probs(self, x): return np.stack([super().probs(x)[:, 0], np.ones(len(x))], 1)
+
+def test_classes_that_do_not_exclude_each_other_have_maps_of_their_own():
+    one, other = (occlusion_map(Both(), np.ones((3, 32, 32), np.float32), i) for i in (0, 1))
+    assert np.allclose(one, occlusion_map(Corner(), np.ones((3, 32, 32), np.float32), 0)) and not other.any()
 
 @pytest.mark.parametrize('hw', [(32, 32), (64, 48), (7, 9), (224, 224)])
 def test_occlusion_finds_what_was_looked_at(hw):
@@ -137,7 +148,7 @@ def test_unreadable_and_new_pictures(model_file, shapes):
     viewer = TopKViewer(model_file, model_file, pictures=shapes/'square')
     assert viewer.widget and viewer.topk.agree(0)
     viewer.add([('bad.jpg', b'nothing'), ('<i>.png', (shapes/'circle/001.png').read_bytes())])
-    assert viewer.gallery.current == 20 and 'not a picture' in viewer.answer.value and viewer.topk.picture(20, 0) is None
+    assert viewer.gallery.current == 20 and 'bad.jpg: not a picture' in viewer.answer.value and viewer.topk.picture(20, 0) is None
     viewer.look(True)
     viewer.gallery.move(1)
     assert '<i>' not in viewer.answer.value and viewer.answer.value.count('<section>') == 2

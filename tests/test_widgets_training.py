@@ -11,7 +11,7 @@ import imgcls_nb.data  # noqa: F401 (imports fastai without its warning)
 from imgcls_nb.core import InputError
 from imgcls_nb.data import image_dls
 from imgcls_nb.learner import image_learner
-from imgcls_nb.plan import FitPlan
+from imgcls_nb.plan import DataPlan, FitPlan, ModelPlan, Plan
 from imgcls_nb.runs import Run
 from imgcls_nb.widgets import TrainingDashboard
 from imgcls_nb.widgets.following import Curve, LogReader, RunFollower, RunState, planned_epochs
@@ -98,8 +98,20 @@ def test_status(events, status):
 @pytest.mark.parametrize('fits, n', [
     ([], None), ([FitPlan('fit', dict(n_epoch=3))], 3), ([FitPlan('fine_tune', dict(epochs=3))], 4),
     ([FitPlan('fine_tune', dict(epochs=3, freeze_epochs=2))], 5),
-    ([FitPlan('freeze_to', {}), FitPlan('fit_flat_cos', dict(n_epoch=2))], 2)])
+    ([FitPlan('freeze_to', {}), FitPlan('fit_flat_cos', dict(n_epoch=2))], 2),
+    ([FitPlan('fit_sgdr', dict(n_cycles=3, cycle_len=2))], 2 + 4 + 8)])
 def test_planned_epochs(fits, n): assert planned_epochs(planned(*fits)) == n
+
+def test_cycles_count_while_they_last_and_when_they_are_over():
+    plan = planned(FitPlan('fit_sgdr', dict(n_cycles=2, cycle_len=1)), FitPlan('fit', dict(n_epoch=5)))
+    states = [fed(*(epoch(i + 1, 4*i + 4) for i in range(n)), plan=plan) for n in range(1, 5)]
+    assert [(o.call, o.total) for o in states] == [(0, 8), (0, 8), (0, 8), (1, 8)]
+
+def test_a_run_with_odd_notes_is_followed(tmp_path):
+    run = Run(tmp_path/'run')
+    run.start(Plan(DataPlan('photos'), ModelPlan('resnet18'), run=str(tmp_path/'run')), {})
+    (run.path/'data.json').write_text('[1]')
+    assert RunFollower(run.path).update()
 
 def test_speed_and_time_left():
     plan = planned(FitPlan('fit', dict(n_epoch=3)))

@@ -80,6 +80,10 @@ def test_times_join_the_table():
     assert (df.onnxruntime_ms[df['size'] == 224] == 8).all() and df.onnxruntime_ms[df['size'] != 224].isna().all()
     assert (df.openvino_ms[df['size'] == 224] == 3).all() and models_table('*resnet*', sort='openvino_ms').openvino_ms[0] == 3
 
+def test_times_by_the_names_of_paddleclas_join_too(): # as the card of a model has them, which a YAML file trained
+    note_latency('ResNet18', 224, 'onnxruntime', 8)
+    assert (models_table('resnet18.*')['onnxruntime_ms'].dropna() == 8).any()
+
 def test_a_line_cut_short_is_left_out():
     note_latency('resnet18', 224, 'x', 1)
     file = cache_folder('latency')/'measured.jsonl'

@@ -141,7 +141,6 @@ def after_epoch(self:Console):
     first = next(iter(own), None) # what the best is told by
     for prefix, name in (('', ''), ('ema_', ' ema')):
         if f'{prefix}{first}' in values: self._say_best(name, values[f'{prefix}{first}'])
-    if f'ema_{first}' in values: self._track({'eval_acc_ema': values[f'ema_{first}']}, self.clock.epochs)
 
 @patch
 def _say_best(self:Console, name, v):

@@ -15,7 +15,7 @@ import torch
 from fastai.callback.core import Callback, CancelFitException, CancelTrainException
 from torch import nn
 
-from ..core import InputError
+from ..core import InputError, check_count
 from ..metrics import check_monitor, epoch_names, lower_is_better
 from ..names import is_number
 from ..ranks import from_first, rank
@@ -197,11 +197,14 @@ class DivergenceGuard(Callback):
     "Stop a fit whose loss is no number or stays too high, with good weights and a reason"
     order, run_valid = 14, False # after mixing, and when the gradient is scaled and clipped
     def __init__(self,
-        factor:float=3., # A loss this many times the running median is too high
-        patience:int=20, # Steps in a row that it may be so
-        every:int|None=None, # Look at the losses every so many steps; None: each on a CPU, every 20th elsewhere
-        keep_every:int=50, # Copy the weights every so many steps
+        factor:float=3., # A loss this many times the running median is too high; above 1
+        patience:int=20, # Steps in a row that it may be so, 1 or more
+        every:int|None=None, # Look at the losses every so many steps, 1 or more; None: each on a CPU, every 20th elsewhere
+        keep_every:int=50, # Copy the weights every so many steps, 1 or more
     ):
+        for k, v in dict(patience=patience, every=every, keep_every=keep_every).items(): check_count(v, k)
+        if not is_number(factor) or not factor > 1:
+            raise InputError(f"factor={factor!r}: a loss is too high at so many times the usual one. Give a number above 1.")
         self.factor, self.patience, self.look_every, self.keep_every = factor, patience, every, keep_every
         self.grad_norm, self.good, self.why, self.unread = None, None, None, []
 

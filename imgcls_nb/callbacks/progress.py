@@ -8,6 +8,7 @@ __all__ = ['EpochTable']
 # %% ../../nbs/37_callbacks.progress.ipynb #0e9acff9
 import sys
 import time
+from html import escape
 
 from fastai.callback.core import Callback
 from fastai.imports import noop
@@ -32,7 +33,7 @@ class _Terminal: # finished rows stay, the running one moves
         if self.moving and not last: print(note, end='', flush=True)
 
 def _html(rows, note):
-    cells = lambda tag, row: '<tr>' + ''.join(f'<{tag}>{c}</{tag}>' for c in row) + '</tr>'
+    cells = lambda tag, row: '<tr>' + ''.join(f'<{tag}>{escape(str(c))}</{tag}>' for c in row) + '</tr>'
     head, body = (''.join(cells(*o) for o in part) for part in ([('th', r) for r in rows[:1]], [('td', r) for r in rows[1:]]))
     return f'<table><thead>{head}</thead><tbody>{body}</tbody></table>' + (f'<p>{note}</p>' if note else '')
 

@@ -26,9 +26,9 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..core import InputError, did_you_mean
+from ..files import write_atomic
 from ..names import is_number
 from ..plan import plan_to_dict
-from ..checkpoints import write_atomic
 from ..ranks import rank
 from ..seeds import seeded
 
@@ -165,7 +165,8 @@ def eval_tag(
 ) -> str:
     "The tag under which PaddleClas would write it"
     if name in ('data_wait', 'images_per_s'): return name
-    return f"eval_{name.removeprefix('valid_').replace('top1', 'acc')}"
+    own = name.removeprefix('ema_')
+    return f"eval_{own.removeprefix('valid_').replace('top1', 'acc')}{'_ema'*(own != name)}"
 
 # %% ../../nbs/43_callbacks.trackers.ipynb #1350f9db
 @patch

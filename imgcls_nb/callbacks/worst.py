@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from fastai.callback.core import Callback
 
 from ..core import InputError
+from ..names import is_number
 from ..ranks import all_values, rank
 
 # %% ../../nbs/43_callbacks.worst.ipynb #0af2b472
@@ -36,7 +37,8 @@ class WorstPictures(Callback):
     def __init__(self,
         n:int=24, # How many, 1 or more
     ):
-        if n < 1: raise InputError(f"n={n} keeps no picture. Give 1 or more, or leave the callback out.")
+        if not is_number(n, whole=True) or n < 1:
+            raise InputError(f"n={n!r} keeps no picture. Give 1 or more, or leave the callback out.")
         self.n, self.due, self.batches, self.seen, self.found = n, False, [], 0, []
 
     def after_train(self): self.due = not self.clock.searching

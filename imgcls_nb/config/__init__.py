@@ -76,11 +76,17 @@ def _named(sets): # a data set that is known by its name, if it is one
     if not set(names) & {*MAKERS, *PUBLISHED}: return
     if names[0] != names[1]:
         raise InputError(f"DataLoader: Train is of {names[0]} and Eval of {names[1]}. Name the same data set.")
-    lists = [f'{s.name}.cls_label_path' for s in sets if s.text('cls_label_path')]
-    if lists: # said before anything is fetched
-        raise InputError(f"{lists[0]} is a list of other pictures: {names[0]} says itself what each picture is. Take it out: "
-                         f"{' '.join(f'-o {o}=None' for o in lists)}")
-    return dict(path=str(named_dataset(names[0], [s.text('image_root') for s in sets][0])))
+    _no_lists(sets, names[0])
+    root, _ = (s.text('image_root') for s in sets)
+    if root and Path(root).name == names[0]: root = Path(root).parent
+    return dict(path=str(named_dataset(names[0], root)))
+
+def _no_lists(sets, name): # it has its own
+    listed = {f'{s.name}.cls_label_path': file for s in sets if (file := s.text('cls_label_path'))}
+    if not listed: return
+    (key, file), without = next(iter(listed.items())), ' '.join(f'-o {o}=null' for o in listed)
+    raise InputError(f"{key}='{file}' cannot stand beside name={name}, a data set that knows its own pictures. "
+                     f"To take these: {without}. To take those of the list: name=ImageNetDataset, for both.")
 
 def _lists(sets): # roots and list files
     from imgcls_nb.datasets import MAKERS, PUBLISHED

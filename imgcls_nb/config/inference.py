@@ -70,7 +70,7 @@ def eval_line(
     "An evaluation as the original's log has it"
     ks = [k for k in (1, 5) if k < len(ev.vocab)]
     values = dict(CELoss=ev.nll, loss=ev.nll) | {f'top{k}': ev.topk(k) for k in ks}
-    return f"[Eval][Epoch {epoch}][Avg]{', '.join(f'{k}: {v:.5f}' for k, v in values.items())}" 
+    return f"[Eval][Epoch {epoch}][Avg]{', '.join(f'{k}: {v:.5f}' for k, v in values.items())}"
 
 # %% ../../nbs/79_config.inference.ipynb #1f7eb529
 def infer_pictures(

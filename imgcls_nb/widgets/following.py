@@ -73,15 +73,17 @@ class LogReader:
 
     def read(self) -> list: # dicts; `renewed` says whether they begin another log
         "What was logged since the last look"
-        try: facts = os.stat(self.file)
+        try:
+            with open(self.file, 'rb') as f: return self._read(f)
         except OSError: return [] # not there yet, or just being moved aside
+
+    def _read(self, f):
+        facts = os.fstat(f.fileno())
         self.renewed = self.inode is not None and (facts.st_ino != self.inode or facts.st_size < self.place)
         if self.renewed: self.place = 0
         self.inode = facts.st_ino
-        if facts.st_size <= self.place: return []
-        with open(self.file, 'rb') as f:
-            f.seek(self.place)
-            whole, end, _ = f.read().rpartition(b'\n')
+        f.seek(self.place)
+        whole, end, _ = f.read().rpartition(b'\n')
         self.place += len(whole) + len(end)
         return [o for o in map(_event, whole.split(b'\n')) if o]
 
@@ -97,11 +99,7 @@ def planned_epochs(
 ) -> int|None:
     "How many epochs the training calls of a plan make together"
     if plan is None: return None
-    return sum(_epochs_of(o) for o in plan.schedule[first:]) or None
-
-def _epochs_of(fit):
-    n = fit.args.get('n_epoch', fit.args.get('epochs', 0))
-    return n + fit.args.get('freeze_epochs', 1)*(fit.method == 'fine_tune')
+    return sum(o.epochs for o in plan.schedule[first:]) or None
 
 # %% ../../nbs/71_widgets.following.ipynb #b736c2f5
 class Smooth:
@@ -234,7 +232,7 @@ def _go_on(self:RunState): # something is being trained
     self.status, self.why, self.ended, self.over = 'training', '', None, False
 
 @patch
-def _is_through(self:RunState): return self.done - self.before >= _epochs_of(self.plan.schedule[self.call])
+def _is_through(self:RunState): return self.done - self.before >= self.plan.schedule[self.call].epochs
 
 # %% ../../nbs/71_widgets.following.ipynb #b4c836d2
 @patch(as_prop=True)
@@ -323,7 +321,7 @@ class RunFollower:
         try: self.state.plan = self.run.plan
         except InputError: self.state.plan = None # of another version; the curves can be shown all the same
         try: self.state.pictures = json.loads((self.run.path/'data.json').read_text('utf-8'))['train']['pictures']
-        except (OSError, ValueError, KeyError): self.state.pictures = None
+        except (OSError, ValueError, KeyError, TypeError): self.state.pictures = None
 
 # %% ../../nbs/71_widgets.following.ipynb #234cbc24
 class LearnerLog(Callback):

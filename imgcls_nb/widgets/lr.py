@@ -53,7 +53,7 @@ class LRSearch:
     ):
         "Take a learning rate"
         low, high = self.lrs[0], self.lrs[-1]
-        if not (isinstance(lr, (int, float)) and low <= lr*(1 + 1e-9) and lr <= high*(1 + 1e-9)):
+        if not (isinstance(lr, (int, float, np.number)) and low <= lr*(1 + 1e-9) and lr <= high*(1 + 1e-9)):
             raise InputError(f"lr={lr!r} was not tried: the search went from {low:.2g} to {high:.2g}. Take one in between, "
                              "or search further with end_lr=….")
         self.lr = float(lr)

@@ -75,8 +75,9 @@ class TopK:
         return self.answered[i]
 
     def _ask(self, model, i):
+        name = self.pics.names[i]
         try: return model(self.pics.source(i), self.k)
-        except InputError as e: return Prediction(None, 0., source=self.pics.names[i], error=str(e))
+        except InputError as e: return Prediction(None, 0., source=name, error=str(e).replace('<bytes>', name)) # dropped
 
     def agree(self,
         i:int, # Which picture
