@@ -303,7 +303,6 @@ def test_what_is_not_supported_is_refused(override, says):
     with pytest.raises(InputError, match=says): plan(override)
 
 FLOWERS = [f'DataLoader.{o}.dataset.name=flowers102' for o in ('Train', 'Eval')]
-ROOT = 'DataLoader.Train.dataset.image_root'
 
 def test_a_named_data_set_takes_no_list(monkeypatch):
     monkeypatch.setattr('imgcls_nb.datasets.named_dataset', lambda *_: pytest.fail('fetched before it is refused'))
@@ -311,8 +310,8 @@ def test_a_named_data_set_takes_no_list(monkeypatch):
         plan(*FLOWERS)
     monkeypatch.setattr('imgcls_nb.datasets.named_dataset', lambda name, root: Path(root or 'cache')/name)
     without = re.findall(r'-o (\S+=null)', str(e.value)) # what it says to do is enough
-    for overrides, path in (([], 'dataset/flowers102'), ([f'{ROOT}=data'], 'data/flowers102'), ([f'{ROOT}=null'], 'cache/flowers102')):
-        data = plan(*FLOWERS, *without, *overrides).data
+    for root, path in (('./dataset/flowers102/', 'dataset/flowers102'), ('a', 'a/flowers102'), ('null', 'cache/flowers102')):
+        data = plan(*FLOWERS, *without, f'DataLoader.Train.dataset.image_root={root}').data
         assert (data.path, data.train, data.valid) == (path, None, None)
 
 WRONG = {
