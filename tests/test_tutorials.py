@@ -137,7 +137,7 @@ def test_the_flowers_of_the_guide(tmp_path, monkeypatch):
     found = run_cells(nb, 'import os', 'config = ', flowers=True, epochs=1, quick=False)
     found = run_cells(nb, 'config = ', 'config = ', **found) # the cell may be run again
     assert len(run_cells(nb, 'pictures = ', 'pictures = ', **found)['pictures']) == 2, "of each class that has some"
-    _, config, *overrides = shlex.split(found['use'])
+    config, *overrides = shlex.split(found['use'])
     plan = plan_from_config(read_config(config, overrides[1::2]))
     dls = dls_from_plan(plan.data)
     assert (len(dls.train_ds), len(dls.valid_ds), dls.c, plan.run) == (6, 4, 102, 'output/MobileNetV3_large_x1_0')
