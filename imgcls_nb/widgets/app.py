@@ -19,7 +19,7 @@ def find_models(
 ) -> dict: # Name to run folder, the newest first
     "Runs that have a model file"
     path = Path(path).expanduser()
-    if not path.is_dir(): raise InputError(f"'{path}' is no folder. Give a run, or a folder of runs. imgcls quickstart makes one.")
+    if not path.is_dir(): raise InputError(f"'{path}' is no folder. Give a run or a folder of runs. imgcls quickstart makes one.")
     found = [path] if (path/'model.onnx').is_file() else [o.parent for o in path.glob('*/model.onnx')]
     found.sort(key=lambda o: (o/'model.onnx').stat().st_mtime, reverse=True)
     if found: return {o.resolve().name: o for o in found}
