@@ -35,7 +35,7 @@ def of_class(node, noted):
 
 def described(node, noted):
     "A docstring, or the comment on the first line; then parameters and what comes back"
-    text = ast.get_docstring(node) or noted.get(node.lineno) or 'Made of:'*(node.name == '__init__')
+    text = ast.get_docstring(node) or noted.get(node.lineno) or ''
     more = of_class(node, noted) if isinstance(node, ast.ClassDef) else of_function(node, noted)
     return '\n'.join([text, *more]).strip()
 

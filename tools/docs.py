@@ -188,12 +188,11 @@ def build(only=''):
     names, modules = public_names()
     if only: modules = [o for o in modules if any(o.rpartition('.')[2] in c.name for c in chapters)]
     n = len(chapters) + len(modules) + len(PAGES_OF_ROOT)
-    print(f'Building {n} pages, {max(10, round(n/3, -1)):.0f} seconds of one core or more', flush=True)
+    print(f'Building {n} pages, about {max(10, round(n/3, -1)):.0f} seconds; more on a busy machine', flush=True)
     write_pages(chapters, {} if only else names)
     write_reference(modules)
     cfg = yaml.safe_load((ROOT/'mkdocs.yml').read_text('utf-8'))
-    config = ROOT/'build/mkdocs.yml'
-    config.parent.mkdir(exist_ok=True)
+    config = PAGES.with_name('mkdocs.yml')
     unfinished = SITE.with_name(f'{SITE.name}.unfinished')
     hooks = [str(ROOT/'tools/headings.py')]
     cfg |= dict(docs_dir=str(PAGES), site_dir=str(unfinished), nav=navigation(chapters, modules), hooks=hooks)

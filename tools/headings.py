@@ -12,6 +12,7 @@ def on_config(config): # a Chinese heading is a place as well, and not a number
 
 def on_page_content(html, page, config, files):
     "Chapters, whose headings do not pass through the extensions of mkdocs.yml; before the search reads the page"
+    if page.file.src_uri.startswith('tutorials/'): page.meta['search'] = dict(boost=2) # found before the reference
     if not page.file.src_uri.endswith('.ipynb'): return html
     taken, found = set(), []
     def place(m):
