@@ -37,7 +37,7 @@ def described(node, noted):
     "A docstring, or the comment on the first line; then parameters and what comes back"
     text = ast.get_docstring(node) or noted.get(node.lineno) or ''
     more = of_class(node, noted) if isinstance(node, ast.ClassDef) else of_function(node, noted)
-    return '\n'.join([text, *more]).strip()
+    return '\n'.join([text, *more]).rstrip() # an empty first line stays, else the parser takes the next one's indent away
 
 def is_property(f): return any(str(o.value) == 'patch(as_prop=True)' for o in f.decorators)
 
