@@ -152,10 +152,10 @@ def test_the_whole_site_is_built(docs, tmp_path, monkeypatch): # with every link
 
 @pytest.mark.browser
 @pytest.mark.skipif(absent or no_browser, reason="needs the docs extra and Debian's chromium")
-def test_the_search_answers(docs, tmp_path, monkeypatch): # a chapter of which two headings are alike
+def test_the_search_answers(docs, tmp_path, monkeypatch): # Chinese headings as well
     monkeypatch.setattr(docs, 'PAGES', tmp_path/'pages')
     monkeypatch.setattr(docs, 'SITE', tmp_path/'site')
-    docs.build('55')
+    docs.build('from_paddleclas')
     url, said = f'http://127.0.0.1:{(port := free_port())}', []
     server = subprocess.Popen([sys.executable, '-m', 'http.server', str(port), '-b', '127.0.0.1', '-d', tmp_path/'site'],
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -163,7 +163,8 @@ def test_the_search_answers(docs, tmp_path, monkeypatch): # a chapter of which t
         wait_for(lambda: urlopen(url).status == 200, 30, 'the site')
         with chromium() as page:
             page.on('console', lambda o: said.append(o.text) if o.type == 'error' else None)
-            for words, to in [('evaluate', '55_evaluate.html'), ('learner', '55_evaluate.html'), ('两条命令', 'README.zh.html')]:
+            for words, to in [('label', 'from_paddleclas.zh.html'), ('配置项', 'from_paddleclas.zh.html#%E9%85%8D'),
+                              ('a crash', 'index.html')]:
                 page.goto(f'{url}/index.html?q={words}')
                 page.wait_for_selector(f'.md-search-result__link[href*="{to}"]', state='attached', timeout=30_000)
     finally:
