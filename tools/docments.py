@@ -25,8 +25,9 @@ def of_function(node, noted):
     alone = [o for o in args if o.lineno in noted and lines.count(o.lineno) == 1 and o.lineno != node.lineno]
     said = [(o.arg, noted[o.lineno]) for o in alone]
     if said: yield from ('', 'Args:', *(f'    {name}: {word}' for name, word in said))
+    # a colon first: no name, and the type that the signature has
     rest = [k for k in range(node.lineno + 1, node.body[0].lineno) if k in noted and k not in lines]
-    if rest and node.returns is not None: yield from ('', 'Returns:', f'    {noted[rest[-1]]}')
+    if rest and node.returns is not None: yield from ('', 'Returns:', f'    : {noted[rest[-1]]}')
 
 def of_class(node, noted):
     fields = [o for o in node.body if isinstance(o, ast.AnnAssign) and o.lineno in noted]
@@ -34,9 +35,9 @@ def of_class(node, noted):
 
 def described(node, noted):
     "A docstring, or the comment on the first line; then parameters and what comes back"
-    text = ast.get_docstring(node) or noted.get(node.lineno) or 'Made of:'*(node.name == '__init__')
+    text = ast.get_docstring(node) or noted.get(node.lineno) or ''
     more = of_class(node, noted) if isinstance(node, ast.ClassDef) else of_function(node, noted)
-    return '\n'.join([text, *more]).strip()
+    return '\n'.join([text, *more]).rstrip() # an empty first line stays, else the parser takes the next one's indent away
 
 def is_property(f): return any(str(o.value) == 'patch(as_prop=True)' for o in f.decorators)
 
@@ -46,17 +47,18 @@ def as_property(f): # which is read, and not called
     return o
 
 class Docments(griffe.Extension):
-    def explain(self, obj):
+    def explain(self, obj, loader):
         node = node_of(obj) if obj.lineno and obj.endlineno else None
         text = node and described(node, noted_in(obj.filepath))
-        if text: obj.docstring = griffe.Docstring(text, lineno=obj.lineno, parent=obj)
+        style = dict(parser=loader.docstring_parser, parser_options=loader.docstring_options) # of mkdocs.yml
+        if text: obj.docstring = griffe.Docstring(text, lineno=obj.lineno, parent=obj, **style)
 
-    def on_function(self, *, func, **kwargs): self.explain(func)
+    def on_function(self, *, func, loader, **kwargs): self.explain(func, loader)
 
-    def on_class(self, *, cls, **kwargs): self.explain(cls)
+    def on_class(self, *, cls, loader, **kwargs): self.explain(cls, loader)
 
-    def on_attribute(self, *, attr, **kwargs): # a property is one
-        if 'property' in attr.labels: self.explain(attr)
+    def on_attribute(self, *, attr, loader, **kwargs): # a property is one
+        if 'property' in attr.labels: self.explain(attr, loader)
 
     def on_module_members(self, *, mod, **kwargs):
         "A function under `@patch` becomes a method or a property of its class, where that is of the same module"

@@ -4,11 +4,14 @@
     python tools/docs.py --only 60     # chapters whose name begins so; for a quick look
 """
 import argparse
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
+from functools import cache
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -135,19 +138,6 @@ def navigation(chapters, modules):
 
 # Building
 
-HEADING = re.compile(r'(<h[2-6][^>]*? id=")[^"]*(".*?href="#)[^"]*(".*?</h[2-6]>)', re.S)
-TOC = re.compile(r'<nav class="md-nav md-nav--secondary".*?</nav>\s*</div>', re.S)
-
-def mend_headings(page):
-    "The names of headings as the table of contents has them; other alphabets and code in headings lose theirs"
-    text = page.read_text('utf-8')
-    if not (toc := TOC.search(text)): return
-    head, body = text[:toc.end()], text[toc.end():]
-    wanted = re.findall(r'href="#([^"]*)" class="md-nav__link"', toc[0])
-    if len(wanted) != len(HEADING.findall(body)): return
-    names = iter(wanted)
-    page.write_text(head + HEADING.sub(lambda m: f'{m[1]}{(name := next(names))}{m[2]}{name}{m[3]}', body), 'utf-8')
-
 NO_WORDS = 'No description has been provided for this image' # nbconvert writes it where there are none
 
 class Links(HTMLParser):
@@ -180,25 +170,41 @@ def broken_links(site):
             elif anchor and target in pages and unquote(anchor) not in pages[target].ids:
                 yield f'{name}: {link} has no such place'
 
+def broken_search(site):
+    "What the search leads to and is not there, or stands in its index twice, at which the search in the browser fails"
+    found = json.loads((site/'search/search_index.json').read_text('utf-8'))['docs']
+    ids = cache(lambda page: Links(page).ids)
+    for location, n in Counter(o['location'] for o in found).items():
+        path, _, anchor = location.partition('#')
+        page = site/(path or 'index.html')
+        if n > 1: yield f'search: {location} is there {n} times'
+        if not page.exists() or anchor and anchor not in ids(page): yield f'search: {location} is not there'
+
 def build(only=''):
+    "What is wrong with the site; it is in its place when it is whole and was looked through"
     found = [o for o in sorted((ROOT/'nbs').rglob('*.ipynb')) if '.ipynb_checkpoints' not in o.parts]
     chapters = [o for o in found if o.name != 'index.ipynb' and o.parent.name != 'app'
                 and o.relative_to(ROOT/'nbs').as_posix().startswith(only)]
     names, modules = public_names()
     if only: modules = [o for o in modules if any(o.rpartition('.')[2] in c.name for c in chapters)]
+    n = len(chapters) + len(modules) + len(PAGES_OF_ROOT)
+    print(f'Building {n} pages, about {max(10, round(n/3, -1)):.0f} seconds; more on a busy machine', flush=True)
     write_pages(chapters, {} if only else names)
     write_reference(modules)
     cfg = yaml.safe_load((ROOT/'mkdocs.yml').read_text('utf-8'))
-    config = ROOT/'build/mkdocs.yml'
-    config.parent.mkdir(exist_ok=True)
-    cfg |= dict(docs_dir=str(PAGES), site_dir=str(SITE), nav=navigation(chapters, modules))
+    config = PAGES.with_name('mkdocs.yml')
+    unfinished = SITE.with_name(f'{SITE.name}.unfinished')
+    hooks = [str(ROOT/'tools/headings.py')]
+    cfg |= dict(docs_dir=str(PAGES), site_dir=str(unfinished), nav=navigation(chapters, modules), hooks=hooks)
     config.write_text(yaml.safe_dump(cfg, allow_unicode=True, sort_keys=False), 'utf-8')
     here = os.pathsep.join([str(ROOT/'tools'), str(ROOT)]) # docments.py, and this checkout's package
     env = os.environ | dict(NO_MKDOCS_2_WARNING='1', PYTHONPATH=here)
     command = [sys.executable, '-m', 'mkdocs', 'build', '--quiet', '--clean', '-f', str(config)]
     if status := subprocess.run(command, cwd=ROOT, env=env).returncode: sys.exit(status)
-    for o in chapters: mend_headings(SITE/o.relative_to(ROOT/'nbs').with_suffix('.html'))
-    return sorted(set(broken_links(SITE)))
+    bad = sorted({*broken_links(unfinished), *broken_search(unfinished)})
+    shutil.rmtree(SITE, ignore_errors=True)
+    unfinished.rename(SITE)
+    return bad
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
