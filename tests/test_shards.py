@@ -245,17 +245,20 @@ def many(tmp_path, monkeypatch): # an index of pictures that are not there
     for i in range(N//EACH): write_tar(tmp_path/f'many/{i:03}.tar', [('a.jpg', b'jpeg')])
     return tmp_path/'many'
 
+def read_and_ordered(many): # and what both take, in bytes
+    tracemalloc.start()
+    try:
+        pics, _ = read_shards(many)
+        return pics, batches(shuffled(len(pics), 0, 0), 64), tracemalloc.get_traced_memory()[0]
+    finally: tracemalloc.stop()
+
 def test_memory_for_each_picture(many):
     read_shards(many) # the first time
     gc.collect()
     objects = len(gc.get_objects())
-    tracemalloc.start()
-    try:
-        pics, _ = read_shards(many)
-        order = batches(shuffled(len(pics), 0, 0), 64)
-        now, _ = tracemalloc.get_traced_memory()
-    finally: tracemalloc.stop()
-    assert len(pics) == N and now < 36*N + 10**6, f"{now/N:.1f} bytes a picture"
+    least = min(read_and_ordered(many)[2] for _ in range(3)) # threads of this process count as well, whoever started them
+    pics, order, _ = read_and_ordered(many)
+    assert len(pics) == N and least < 36*N + 10**6, f"{least/N:.1f} bytes a picture"
     assert len(gc.get_objects()) < objects + N//20 and len(order) == -(-N//64)
     sent = pickle.dumps(pics)
     assert len(sent) < 17*N + 10**6, "what a loader process gets that is not forked: labels and positions"
