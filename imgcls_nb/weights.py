@@ -40,7 +40,7 @@ def find_weights(
         if o.is_file(): raise InputError(f"'{o}' holds weights of Paddle. Convert them: imgcls convert {o} --arch NAME")
     found = {o.name for s in WEIGHT_SUFFIXES for d in (path, path.parent) if d.is_dir() for o in d.glob(f'*{s}')}
     near = sorted(o for o in found if not o.endswith('.state.safetensors')) # these belong to weights
-    raise InputError(f"There are no weights at '{path}'. Tried {', '.join(o.name for o in tries)}."
+    raise InputError(f"There are no weights at '{path}'. Tried {', '.join(dict.fromkeys(o.name for o in tries))}."
                      + (f" There is: {', '.join(near[:8])}." if near else ""))
 
 PADDLE_SUFFIX = '.pdparams'

@@ -43,7 +43,7 @@ def test_a_refusal_needs_a_reason(walk, capsys):
     assert capsys.readouterr().out.count('  FAILED: README: ') == 4
 
 def test_what_needs_a_refused_result_may_be_refused(walk):
-    line = says('imgcls: there is no such file', 2) + ' -o Global.pretrained_model=x'
+    line = says('imgcls: There are no weights there', 2) + ' -o Global.pretrained_model=x'
     walk.run('README', line)
     walk.note(Step('README', 'imgcls train --pretrained', 'refused'))
     walk.run('README', line)
