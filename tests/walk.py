@@ -34,7 +34,7 @@ INSTALLS = re.compile(r'^make |^python -m venv| -m pip install -e')
 THEREAFTER = re.compile(r'Global\.pretrained_model=') # it needs the result of one of these
 ADDRESS = re.compile(r'http://(?:localhost|127\.0\.0\.1):\d+\S*')
 HOUR = 3600
-SAYS_WHAT_TO_DO = re.compile(r'^imgcls: .*(download|fetch|put it|put them|there (is|are) no|cannot be reached)', re.I | re.M | re.S)
+SAYS_WHAT_TO_DO = re.compile(r'^imgcls: .*(download|fetch|put (it|them)|there (is|are) no|cannot be reached)', re.I | re.M | re.S)
 
 class Step(NamedTuple):
     where: str
