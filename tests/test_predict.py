@@ -70,6 +70,12 @@ def test_a_list_is_read_as_in_training(tmp_path): # notes are none of its pictur
     names = [os.path.relpath(o, tmp_path) for o in iter_pictures(tmp_path/'list.txt')]
     assert names == ['a b.jpg', 'c.png', 'd.png', '#e']
 
+def test_pictures_at_home(predictor, tmp_path, monkeypatch): # a shell leaves the ~ behind an = as it is
+    for o in ('HOME', 'USERPROFILE'): monkeypatch.setenv(o, str(tmp_path))
+    paint(tmp_path/'mine', ['red_1.png'])
+    for o in ('~/mine', '~/mine/*.png', ['~/mine'], ['~/mine/red_1.png'], '~/mine/red_1.png'):
+        assert [Path(p.source) for p in predictor.batch(o)] == [tmp_path/'mine/red_1.png'], o
+
 @pytest.mark.parametrize('sources, says', [
     ('nowhere', "no file or folder 'nowhere'"), ('nowhere/*.png', "no file or folder 'nowhere/"), (7, 'A int is no picture'),
     (None, 'A NoneType is no picture')])
