@@ -14,7 +14,8 @@ from browsing import chromium, errors, jupyter, open_notebook, run_all_cells, wa
 
 ROOT = Path(__file__).resolve().parents[1]
 TUTORIAL, PICTURE = ROOT/'nbs/tutorials/where_the_model_is_wrong.ipynb', ROOT/'nbs/images/confusion_viewer.png'
-WIDTH, HEIGHT = 1200, 6000 # as high as all cells, for JupyterLab draws only what is in view
+WIDTH, HEIGHT = 1250, 6000 # as high as all cells, for JupyterLab draws only what is in view
+SHOWN = 860 # of the viewer's height, in pixels
 
 def cells(viewer='ConfusionViewer(ev)'):
     "The tutorial's code up to the viewer"
@@ -27,13 +28,15 @@ def main():
         write_notebook(Path(folder)/'errors.ipynb', *cells())
         with jupyter(folder) as url, chromium(WIDTH, HEIGHT) as page:
             open_notebook(page, url, 'errors.ipynb')
+            page.evaluate("window.jupyterapp.commands.execute('application:toggle-left-area')")
             run_all_cells(page)
             viewer = page.locator('.imgcls')
             wait_for(lambda: viewer.count() or errors(page).count(), 300, 'the viewer')
             if errors(page).count(): sys.exit(errors(page).first.inner_text())
             page.wait_for_selector('.js-plotly-plot .nsewdrag', timeout=60_000)
             page.wait_for_timeout(2000) # until thumbnails have come, too
-            viewer.first.screenshot(path=PICTURE)
+            box = viewer.first.bounding_box()
+            page.screenshot(path=PICTURE, clip=box | dict(height=min(SHOWN, box['height'])))
     print(f'{PICTURE.relative_to(ROOT)}: {PICTURE.stat().st_size/1e3:.0f} KB')
 
 if __name__ == '__main__': main()
