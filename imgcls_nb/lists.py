@@ -172,6 +172,7 @@ def read_label_file(
 ) -> tuple: # Names in the order of their ids; an id without a name is named by its number
     "Read the names of the classes"
     names, bad = {}, {}
+    if not os.path.isfile(file): raise InputError(f"There is no file '{file}' of class names. Each line should be 'id name'.")
     for n, line in enumerate(read_text(file, encoding).split('\n'), 1):
         if not line.strip(): continue
         number, *name = line.split(maxsplit=1)
