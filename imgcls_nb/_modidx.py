@@ -2402,6 +2402,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'imgcls_nb.losses.make_loss': ('losses.html#make_loss', 'imgcls_nb/losses.py'),
                                   'imgcls_nb.losses.weights_by_class': ('losses.html#weights_by_class', 'imgcls_nb/losses.py')},
             'imgcls_nb.metadata': { 'imgcls_nb.metadata._fields': ('metadata.html#_fields', 'imgcls_nb/metadata.py'),
+                                    'imgcls_nb.metadata._of_run': ('metadata.html#_of_run', 'imgcls_nb/metadata.py'),
                                     'imgcls_nb.metadata._paddle': ('metadata.html#_paddle', 'imgcls_nb/metadata.py'),
                                     'imgcls_nb.metadata._text': ('metadata.html#_text', 'imgcls_nb/metadata.py'),
                                     'imgcls_nb.metadata._varint': ('metadata.html#_varint', 'imgcls_nb/metadata.py'),

@@ -61,9 +61,13 @@ def find_model(
     here = sorted(o.name for o in path.glob('*.onnx')) if path.is_dir() else []
     named = [o for o in MODEL_NAMES if o in here] or here
     if len(named) == 1: return path/named[0]
-    said = f" The folder holds {', '.join(here)}: name one of them." if here else _paddle(path)
+    said = f" The folder holds {', '.join(here)}: name one of them." if here else _of_run(path) or _paddle(path)
     where = f"in the folder '{path}'" if path.is_dir() and not here else f"'{path}'"
     raise ModelFileError(f"There is no model file {where}.{said or ' Give the path of a model.onnx that export_onnx wrote.'}")
+
+def _of_run(path): # that was not exported yet
+    run = path if path.is_dir() else path.parent
+    return f" The run has none yet. Write it: imgcls export {run.as_posix()}" if (run/'config.yaml').is_file() else ''
 
 def _paddle(path): # its graphs are for its own engine
     folder = path if path.is_dir() else path.parent
