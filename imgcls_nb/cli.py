@@ -93,7 +93,9 @@ def _add_notebooks(verbs):
     p = _add_verb(verbs, 'quickstart', run_quickstart, 'Run the quickstart notebook on your pictures, or on handwritten digits')
     p.add_argument('folder', nargs='?', help='one subfolder of pictures for each class')
     p.add_argument('--run', default='runs/quickstart', help='folder for everything that it makes (default: %(default)s)')
-    _add_options(p, [('arch', str, None), ('epochs', int, None), ('size', int, None), ('seed', int, None)])
+    _add_options(p, [('arch', str, 'timm name (default: by the size of the pictures, as the next two)'),
+                     ('epochs', _count, 'epochs of training'), ('size', _count, 'pixels that the network sees'),
+                     ('seed', int, 'of the split and the start (default: 42)')])
 
     for name, func, text in (('tutorials', run_tutorials, 'Copy the tutorial notebooks, to read, run and change'),
                              ('lab', run_lab, 'Open JupyterLab on the tutorials, on this machine only')):
@@ -224,7 +226,7 @@ def _add_lookups(verbs):
                      ('min-top1', float, 'percent on ImageNet')])
     p.add_argument('--all', action='store_true', help='also those without published weights')
     p.add_argument('--sort', default='top1', help='a column (default: %(default)s)')
-    p.add_argument('--limit', type=int, default=20, help='rows to show (default: %(default)s)')
+    p.add_argument('--limit', type=_count, default=20, help='rows to show (default: %(default)s)')
 
 def _add_paddle(verbs):
     p = _add_verb(verbs, 'convert', run_convert, "Make a safetensors file of PaddleClas's .pdparams; needs no Paddle")

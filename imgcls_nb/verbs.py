@@ -201,6 +201,10 @@ def _plan_and_weights(args):
     if args.run.endswith('.onnx'):
         raise InputError(f"imgcls {args.verb} takes a run folder, and '{args.run}' is a model file. It labels pictures by: "
                          f"imgcls predict {args.run} PICTURES")
+    run, name = os.path.split(args.run)
+    if not os.path.isdir(args.run) and os.path.isfile(os.path.join(run, 'config.yaml')):
+        raise InputError(f"imgcls {args.verb} takes a run folder, and '{args.run}' is in one. For these weights: imgcls "
+                         f"{args.verb} {run or '.'} --weights {name.removesuffix('.safetensors')}")
     from imgcls_nb.trained import checkpoint_of
     return checkpoint_of(args.run, args.weights)[:2]
 

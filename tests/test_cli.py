@@ -227,11 +227,17 @@ def test_runs_that_are_none(refused, tmp_path, trained_run, shapes, verb):
     for o in ('empty', shapes): assert 'is no run folder: it has no config.yaml' in refused(verb, o)
     assert "'nowhere' is no run folder: there is nothing of this name" in refused(verb, 'nowhere')
     assert 'Runs beside it: shapes' in refused(verb, trained_run.parent/'shape')
+    for o in ('best_model', 'best_model.safetensors'):
+        assert f'imgcls {verb} {trained_run} --weights best_model\n' in refused(verb, trained_run/o), "as PaddleClas has it"
     assert 'Runs in it: shapes' in refused(verb, trained_run.parent), "the folder of all runs"
     assert "no checkpoint 'epoch_9'. It has: best_model, latest" in refused(verb, trained_run, '--weights', 'epoch_9')
     assert 'takes a run folder, or -c' in refused(verb)
     assert 'needs weights: -o Global.pretrained_model=' in refused(verb, '-c', QUICK)
     assert "no weights at 'nowhere'" in refused(verb, '-c', QUICK, '-o', 'Global.pretrained_model=nowhere')
+
+def test_a_run_that_was_not_exported_yet(refused, trained_run, shapes, tmp_path):
+    shutil.copytree(trained_run, tmp_path/'run', ignore=shutil.ignore_patterns('*.onnx'))
+    for o in ('run', 'run/model.onnx'): assert refused('predict', o, shapes).endswith(' Write it: imgcls export run\n')
 
 def test_a_damaged_checkpoint(refused, trained_run, tmp_path):
     run = shutil.copytree(trained_run, tmp_path/'run')
@@ -251,6 +257,8 @@ def test_infer_without_pictures(refused, trained_run):
     ([], 'Look for damaged files'), (['tarin', 'x'], "invalid choice: 'tarin'"),
     (['train', 'x', '--epohcs=3'], "unrecognized arguments: --epohcs=3. Did you mean '--epochs'?"),
     (['train', 'x', '--epochs', 'three'], "invalid int value: 'three'"),
+    (['quickstart', 'x', '--epochs', '0'], "'0' is no whole number from 1"), # and not as many as without it
+    (['models', 'resnet18', '--limit', '-5'], "'-5' is no whole number from 1"),
    
     (['config'], 'required')], ids=words)
 def test_what_cannot_be_parsed(imgcls, args, says):
