@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import InputError, open_image
+from .core import InputError, did_you_mean, open_image
 from .datasets import MAKERS, PUBLISHED, named_dataset
 from .names import is_number
 from .plan import DataPlan
@@ -76,7 +76,11 @@ def few_of_each(
     seed:int=42, # Decides which
 ) -> Path: # A folder of class folders, for `image_dls`; it is ours to change
     "A few pictures of each class as files in class folders"
-    root, known = Path(root).expanduser(), data in (*MAKERS, *PUBLISHED)
+    root, names = Path(root).expanduser(), [*MAKERS, *PUBLISHED]
+    known = data in names
+    if not known and not (str(data) and Path(data).expanduser().exists()):
+        raise InputError(f"There is no folder '{data}', and no data set of this name.{did_you_mean(str(data), names)} "
+                         f"Data sets: {', '.join(names)}.")
     source = named_dataset(data, root/'datasets') if known else Path(data).expanduser()
     folder = root/f"{data if known else source.absolute().name}_{'all' if n is None else n}_seed{seed}"
     told, sides = dict(source=data if known else str(source.absolute()), n=n, seed=seed), None if known else _sides_of(source)

@@ -32,6 +32,12 @@ def test_files_are_copies_that_may_be_changed(shapes, tmp_path):
     (path/name).write_bytes(b'x')
     assert (shapes/name).read_bytes() == before
 
+@pytest.mark.parametrize('data, says', [('digit', "no folder 'digit', and no data set of this name. Did you mean 'digits'"),
+                                        ('fotos', 'Data sets: digits, shapes, '), ('', "no folder ''")])
+def test_data_that_are_not_there(data, says, tmp_path):
+    with pytest.raises(InputError, match=says): few_of_each(data, tmp_path)
+    assert not [*tmp_path.iterdir()]
+
 def test_both_sides_of_a_split_and_packed_pictures(tmp_path):
     import gzip
 
