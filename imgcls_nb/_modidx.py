@@ -2042,7 +2042,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'imgcls_nb/evaluation.py'),
                                       'imgcls_nb.evaluation.Told': ('evaluation.html#told', 'imgcls_nb/evaluation.py'),
                                       'imgcls_nb.evaluation.Told.__init__': ('evaluation.html#told.__init__', 'imgcls_nb/evaluation.py'),
-                                      'imgcls_nb.evaluation.Told.nll': ('evaluation.html#told.nll', 'imgcls_nb/evaluation.py'),
                                       'imgcls_nb.evaluation.Told.probs': ('evaluation.html#told.probs', 'imgcls_nb/evaluation.py'),
                                       'imgcls_nb.evaluation._check_k': ('evaluation.html#_check_k', 'imgcls_nb/evaluation.py'),
                                       'imgcls_nb.evaluation._check_probs': ('evaluation.html#_check_probs', 'imgcls_nb/evaluation.py'),
