@@ -101,7 +101,7 @@ class ImageLearner(Idioms, ResumableLearner):
 
     def _end_call(self):
         end_call(self)
-        self.interrupted = hasattr(self, 'control') and self.control.stopped # by a person, and so it may go on
+        self.interrupted = bool(self.fits) and hasattr(self, 'control') and self.control.stopped # by a person: it may go on
         if self.run_folder and not (self.origin or self.ahead) and not rank(): self.run_writer.end()
 
     def _note(self, method, args):

@@ -483,6 +483,17 @@ def test_a_fit_that_was_cut_and_given_up_is_not_called_done(pictures, tmp_path, 
     out = capsys.readouterr().out
     assert 'one was cut and given up' in out and 'done already' not in out
 
+def test_a_call_that_trains_nothing_is_not_cut(pictures, tmp_path, capsys):
+    class Stop(Callback):
+        def after_step(self): self.learn.control.ask('stop')
+    learn = make(pictures, tmp_path/'run')
+    with learn.no_bar():
+        learn.fit(5, 3e-3, cbs=Stop())
+        learn.unfreeze()
+        assert 'fit(n_epoch=5, lr=0.003) was cut, and this call gives it up' in capsys.readouterr().out and not learn.interrupted
+        learn.fit(1, 3e-3)
+    assert 'gives it up' not in capsys.readouterr().out and [o.method for o in learn.plan.schedule] == ['fit', 'freeze_to', 'fit']
+
 def test_nothing_to_resume(pictures, tmp_path, capsys):
     learn = make(pictures, tmp_path/'run')
     resumed(learn, one_cycle)
