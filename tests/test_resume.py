@@ -626,6 +626,10 @@ def test_the_best_of_what_is_left(pictures, tmp_path):
     save_checkpoint(tmp_path/'run', 'best_model', {}, None, dict(step=3, epoch=1))
     learn.checkpointer.go_back('latest')
     assert learn.checkpointer.best == (-np.inf, -.5) and names_of(Run(tmp_path/'run'))['best_model'] == 2
+    save_checkpoint(tmp_path/'run', 'best_model', {}, None, dict(step=3, epoch=2))
+    (tmp_path/'run/epoch_2.json').write_text('{') # which nobody can know to be of a later step
+    learn.checkpointer.go_back('latest')
+    assert learn.checkpointer.best == (-np.inf, -.5) and read_checkpoint(tmp_path/'run', 'best_model').facts['step'] == 2
 
 @posix
 def test_predictions_before_the_run_goes_on_are_the_runs(pictures, tmp_path):

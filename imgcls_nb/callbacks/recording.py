@@ -10,6 +10,7 @@ import json
 import math
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 
@@ -247,11 +248,14 @@ class Checkpointer(Callback):
         if 'best_model' in drop_later(path, self.clock.steps): self._find_best(['latest', *_epochs(path)])
 
     def _find_best(self, names): # of what is left
-        found = [(score_of(_values(read_manifest(self.run_folder.path, o)), self.monitor, self.mode, self.learn.metrics), o)
-                 for o in names]
+        found = [(score_of(_values(facts), self.monitor, self.mode, self.learn.metrics), o) for o, facts in self._facts_of(names)]
         self.best, name = max(found)
         if max(self.best) == -math.inf: self.best = None # it is within an epoch, which has no values yet
         else: link_checkpoint(self.run_folder.path, name, 'best_model')
+
+    def _facts_of(self, names): # of those that can be read
+        for o in names:
+            with suppress(InputError): yield o, read_manifest(self.run_folder.path, o)
 
     def wait(self):
         "Come back when all that was to be saved is on disk"
