@@ -231,7 +231,7 @@ class Checkpointer(Callback):
 
     def _write(self, names, shot, facts, best):
         path, counts = self.run_folder.path, {k: facts[k] for k in ('epoch', 'step')}
-        if best: write_snapshot(path, 'best_model', best, {k: v for k, v in facts.items() if k != 'position'})
+        if best: write_snapshot(path, 'best_model', best, _of_averaged(facts))
         write_snapshot(path, names[0], shot, facts)
         for o in names[1:]: link_checkpoint(path, names[0], o)
         for o in _epochs(path)[:-self.keep_last] if self.keep_last else (): drop_checkpoint(path, o)
@@ -275,6 +275,10 @@ class Checkpointer(Callback):
     def state(self) -> dict: return dict(best=self.best) # for a checkpoint
 
     def load_state(self, state:dict): self.best, self.saved_at = state['best'] and tuple(state['best']), time.monotonic()
+
+def _of_averaged(facts): # what averaged weights reached, by the usual names; there is no place to go on from
+    own = {k.removeprefix('ema_'): v for k, v in facts.items() if k.startswith('ema_')}
+    return {k: v for k, v in (facts | own).items() if k != 'position' and not k.startswith('ema_')} | dict(averaged=True)
 
 def _epochs(path): # names of checkpoints, the newest last
     return sorted((o.stem for o in path.glob('epoch_*.json')), key=lambda name: int('0' + name.removeprefix('epoch_')))
