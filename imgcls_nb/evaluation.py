@@ -387,7 +387,7 @@ def saved_in(
     path, # A folder written by `Evaluation.save`, or a run folder
 ) -> dict: # Name to folder; '' for `path` itself
     "The evaluations that a folder holds"
-    path = Path(path)
+    path = Path(path).expanduser()
     found = {'': path} if (path/MANIFEST).is_file() else {}
     return found | {o.parent.name: o.parent for o in sorted(path.glob(f'{FOLDER}/*/{MANIFEST}'))}
 

@@ -64,6 +64,7 @@ def iter_pictures(
     "Each picture that `sources` means, one at a time"
     if _is_one(sources): return iter((sources,))
     if not isinstance(sources, (str, os.PathLike)): return _each(sources)
+    if os.fspath(sources)[:1] == '~': sources = os.path.expanduser(sources)
     if many := _several(sources): return many
     if os.path.exists(sources): return iter((sources,))
     raise InputError(f"There is no file or folder '{sources}'. Give a picture, a folder of pictures, a pattern as '*.jpg', or a "

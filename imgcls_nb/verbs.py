@@ -168,7 +168,7 @@ def _config_plan(args):
     return plan
 
 def _check_root(root, config): # a folder that nobody typed
-    if not root or os.path.exists(root) or any(o in root for o in '*?[{'): return
+    if not root or os.path.exists(os.path.expanduser(root)) or any(o in root for o in '*?[{'): return
     key = 'DataLoader.{}.dataset.image_root'.format
     raise InputError(f"There is no folder '{root}', which {config} names as {key('Train')}. Put the pictures there, or say where "
                      f"they are: -o {key('Train')}=FOLDER -o {key('Eval')}=FOLDER.")

@@ -16,6 +16,7 @@ import pytest
 import torch
 from browsing import wait_for
 
+from imgcls_nb import verbs
 from imgcls_nb.cli import main
 from imgcls_nb.core import list_images
 from imgcls_nb.shipped import list_shipped
@@ -264,6 +265,12 @@ def test_a_config_whose_pictures_are_elsewhere(refused, imgcls, shapes, tmp_path
 
 def test_an_unknown_verb_in_a_process_of_its_own(tmp_path):
     assert "invalid choice: 'tarin'" in done(start(tmp_path, 'tarin'), status=2)[1]
+def test_a_config_whose_pictures_are_at_home(tmp_path, monkeypatch): # behind the = of -o no shell says where that is
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path/'photos').mkdir()
+    verbs._check_root('~/photos', QUICK)
+    with pytest.raises(InputError, match="no folder '~/pictures'"): verbs._check_root('~/pictures', QUICK)
+
 
 @pytest.mark.parametrize('args, says', [
     (['config', 'nowhere.yaml'], "no config file 'nowhere.yaml'"), (['train'], 'a folder of pictures, or -c'),
