@@ -47,7 +47,7 @@ def run_eval(args): # Of the command line
     if args.config: ev = _eval_config(args)
     else:
         from imgcls_nb.evaluate import evaluate_plan
-        ev = evaluate_plan(*_plan_and_weights(args))
+        ev = evaluate_plan(*_checkpoint(args)[:2])
     print(ev.report().to_string(float_format='{:.4f}'.format))
     print(f'\n{ev}')
 
@@ -55,7 +55,7 @@ def run_infer(args): # Of the command line
     "Label pictures with a run, or with the network of a config"
     if args.config: return _infer_config(args)
     from imgcls_nb.trained import TorchPredictor, trained_from_plan
-    predictor = TorchPredictor(trained_from_plan(*_plan_and_weights(args)))
+    predictor = TorchPredictor(trained_from_plan(*_checkpoint(args)))
     if not args.pictures: raise InputError("There are no pictures to label. Name them behind the run folder.")
     return _label(predictor, args.pictures, 5, args)
 
@@ -63,7 +63,7 @@ def run_export(args): # Of the command line
     "Write a model file"
     from imgcls_nb.export import export_onnx
     from imgcls_nb.trained import trained_from_plan
-    trained = _config_trained(args) if args.config else trained_from_plan(*_plan_and_weights(args))
+    trained = _config_trained(args) if args.config else trained_from_plan(*_checkpoint(args))
     out = args.out or (_save_dir(args) if args.config else f'{args.run}/model.onnx')
     print(export_onnx(trained, out, precision=args.precision, softmax=args.softmax,
                       threshold=args.threshold, max_drop=args.max_drop))
@@ -190,14 +190,14 @@ def _settings(args):
 def _check_override(args):
     if args.override and not args.config: raise InputError("-o changes a value of a YAML file. Name the file: -c CONFIG.yaml.")
 
-def _plan_and_weights(args):
+def _checkpoint(args): # its plan, its weights, its facts
     _check_override(args)
     _check_source(args)
     if args.run.endswith('.onnx'):
         raise InputError(f"imgcls {args.verb} takes a run folder, and '{args.run}' is a model file. It labels pictures by: "
                          f"imgcls predict {args.run} PICTURES")
     from imgcls_nb.trained import checkpoint_of
-    return checkpoint_of(args.run, args.weights)[:2]
+    return checkpoint_of(args.run, args.weights)
 
 def _save_dir(args):
     from imgcls_nb.config import read_config

@@ -309,6 +309,14 @@ def test_what_can_be_exported(trained_run, exported, tmp_path):
     with pytest.raises(InputError, match='epoch_99|no checkpoint'):
         export_onnx(trained_run, tmp_path/'x.onnx', weights='epoch_99')
 
+def test_a_run_that_was_moved(trained_run, tmp_path): # to make room, perhaps, and another run is where it was
+    run = shutil.copytree(trained_run, tmp_path/'moved')
+    said = json.loads((run/'data.json').read_text())
+    (run/'data.json').write_text(json.dumps(said | dict(train=said['train'] | dict(list_sha256='0'*64))))
+    trained = load_trained(run)
+    export_onnx(trained, tmp_path/'x.onnx')
+    assert trained.plan.run == run.as_posix() and Predictor(tmp_path/'x.onnx').card.data['train']['list_sha256'] == '0'*64
+
 def test_damaged_notes_of_a_run(trained_run, tmp_path):
     run = shutil.copytree(trained_run, tmp_path/'run')
     (run/'data.json').write_text('{"train": ')
