@@ -226,6 +226,9 @@ class _Source:
         return self.sides[i]
 
 def _read_source(learn, weights):
+    if isinstance(learn, (ImageLearner, Trained)) and weights != 'best_model':
+        raise InputError(f"weights={weights!r} is a checkpoint of a run, and what was given has its weights already. "
+                         f"Give the run: export_onnx('{learn.plan.run or 'runs/NAME'}', …).")
     if isinstance(learn, ImageLearner): return _from_learner(learn)
     run = None
     if not isinstance(learn, Trained):

@@ -358,3 +358,7 @@ def test_a_run_knows_what_the_outputs_of_an_object_mean(shapes, tmp_path, exchan
     assert Predictor(tmp_path/'x.onnx').card.activation == 'sigmoid'
     with (again := make()).no_bar(): again.fit(2, 1e-3, resume=True)
     assert again.clock.epochs == 2 and 'objective.loss' not in again.run_folder.events('resume')[-1]['changed']
+
+def test_a_learner_has_the_weights_that_it_has(each_for_itself, tmp_path):
+    with pytest.raises(InputError, match="weights='latest' is a checkpoint of a run.*/bce', …"):
+        export_onnx(each_for_itself, tmp_path/'x.onnx', weights='latest')
