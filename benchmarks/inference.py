@@ -123,6 +123,8 @@ def quartiles(values, unit):
     low, _, high = statistics.quantiles(values)
     return f'{low:.2f} to {high:.2f} {unit}, quartiles'
 
+def between(values, unit, form='.2f'): return f'{min(values):{form}} to {max(values):{form}} {unit}'
+
 def clock(f, *args):
     began = time.perf_counter()
     got = f(*args)
@@ -182,11 +184,10 @@ def one_picture(arch, files, found):
 # A folder
 
 def rates(n, ways, rounds=5):
-    "Pictures in a second of each way to go through n of them: the best round, by turns"
+    "Pictures in a second of each way to go through n of them, round by round, by turns"
     for run in ways.values(): run() # warms up
-    best = dict.fromkeys(ways, 0.)
-    for _ in range(rounds): best |= {k: max(best[k], 1e3*n/clock(run)[1]) for k, run in ways.items()}
-    return best
+    turns = [{k: 1e3*n/clock(run)[1] for k, run in ways.items()} for _ in range(rounds)]
+    return {k: [o[k] for o in turns] for k in ways}
 
 def limit(cpus, *alone):
     "What processors could do in a second, of the rates at which one of them does each of the parts"
@@ -204,12 +205,14 @@ def folder(work):
     files, n = files_of(work), free_cpus()
     for arch in ARCHS:
         ways = ways_through(work/f'{arch}.onnx', files)
-        got = rates(len(files), ways)
+        found = rates(len(files), ways)
+        got = {k: max(v) for k, v in found.items()}
         most = limit(n, got['read'], got['engine'])
         share = got['folder']/most
         note = f"{most:.1f} could be, by {n} processors; on one thread alone: {got['read']:.0f} read, {got['engine']:.0f} run"
         row(f'{arch}, a folder', f"{got['folder']:.1f} pictures/s", f'{note}; the best of five each',
-            top1(ways['folder'](), files), f'{arch}, folder', share, ratio=f'{share:.2f}')
+            top1(ways['folder'](), files), f'{arch}, folder', share, between(found['folder'], 'pictures/s', '.1f'),
+            f'{share:.2f}')
 
 # The start
 
@@ -251,15 +254,18 @@ def start(work, rounds=5, arch='resnet18'):
     files, found = files_of(work), {o: [] for o in STARTS}
     for i in range(rounds):
         for name in STARTS: found[name].append(start_once(work/arch, files[i*len(files)//rounds], STARTS[name]))
-    theirs, bare, ours = ([min(v) for v in zip(*((s, mb) for s, mb, _ in found[o]))] for o in STARTS)
+    taken = {k: list(zip(*((s, mb) for s, mb, _ in v))) for k, v in found.items()} # seconds, and megabytes
+    theirs, bare, ours = ([min(v) for v in taken[o]] for o in STARTS)
+    seconds, memory = (between(v, unit, form) for v, unit, form in zip(taken['Predictor'], ('s', 'MB'), ('.2f', '.0f')))
     right = {k: statistics.mean(o[2] for o in v) for k, v in found.items()}
     for o, (s, mb) in zip(STARTS, (theirs, bare, ours)):
         row(f'{arch}, start, {o}', f'{s:.2f} s, {mb:.0f} MB', '', right[o])
-    for key, ratio, measured, peer in (
-            ('start, fastai', theirs[0]/ours[0], f'{ours[0]:.2f} s', f'fastai {theirs[0]:.2f} s'),
-            ('start, time', ours[0]/bare[0], f'{ours[0]:.2f} s', f'bare {bare[0]:.2f} s'),
-            ('start, memory', ours[1]/bare[1], f'{ours[1]:.0f} MB', f'bare {bare[1]:.0f} MB')):
-        row(f'{arch}, {key}', measured, f'{peer}; the least of five each', right['Predictor'], key, ratio, ratio=f'{ratio:.2f}')
+    for key, ratio, measured, peer, spread in (
+            ('start, fastai', theirs[0]/ours[0], f'{ours[0]:.2f} s', f'fastai {theirs[0]:.2f} s', seconds),
+            ('start, time', ours[0]/bare[0], f'{ours[0]:.2f} s', f'bare {bare[0]:.2f} s', seconds),
+            ('start, memory', ours[1]/bare[1], f'{ours[1]:.0f} MB', f'bare {bare[1]:.0f} MB', memory)):
+        note = f'{peer}; the least of five each'
+        row(f'{arch}, {key}', measured, note, right['Predictor'], key, ratio, spread, f'{ratio:.2f}')
 
 def start_once(model, file, code):
     began = time.time()
@@ -289,12 +295,12 @@ def bits(work, rounds=5, calls=8):
         for k, f in run.items():
             f(x[0])
             ms[k] += [clock(f, x[i % len(x)])[1] for i in range(calls)]
-    ms = {k: statistics.median(v) for k, v in ms.items()}
+    spread, ms = {k: quartiles(v, 'ms') for k, v in ms.items()}, {k: statistics.median(v) for k, v in ms.items()}
     best = min(ms.keys() - {'fp32'}, key=ms.get)
     same = statistics.mean(a == b for a, b in zip(first['fp32'], first[best]))
     others, faster = ', '.join(f'{k} {v:.1f} ms' for k, v in ms.items() if k != best), ms['fp32']/ms[best]
     row('ResNet-50, fewer bits', f'{ms[best]:.1f} ms, {best}', f'{others}, medians; first guesses agree on {same:.0%}', None,
-        'resnet50, fewer bits', faster, ratio=f'{faster:.2f}')
+        'resnet50, fewer bits', faster, spread[best], f'{faster:.2f}')
 
 PARTS = dict(picture=picture, folder=folder, start=start, bits=bits)
 

@@ -25,7 +25,7 @@ from imgcls_nb.config import plan_from_config, read_config
 from imgcls_nb.core import InputError
 from imgcls_nb.learner import learner_from_plan, run_schedule
 from imgcls_nb.losses import make_loss
-from imgcls_nb.models import split_params
+from imgcls_nb.models import create_model, split_params
 from imgcls_nb.optim import make_optimizer
 from imgcls_nb.schedules import Schedule
 
@@ -39,9 +39,8 @@ def config_files(root):
 
 def build(plan):
     "All that a plan describes but the pictures, without memory for weights"
-    size = {'img_size': plan.data.size} if find_arch(plan.model.arch).library == 'timm' and fixed_size(plan) else {}
-    with torch.device('meta'): model = build_arch(find_arch(plan.model.arch), False, plan.model.num_classes, **size,
-                                                  **plan.model.kwargs)
+    net = plan.model
+    with torch.device('meta'): model = create_model(net.arch, False, net.num_classes, plan.data.size, **net.kwargs)
     obj = plan.objective
     make_loss(obj.loss, obj.label_smoothing, **obj.loss_args)
     opt = make_optimizer(obj.opt, model, split_params(model), wd=obj.weight_decay, decay_norm_bias=obj.decay_norm_bias,
@@ -54,10 +53,6 @@ def build(plan):
         assert all(np.isfinite(made(o)) for o in range(0, made.steps, 50))
     make_callbacks([o for o in plan.callbacks if o[0] != 'distill'], plan.run)
     return model, opt
-
-def fixed_size(plan):
-    from imgcls_nb.archs import arch_cfg
-    return arch_cfg(find_arch(plan.model.arch)).get('fixed_input_size', False)
 
 def undecayed_otherwise(cfg, model, opt):
     "Parameters that the file wants without decay and we decay, or the other way round, by the names of timm"

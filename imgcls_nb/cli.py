@@ -262,7 +262,7 @@ def main(
     "Run `imgcls`"
     parser = make_parser()
     if not (sys.argv[1:] if argv is None else argv): return parser.print_help(sys.stderr) or 2 # with all verbs
-    args = parser.parse_args(argv)
+    args = _at_home(parser.parse_args(argv))
     warnings.filterwarnings('ignore', category=FutureWarning)
     warnings.filterwarnings('ignore', message='This DataLoader will create') # as many as were asked for
     if args.verb in LAUNCHABLE and is_one_of_many(): return take_part(lambda: _answer(args))
@@ -271,8 +271,20 @@ def main(
     if message: print(f'imgcls: {message}', file=sys.stderr)
     return status
 
+def _at_home(args): # shells leave the ~ in --run=~/runs as it is
+    for k, v in vars(args).items():
+        if isinstance(v, str): setattr(args, k, os.path.expanduser(v))
+    return args
+
+def _check_given(args):
+    typed = {k: v for k, v in vars(args).items() if k not in ('command', 'arguments')} # those are for somebody else
+    if empty := [k for k, v in typed.items() if v == '' or isinstance(v, list) and '' in v]:
+        raise InputError(f"'{empty[0]}' is given and empty, as a variable of the shell is that was not set. Give a value, or "
+                         "leave it out.")
+
 def _answer(args): # exit status, and what there is to say
     try:
+        _check_given(args)
         status = args.func(args) or 0
         sys.stdout.flush() # a closed pipe shows itself here
         return status, ''

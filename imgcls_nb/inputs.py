@@ -64,7 +64,7 @@ def iter_pictures(
     "Each picture that `sources` means, one at a time"
     if _is_one(sources): return iter((sources,))
     if not isinstance(sources, (str, os.PathLike)): return _each(sources)
-    if os.fspath(sources)[:1] == '~': sources = os.path.expanduser(sources)
+    sources = _at_home(sources)
     if many := _several(sources): return many
     if os.path.exists(sources): return iter((sources,))
     raise InputError(f"There is no file or folder '{sources}'. Give a picture, a folder of pictures, a pattern as '*.jpg', or a "
@@ -104,7 +104,9 @@ def _each(sources):
                          "an array, a list of these, a folder, a pattern or a generator.")
     for o in sources:
         if not isinstance(o, (str, os.PathLike)): yield o
-        else: yield from _several(o) or [o]
+        else: yield from _several(o := _at_home(o)) or [o]
+
+def _at_home(path): return os.path.expanduser(path) if os.fspath(path)[:1] == '~' else path # for shells leave many a ~ as it is
 
 def _several(path): # None: it means one picture
     if os.path.isdir(path): return walk_images(path)

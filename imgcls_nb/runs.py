@@ -42,10 +42,8 @@ class Run:
         "The run at `path`, which must exist"
         run = cls(path)
         if run.exists: return run
-        near = sorted(o.name for o in run.path.parent.glob('*') if cls(o).exists)
         why = 'it has no config.yaml' if run.path.exists() else 'there is nothing of this name'
-        raise InputError(f"'{path}' is no run folder: {why}."
-                         + (f" Runs beside it: {', '.join(near[:8])}." if near else ""))
+        raise InputError(f"'{path}' is no run folder: {why}.{_runs_near(run.path)}")
 
     @property
     def exists(self) -> bool: return (self.path/'config.yaml').is_file() # whether a plan is there
@@ -73,6 +71,11 @@ class Run:
     def __repr__(self):
         n = len(self.history())
         return f"Run('{self.path.as_posix()}', {n} epoch{'s'*(n != 1)}, {self.status})"
+
+def _runs_near(path): # in it, or beside it
+    for where, folder in (('in', path), ('beside', path.parent)):
+        if near := sorted(o.name for o in folder.glob('*') if Run(o).exists): return f" Runs {where} it: {', '.join(near[:8])}."
+    return ''
 
 def _read(file):
     if not file.is_file(): raise InputError(f"There is no file '{file}'.") # a pipe would be waited for

@@ -40,7 +40,10 @@ def run_resume(args): # Of the command line
 
 def _tell_run(learn):
     run = learn.run_folder.path.as_posix()
-    print(f"\nThe run is in {run}; its best weights are best_model.safetensors.\nNext: {shlex.join(['imgcls', 'export', run])}")
+    print(f"\nThe run is in {run}; its best weights are best_model.safetensors.\nNext: {_command('export', run)}")
+
+def _command(verb, *words): # to be typed; a path that begins with a dash would be taken for an option
+    return shlex.join(['imgcls', verb, *(f'./{o}' if o.startswith('-') else o for o in words)])
 
 def run_eval(args): # Of the command line
     "Say how good a run, or the network of a config, is on its validation pictures"
@@ -67,7 +70,7 @@ def run_export(args): # Of the command line
     out = args.out or (_save_dir(args) if args.config else f'{args.run}/model.onnx')
     print(export_onnx(trained, out, precision=args.precision, softmax=args.softmax,
                       threshold=args.threshold, max_drop=args.max_drop))
-    print(f"Next: {shlex.join(['imgcls', 'predict', out, 'PICTURES'])}")
+    print(f"Next: {_command('predict', out, 'PICTURES')}")
 
 def run_predict(args): # Of the command line
     "Label pictures with a model file"
@@ -106,7 +109,7 @@ def run_tutorials(args): # Of the command line
     "Copy the tutorials"
     from imgcls_nb.shipped import copy_tutorials, describe_copies
     print(describe_copies(args.folder, *copy_tutorials(args.folder)))
-    print(f"Next: {shlex.join(['imgcls', 'lab', args.folder])}")
+    print(f"Next: {_command('lab', args.folder)}")
 
 def run_lab(args): # Of the command line
     "Open JupyterLab on the tutorials"
@@ -115,6 +118,8 @@ def run_lab(args): # Of the command line
 
 def run_app(args): # Of the command line
     "Open the viewers for people who read no code"
+    from importlib.util import find_spec
+    if not find_spec('voila'): raise InputError("imgcls app needs voila. Run: pip install 'imgcls_nb[train,lab,app]'")
     from imgcls_nb.tutorials import open_app
     from imgcls_nb.widgets.app import find_models
     find_models(args.runs)

@@ -230,6 +230,7 @@ def test_runs_that_are_none(refused, tmp_path, trained_run, shapes, verb):
     for o in ('empty', shapes): assert 'is no run folder: it has no config.yaml' in refused(verb, o)
     assert "'nowhere' is no run folder: there is nothing of this name" in refused(verb, 'nowhere')
     assert 'Runs beside it: shapes' in refused(verb, trained_run.parent/'shape')
+    assert 'Runs in it: shapes' in refused(verb, trained_run.parent), "the folder of all runs"
     assert "no checkpoint 'epoch_9'. It has: best_model, latest" in refused(verb, trained_run, '--weights', 'epoch_9')
     assert 'takes a run folder, or -c' in refused(verb)
     assert 'needs weights: -o Global.pretrained_model=' in refused(verb, '-c', QUICK)
@@ -344,6 +345,23 @@ def test_tutorials_are_copied_once(imgcls, refused, tmp_path):
     assert (tmp_path/'lessons/quickstart.ipynb').read_text() == 'my notes' and (tmp_path/'lessons/fine_tuning.ipynb').exists()
     (tmp_path/'taken').touch()
     assert "'taken' is a file" in refused('tutorials', 'taken')
+
+def test_a_folder_whose_name_begins_with_a_dash(imgcls): # what is to be typed next would take it for an option
+    assert 'Next: imgcls lab ./-lessons\n' in imgcls('tutorials', '--', '-lessons')[0]
+
+def test_a_folder_at_home(imgcls, tmp_path, monkeypatch):
+    for o in ('HOME', 'USERPROFILE'): monkeypatch.setenv(o, str(tmp_path/'home'))
+    imgcls('tutorials', '~/lessons')
+    assert (tmp_path/'home/lessons/quickstart.ipynb').is_file() and not (tmp_path/'~').exists()
+
+@pytest.mark.parametrize('args', [['tutorials', ''], ['lab', ''], ['quickstart', ''], ['check-data', ''], ['eval', ''],
+                                  ['train', 'photos', '--run', ''], ['predict', 'model.onnx', '']], ids=words)
+def test_a_variable_that_was_not_set(refused, tmp_path, args):
+    assert 'is given and empty, as a variable' in refused(*args) and not [*tmp_path.iterdir()]
+
+def test_the_app_names_what_it_needs(refused, monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    assert "imgcls app needs voila. Run: pip install 'imgcls_nb[train,lab,app]'" in refused('app')
 
 @pytest.mark.skipif(os.name == 'nt', reason="signals")
 def test_lab_serves_the_tutorials_on_this_machine_only(tmp_path):

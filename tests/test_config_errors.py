@@ -73,6 +73,7 @@ def test_numbers_within_lists_are_numbers():
     ('Loss.Train.0={"TripletLossV2": {}}', 'It is for retrieval; here a picture has one label'),
     (f'{TRAIN}.1.RandCropImage.interpolation=cubic', "Did you mean 'bicubic'"),
     (f'{TRAIN}.2={{"TimmAutoAugment": {{"config_str": "randm9"}}}}', 'no policy of timm'),
+    ('Arch.stem_stride=0', 'Arch.stem_stride=0 is too small'), ('Arch.stem_stride=a', "'a' is not a whole number"),
     ('Arch.input_image_channel=4', 'The pictures have 3 channels.*and the network takes 4')], ids=lambda o: str(o)[:50])
 def test_messages(override, says):
     with pytest.raises(InputError, match=says) if says else nullcontext(): plan(override) # a loss is cross entropy anyway

@@ -36,6 +36,11 @@ def test_what_there_is():
 def test_each_is_built(name, capsys):
     BENCHMARK.build(plan(name))
 
+def test_a_network_for_small_pictures_steps_less():
+    model, _ = BENCHMARK.build(plan('configs/quick_start/CIFAR100_ResNet18.yaml'))
+    conv = next(o for o in model.modules() if hasattr(o, 'stride'))
+    assert conv.stride == (1, 1)
+
 @pytest.mark.parametrize('name', OWN)
 def test_each_says_how_it_is_started(name):
     head = [o for o in shipped_path(name).read_text('utf-8').splitlines() if o.startswith('#')]

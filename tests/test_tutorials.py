@@ -280,6 +280,9 @@ def test_what_prose_names_exists(path): # no cell runs it
     for name in re.findall(r'`(imgcls_nb(?:\.\w+)+)', text): pkgutil.resolve_name(name)
     for name, call in re.findall(r'`(?:ev|evaluate\(.*?\))\.(\w+)(\(?)', text):
         assert callable(getattr(Evaluation, name)) == bool(call), name
+    made = '\n'.join(sources(read(path), 'code'))
+    for name in re.findall(r'\w+', ' '.join(re.findall(r'\bevaluate\(([\w, ]+)\)', text))):
+        assert re.search(rf'^{name}\b[\w, ]* = ', made, re.M), f'{name} is nothing that this notebook has'
 
 def test_what_is_shared_is_the_same():
     cells = [c for o in TUTORIALS for c in sources(read(o), 'code')]

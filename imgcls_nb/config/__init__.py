@@ -117,6 +117,7 @@ def _model_plan(arch, weights, notes):
     except InputError as e: raise InputError(f"Arch.name: {e}") from e
     kwargs = {v: arch.above(k, most=1 if 'drop' in v else math.inf) for k, v in _ARGS.items() if arch.get(k) is not None}
     kwargs |= _overridden(arch.sub('override_params'))
+    if step := arch.count('stem_stride'): kwargs['stem_stride'] = step
     for k in ('use_ssld', 'use_ssld_stage1_pretrained', 'use_imagenet22k_pretrained', 'use_imagenet22kto1k_pretrained'):
         if arch.flag(k) and arch.get('pretrained') is True:
             tell(notes, f"Arch.{k}: the published weights are those that `imgcls models {name}` names.")
