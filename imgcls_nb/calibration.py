@@ -92,6 +92,7 @@ def with_temperature(
     "What the probabilities would be with the logits divided by a temperature"
     if not (isinstance(temperature, (int, float, np.floating)) and 0 < temperature < np.inf):
         raise InputError(f"temperature={temperature!r} is no positive number. 1 changes nothing, 2 makes modest.")
+    _check_softmax(probs)
     out = np.empty(probs.shape, np.float32)
     for rows in row_blocks(probs.shape):
         z = np.log(np.maximum(probs[rows], TINY))/np.float32(temperature)

@@ -483,6 +483,17 @@ def test_a_fit_that_was_cut_and_given_up_is_not_called_done(pictures, tmp_path, 
     out = capsys.readouterr().out
     assert 'one was cut and given up' in out and 'done already' not in out
 
+def test_a_call_that_trains_nothing_is_not_cut(pictures, tmp_path, capsys):
+    class Stop(Callback):
+        def after_step(self): self.learn.control.ask('stop')
+    learn = make(pictures, tmp_path/'run')
+    with learn.no_bar():
+        learn.fit(5, 3e-3, cbs=Stop())
+        learn.unfreeze()
+        assert 'fit(n_epoch=5, lr=0.003) was cut, and this call gives it up' in capsys.readouterr().out and not learn.interrupted
+        learn.fit(1, 3e-3)
+    assert 'gives it up' not in capsys.readouterr().out and [o.method for o in learn.plan.schedule] == ['fit', 'freeze_to', 'fit']
+
 def test_nothing_to_resume(pictures, tmp_path, capsys):
     learn = make(pictures, tmp_path/'run')
     resumed(learn, one_cycle)
@@ -615,6 +626,10 @@ def test_the_best_of_what_is_left(pictures, tmp_path):
     save_checkpoint(tmp_path/'run', 'best_model', {}, None, dict(step=3, epoch=1))
     learn.checkpointer.go_back('latest')
     assert learn.checkpointer.best == (-np.inf, -.5) and names_of(Run(tmp_path/'run'))['best_model'] == 2
+    save_checkpoint(tmp_path/'run', 'best_model', {}, None, dict(step=3, epoch=2))
+    (tmp_path/'run/epoch_2.json').write_text('{') # which nobody can know to be of a later step
+    learn.checkpointer.go_back('latest')
+    assert learn.checkpointer.best == (-np.inf, -.5) and read_checkpoint(tmp_path/'run', 'best_model').facts['step'] == 2
 
 @posix
 def test_predictions_before_the_run_goes_on_are_the_runs(pictures, tmp_path):
