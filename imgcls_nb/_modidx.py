@@ -883,6 +883,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'imgcls_nb/callbacks/recording.py'),
                                                'imgcls_nb.callbacks.recording.RunWriter._go_on': ( 'callbacks.recording.html#runwriter._go_on',
                                                                                                    'imgcls_nb/callbacks/recording.py'),
+                                               'imgcls_nb.callbacks.recording.RunWriter._keep_place': ( 'callbacks.recording.html#runwriter._keep_place',
+                                                                                                        'imgcls_nb/callbacks/recording.py'),
                                                'imgcls_nb.callbacks.recording.RunWriter._open': ( 'callbacks.recording.html#runwriter._open',
                                                                                                   'imgcls_nb/callbacks/recording.py'),
                                                'imgcls_nb.callbacks.recording.RunWriter._times': ( 'callbacks.recording.html#runwriter._times',

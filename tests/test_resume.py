@@ -24,7 +24,7 @@ from torch.optim import AdamW
 
 from imgcls_nb import files
 from imgcls_nb.callbacks.clock import Clock
-from imgcls_nb.checkpoints import read_checkpoint, save_checkpoint
+from imgcls_nb.checkpoints import link_checkpoint, read_checkpoint, save_checkpoint
 from imgcls_nb.config import plan_from_config, read_config
 from imgcls_nb.core import InputError
 from imgcls_nb.data import image_dls
@@ -528,6 +528,17 @@ def test_a_damaged_checkpoint_is_passed_over(pictures, tmp_path, damage, capsys)
     out = capsys.readouterr().out
     assert 'latest.state.safetensors' in out and "goes on from 'epoch_1'" in out
     assert outcome(learn) == outcome(whole)
+
+@posix
+def test_damage_is_not_left_where_nothing_is_left_to_do(pictures, tmp_path, capsys):
+    run = tmp_path/'run'
+    with (learn := make(pictures, run)).no_bar(): one_cycle(learn)
+    link_checkpoint(run, 'epoch_1', 'latest') # killed when epoch_2 was there, and latest did not stand for it yet
+    read_checkpoint(run, 'latest').weights.write_bytes(b'not weights')
+    resumed(make(pictures, run), one_cycle)
+    assert 'latest.safetensors' in (out := capsys.readouterr().out) and 'nothing was left to do' in out
+    found = read_checkpoint(run, 'latest')
+    assert found.facts['epoch'] == 2 and found.weights == read_checkpoint(run, 'epoch_2').weights
 
 def position_of(run, **changes): # a manifest that is whole, and says nonsense
     facts = read_checkpoint(run, 'latest').facts

@@ -18,8 +18,8 @@ import torch
 from fastai.callback.core import Callback
 from torch import nn
 
-from ..checkpoints import (Background, drop_checkpoint, drop_later, link_checkpoint, read_manifest, take_snapshot,
-                                   write_snapshot)
+from ..checkpoints import (Background, drop_checkpoint, drop_later, link_checkpoint, read_checkpoint, read_manifest,
+                                   take_snapshot, write_snapshot)
 from ..core import InputError
 from ..files import write_atomic
 from ..metrics import counts_of, lower_is_better
@@ -131,7 +131,13 @@ class RunWriter(Callback):
 
     def end(self):
         "Note that the training was not cut"
+        if self.resumed is not None: self._keep_place()
         if self.started and self.run_folder.last_status not in ('finished', 'stopped'): self.run_folder.log('end', **self._counts)
+
+    def _keep_place(self): # nothing was left to train, and so nothing has taken the place of a damaged `latest`
+        name = self.resumed['checkpoint']
+        try: name == 'latest' or read_checkpoint(self.run_folder.path, 'latest')
+        except InputError: self.learn.checkpointer.go_back(name)
 
     @property
     def _counts(self): return dict(epoch=self.clock.epochs, step=self.clock.steps)
