@@ -279,7 +279,7 @@ class Streamed:
 
     def __str__(self):
         extra = [f'{self.failed:,} without an answer']*bool(self.failed) + [f'{self.before:,} from before']*bool(self.before)
-        return f"{self.path}: {self.pictures:,} pictures" + f" ({', '.join(extra)})"*bool(extra)
+        return f"{self.path}: {self.pictures:,} picture{'s'*(self.pictures != 1)}" + f" ({', '.join(extra)})"*bool(extra)
 
 def _skip(sources, records, bs): # how many are done, how many failed, and those of a batch that was not ended
     n, failed, last = 0, 0, deque(maxlen=bs)

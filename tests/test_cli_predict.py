@@ -154,6 +154,8 @@ def test_into_files(imgcls, deploy):
     for kind in ('csv', 'json', 'jsonl'):
         out, err = imgcls('predict', '../inference', '../dataset', '--topk', 2, '--out', f'o.{kind}')
         assert out == f'o.{kind}: 8 pictures\n' and not err
+    one = '../dataset/flowers102/jpg/image_00001.jpg'
+    assert imgcls('predict', '../inference', one, '--out', '1.csv')[0] == '1.csv: 1 picture\n'
     table = list(csv.DictReader(Path('o.csv').open(newline='')))
     assert [o['source'] for o in table] == sorted(o['source'] for o in table) and {o['sure'] for o in table} == {'True'}
     assert [o['label'] for o in table] == [o['label'] for o in json.loads(Path('o.json').read_text())]
