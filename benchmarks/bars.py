@@ -139,10 +139,10 @@ JOBS = dict(
         'suite, whole': ('all tests in a new clone, the install included', 'at most 45 minutes'),
         'suite, browser': ('of that, tests in a browser', 'at most 5 minutes'),
         'suite, kills': ('of that, trainings that are killed and resumed', 'at most 3 minutes')}),
-    recipe_digits=Job('recipes.py', 2, {'recipe, digits': ('configs/quick_start/digits.yaml, top-1 of three seeds', '')},
+    recipe_digits=Job('recipes.py', 2, {'recipe, digits': ('configs/quick_start/digits.yaml, top-1', '')},
                       ('--only', 'digits.yaml')),
     recipe_fashion=Job('recipes.py', 60, {
-        'recipe, fashion_mnist': ('configs/quick_start/FashionMNIST_ResNet18.yaml, the same', '')},
+        'recipe, fashion_mnist': ('configs/quick_start/FashionMNIST_ResNet18.yaml, top-1', '')},
         ('--only', 'FashionMNIST_ResNet18.yaml')),
 )
 

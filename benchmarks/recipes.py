@@ -72,8 +72,9 @@ def measure(config, seeds):
 def row(config, kept):
     published, of = PUBLISHED.get(config, ('', ''))
     if not (found := kept.get(config)): return [f'`{command(config)}`', '', 'not run', published, of]
-    accs, middle = ', '.join(f'{o:.2%}' for o in found['top1']), statistics.median(found['top1'])
-    reached = f"{middle:.2%} ({accs}; {found['minutes']} minutes each, {found['date']})"
+    accs, middle = [f'{o:.2%}' for o in found['top1']], statistics.median(found['top1'])
+    each = f"{', '.join(accs)}; {found['minutes']} minutes each" if len(accs) > 1 else f"{found['minutes']} minutes"
+    reached = f"{middle:.2%} ({each}, {found['date']})"
     return [f'`{command(config)}`', ', '.join(map(str, found['seeds'])), reached, published, of]
 
 def configs(): return sorted(o.relative_to(ROOT/'configs').as_posix() for o in (ROOT/'configs').glob('*/*.yaml'))
@@ -87,9 +88,10 @@ def render(kept):
     return '\n'.join(['# Recipes', '', intro, '', *(f"| {' | '.join(o)} |" for o in lines)]) + '\n'
 
 def bar_row(config, found):
-    top1 = found['top1']
-    return Row(f'recipe, {RUNS[config]}', f'{statistics.median(top1):.2%}', None, f'{min(top1):.2%} to {max(top1):.2%}',
-               note=f"seeds {', '.join(map(str, found['seeds']))}; {found['minutes']} minutes each")
+    top1, many = found['top1'], len(found['seeds']) > 1
+    seeds, spread = ', '.join(map(str, found['seeds'])), f'{min(top1):.2%} to {max(top1):.2%}'
+    return Row(f'recipe, {RUNS[config]}', f'{statistics.median(top1):.2%}', None, spread if many else '',
+               note=f"seed{'s'*many} {seeds}; {found['minutes']} minutes{' each'*many}")
 
 def load(): return json.loads(KEPT.read_text('utf-8')) if KEPT.exists() else {}
 

@@ -92,12 +92,19 @@ def with_temperature(
     "What the probabilities would be with the logits divided by a temperature"
     if not (isinstance(temperature, (int, float, np.floating)) and 0 < temperature < np.inf):
         raise InputError(f"temperature={temperature!r} is no positive number. 1 changes nothing, 2 makes modest.")
+    _check_softmax(probs)
     out = np.empty(probs.shape, np.float32)
     for rows in row_blocks(probs.shape):
         z = np.log(np.maximum(probs[rows], TINY))/np.float32(temperature)
         np.exp(z - z.max(1, keepdims=True), out=out[rows])
         out[rows] /= out[rows].sum(1, keepdims=True)
     return out
+
+def _check_softmax(probs): # of some pictures
+    sums = probs[:1000].sum(1)
+    if (np.abs(sums - 1) < .01).all(): return
+    raise InputError(f"The probabilities of a picture add up to {sums[np.abs(sums - 1).argmax()]:.2f}, so they come from no "
+                     "softmax, and a temperature would not mean anything. It goes with losses such as cross_entropy.")
 
 # %% ../nbs/52_calibration.ipynb #bb1f717d
 def mean_nll(
@@ -134,12 +141,6 @@ def best_temperature(
     why = ("no picture tells that it should be less sure", "the guesses are no better than chance")[at_ends.argmin()]
     print(f"No temperature can be fitted: {why}. It stays at 1; fit it on other pictures, or more.")
     return 1.
-
-def _check_softmax(probs): # of some pictures
-    sums = probs[:1000].sum(1)
-    if (np.abs(sums - 1) < .01).all(): return
-    raise InputError(f"The probabilities of a picture add up to {sums[np.abs(sums - 1).argmax()]:.2f}, so they come from no "
-                     "softmax, and a temperature would not mean anything. It goes with losses such as cross_entropy.")
 
 # %% ../nbs/52_calibration.ipynb #cea04c53
 @dataclass(frozen=True)

@@ -293,7 +293,8 @@ def take_back(
 
 def _receive(learn, weights, plan, facts):
     learn.model.load_state_dict(weights)
-    learn.opt, learn.plan = None, replace(plan, data=learn.plan.data, device=learn.plan.device, resume=None)
+    learn.opt, learn.interrupted = None, False
+    learn.plan = replace(plan, data=learn.plan.data, device=learn.plan.device, resume=None)
     learn.clock.epochs, learn.clock.steps = facts.get('epoch', 0), facts.get('step', 0)
     learn.epoch_metrics.values = {k: v for k, v in facts.items() if isinstance(v, float)}
     if hasattr(learn, 'ema'): learn.ema.forget()

@@ -88,10 +88,10 @@ def _by_learner(learn, data, tta, whole):
     dl = learn.dls.valid.new(pics, shuffle=False, drop_last=False, ops=None, sizes=())
     probs, targs = _looks(learn, dl, tta, whole)
     lost, n = {name for name, _ in dl.lost}, from_first(len(targs))
-    if n + len(lost) != len(pics): # varied looks are taken by loaders that end with the call
+    names = [o for o in map(pics.name, range(len(pics))) if o not in lost] # a list may name a picture twice
+    if n != len(names): # varied looks are taken by loaders that end with the call
         raise InputError(f"{len(pics) - n} of {len(pics)} pictures were lost while they were looked at several times. "
                          "Evaluate without tta, which names them, or load the data again.")
-    names = [o for o in map(pics.name, range(len(pics))) if o not in lost]
     _say_lost(lost, len(pics))
     facts = dict(arch=learn.plan.model.arch if learn.plan else None, epoch=learn.clock.epochs, step=learn.clock.steps,
                  side=side)

@@ -16,7 +16,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from .calibration import (
-    TINY, Calibration, Coverage, best_temperature, calibration_of, coverage_of, mean_nll, row_blocks, with_temperature)
+    TINY, Calibration, Coverage, best_temperature, calibration_of, coverage_of, row_blocks, with_temperature)
 from .confusion import MEANS, Confusion, count_pairs, mean_score
 from .core import InputError, did_you_mean
 from .files import appending, in_words, sha256, sync_folder, write_atomic
@@ -237,7 +237,7 @@ def calibration(self:Evaluation,
 @patch(as_prop=True)
 def nll(self:Evaluation) -> float: # Mean over pictures
     "The negative log-likelihood of the labels"
-    return mean_nll(self.probs, self.targs)
+    return float(-np.log(np.maximum(self.label_probs, TINY), dtype=np.float64).mean()) if len(self) else float('nan')
 
 @patch
 def fit_temperature(self:Evaluation) -> float: # To divide the network's logits by
@@ -325,11 +325,6 @@ class Told(Evaluation):
         "Refused: another process has them"
         raise InputError(_WITH_THE_FIRST)
 
-    @property
-    def nll(self) -> float: # Mean over pictures
-        "The negative log-likelihood of the labels"
-        return float(-np.log(np.maximum(self.label_probs, TINY)).mean()) if len(self) else float('nan')
-
 _WITH_THE_FIRST = ("The probabilities of this evaluation are with the first of several processes; this one has the guesses, and "
                    "all that is counted from them. Ask there, if ranks.rank() == 0, or evaluate with whole=True.")
 
@@ -392,7 +387,7 @@ def saved_in(
     path, # A folder written by `Evaluation.save`, or a run folder
 ) -> dict: # Name to folder; '' for `path` itself
     "The evaluations that a folder holds"
-    path = Path(path)
+    path = Path(path).expanduser()
     found = {'': path} if (path/MANIFEST).is_file() else {}
     return found | {o.parent.name: o.parent for o in sorted(path.glob(f'{FOLDER}/*/{MANIFEST}'))}
 

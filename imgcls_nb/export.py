@@ -20,6 +20,7 @@ import torch
 from .core import ACTIVATIONS, CARD_KEY, BadPictureError, InputError, ModelCard, check_count, check_probability
 from .files import in_words
 from .learner import ImageLearner
+from .losses import activation_name
 from .pictures import PictureList
 from .predict import Predictor, each_picture, probabilities
 from .quantize import calibration_pictures, check_precision, make_variants, precision_of, quiet
@@ -225,6 +226,9 @@ class _Source:
         return self.sides[i]
 
 def _read_source(learn, weights):
+    if isinstance(learn, (ImageLearner, Trained)) and weights != 'best_model':
+        raise InputError(f"weights={weights!r} is a checkpoint of a run, and what was given has its weights already. "
+                         f"Give the run: export_onnx('{learn.plan.run or 'runs/NAME'}', …).")
     if isinstance(learn, ImageLearner): return _from_learner(learn)
     run = None
     if not isinstance(learn, Trained):
@@ -248,15 +252,7 @@ def _from_learner(learn):
     trained = Trained(model, learn.preprocess, tuple(learn.dls.vocab), learn.plan, learn.epoch_metrics.values)
     sides = learn.dls.train_ds, learn.dls.valid_ds
     data = {k: dict(pictures=len(o), list_sha256=o.list_hash()) for k, o in zip(('train', 'valid'), sides)}
-    return trained, _Source(learn.plan, _loss_activation(learn.loss_func), data, sides)
-
-def _loss_activation(loss): # by what it does, as a loss may be anybody's
-    x = torch.tensor([[-1., 2.]])
-    try: got = loss.activation(x)
-    except Exception: got = None # it has none, or one for logits of another form
-    for name in ACTIVATIONS:
-        if got is not None and torch.equal(got, getattr(torch, name)(x, *([-1] if name == 'softmax' else []))): return name
-    return 'softmax'
+    return trained, _Source(learn.plan, activation_name(learn.loss_func), data, sides)
 
 # %% ../nbs/60_export.ipynb #d5852357
 def _judges(pictures, source, vocab, limit):

@@ -23,7 +23,7 @@ from torch import nn
 from .callbacks.precision import Precision, precision_callbacks, read_precision
 from .core import InputError, did_you_mean, size_hw
 from .data import ImageDataLoaders
-from .losses import OwnLoss, as_loss
+from .losses import OwnLoss, as_loss, like_loss
 from .metrics import counts_of, valid_names
 from .models import count_channels, try_size
 from .names import is_number
@@ -139,6 +139,14 @@ def renew_opt(self:Idioms):
     if all(id(p) in known for p in self.model.parameters() if p.requires_grad): return
     self.opt = None
     print("Layers were replaced: the optimizer is made anew.")
+
+# %% ../nbs/44_idioms.ipynb #2c457f47
+@patch
+def note_loss(self:Idioms):
+    "Let the plan name a loss like one that was exchanged"
+    if self._loss_func is self._built.objects['_loss_func']: return
+    objective = replace(self.plan.objective, loss=like_loss(self._loss_func), loss_args={}, label_smoothing=0.)
+    self.plan = replace(self.plan, objective=objective)
 
 # %% ../nbs/44_idioms.ipynb #e567587e
 @patch

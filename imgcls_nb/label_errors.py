@@ -23,6 +23,7 @@ from .core import InputError, check_count, did_you_mean
 from .evaluate import Evaluation, evaluate
 from .evaluation import saved_in
 from .learner import learner_from_plan, run_schedule
+from .pictures import some_of
 from .places import cache_folder
 from .plan import plan_to_yaml
 from .states import weights_hash
@@ -132,7 +133,7 @@ def picture_features(
 ) -> np.ndarray: # float32, `(N, D)`, each of length 1
     "What a network sees in each picture, just before it decides"
     check_idle(learn)
-    dl = learn.dls.valid.new(pics, shuffle=False, drop_last=False)
+    dl = learn.dls.valid.new(pics, shuffle=False, drop_last=False, shared=False) # of several processes, each all of them
     model, was_training = learn.model, learn.model.training
     dtype = next(model.parameters()).dtype
     try:
@@ -141,6 +142,7 @@ def picture_features(
             parts = [model.forward_head(model.forward_features(b[0].as_subclass(torch.Tensor).to(dtype)), pre_logits=True)
                      for b in dl]
     finally: model.train(was_training)
+    if dl.lost: raise InputError(f"{some_of([o for o, _ in dl.lost])} cannot be read any more. Load the data again, without it.")
     features = torch.cat([o.float().flatten(1).cpu() for o in parts])
     return torch.nn.functional.normalize(features, dim=1).numpy()
 

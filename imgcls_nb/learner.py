@@ -42,7 +42,7 @@ from .callbacks.worst import WorstPictures
 from .core import InputError, Preprocess, did_you_mean
 from .idioms import (FitCheck, Idioms, as_opt_func, check_fit, check_keywords, check_what, describe_data,
                               keywords_explained, remember)
-from .losses import as_loss, make_loss, weights_by_class
+from .losses import as_loss, like_loss, make_loss, weights_by_class
 from .metrics import check_monitor, epoch_names, make_metrics, read_metric
 from .mixing import mix_ops
 from .models import check_pretrained, create_model, layer_scales, model_preprocess, split_params
@@ -101,12 +101,12 @@ class ImageLearner(Idioms, ResumableLearner):
 
     def _end_call(self):
         end_call(self)
-        self.interrupted = hasattr(self, 'control') and self.control.stopped # by a person, and so it may go on
+        self.interrupted = bool(self.fits) and hasattr(self, 'control') and self.control.stopped # by a person: it may go on
         if self.run_folder and not (self.origin or self.ahead) and not rank(): self.run_writer.end()
 
     def _note(self, method, args):
         check_fit(args)
-        self.renew_opt()
+        self.renew_opt(), self.note_loss()
         self._add_custom(*self._built.departures(self))
         self._add_custom(*(f'callback {o.name}' for o in self.cbs if not any(o is p for p in self.planned)),
                          *(f'without {o.name}' for o in self.planned if not any(o is c for c in self.cbs)
@@ -376,7 +376,7 @@ def image_learner(
     named = None if metrics is None else [read_metric(o) for o in L(metrics)]
     plain_metrics = named is None or all(isinstance(o, str) for o in named)
     given = dict(loss=not isinstance(loss, str), opt=not isinstance(opt, str), metrics=not plain_metrics, cbs=bool(objects))
-    objective = ObjectivePlan(loss if isinstance(loss, str) else 'cross_entropy', loss_args, label_smoothing,
+    objective = ObjectivePlan(like_loss(loss), loss_args, label_smoothing,
                               opt if isinstance(opt, str) else 'adamw', opt_args or {}, wd, decay_norm_bias,
                               layer_decay=layer_decay)
     weights = pretrained if isinstance(pretrained, bool) else str(pretrained)

@@ -87,7 +87,7 @@ class Records:
         made_by:dict, # What makes the rows; a draft that was made by something else is refused
         k:int=5, # Classes in a row, for tables
     ):
-        self.out, self.k, self.format = Path(out), k, format_of(out)
+        self.out, self.k, self.format = Path(out).expanduser(), k, format_of(out)
         self.part = self.out.with_name(f'{self.out.name}.part')
         if self.out.is_dir(): raise InputError(f"'{out}' is a folder. Give the name of a file.")
         self._file, self._head = _open_draft(self.part), json_line(made_by) + b'\n'

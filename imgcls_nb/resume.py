@@ -188,6 +188,7 @@ def take_up(
     then = run.plan
     learn.dls.keep_batch(then.data.processes)
     learn.plan = replace(learn.plan, data=learn.dls.plan)
+    learn.note_loss()
     changes = plan_changes(then, learn.plan) | data_changes(run, learn.run_writer.facts)
     if 'data.seed' in changes: changes = {k: v for k, v in changes.items() if not k.startswith('pictures.')} # it splits them
     exact = check_changes(changes, allow, f"The run '{run.path}'")

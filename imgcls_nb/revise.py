@@ -32,7 +32,7 @@ def lists_of(
     vocab:tuple=(), # Class names of a list file; empty: those of label_list.txt beside it
 ) -> dict: # `PictureList`s: 'train' and 'valid', or 'all'
     "The lists that edits can be applied to"
-    if isinstance(source, (str, os.PathLike)): return _lists_at(Path(source), vocab)
+    if isinstance(source, (str, os.PathLike)): return _lists_at(Path(source).expanduser(), vocab)
     if isinstance(source, PictureList): return dict(all=source)
     if isinstance(source, Revision): return _lists_again(source)
     if isinstance(source, DataPlan): source = find_pictures(source)
@@ -197,7 +197,7 @@ def _numbered(vocab): return tuple(vocab) == tuple(map(str, range(len(vocab))))
 def _write_table(source, lists, lines, out):
     where = Path(os.path.abspath(out)).parent
     is_table = isinstance(source, (str, os.PathLike)) and Path(source).suffix.lower() in TABLES
-    table, columns, paths = _read_table(Path(source)) if is_table else _table_of(lines, len(lists) > 1)
+    table, columns, paths = _read_table(Path(source).expanduser()) if is_table else _table_of(lines, len(lists) > 1)
     now = {o.path: o for o in lines}
     if None in now: raise InputError(f"'{now[None].name}' is no file of its own, so no table can name it.")
     keep = [o not in now or now[o].now_in is not None for o in paths]

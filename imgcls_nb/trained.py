@@ -6,7 +6,7 @@
 __all__ = ['Trained', 'trained_from_plan', 'activation_of', 'checkpoint_of', 'load_trained', 'TorchPredictor']
 
 # %% ../nbs/42_trained.ipynb #59c5ee8e
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -56,7 +56,7 @@ def checkpoint_of(
     "What a checkpoint of a run consists of, checked against its hashes"
     run = Run.open(run)
     found = read_checkpoint(run.path, name)
-    return run.plan, found.weights, found.facts
+    return replace(run.plan, run=run.path.as_posix()), found.weights, found.facts # it may have been moved
 
 def load_trained(
     run, # A run folder, or a checkpoint in it, such as 'runs/photos/epoch_3'

@@ -50,7 +50,7 @@ def run_eval(args): # Of the command line
     if args.config: ev = _eval_config(args)
     else:
         from imgcls_nb.evaluate import evaluate_plan
-        ev = evaluate_plan(*_plan_and_weights(args))
+        ev = evaluate_plan(*_checkpoint(args)[:2])
     print(ev.report().to_string(float_format='{:.4f}'.format))
     print(f'\n{ev}')
 
@@ -58,7 +58,7 @@ def run_infer(args): # Of the command line
     "Label pictures with a run, or with the network of a config"
     if args.config: return _infer_config(args)
     from imgcls_nb.trained import TorchPredictor, trained_from_plan
-    predictor = TorchPredictor(trained_from_plan(*_plan_and_weights(args)))
+    predictor = TorchPredictor(trained_from_plan(*_checkpoint(args)))
     if not args.pictures: raise InputError("There are no pictures to label. Name them behind the run folder.")
     return _label(predictor, args.pictures, 5, args)
 
@@ -66,7 +66,7 @@ def run_export(args): # Of the command line
     "Write a model file"
     from imgcls_nb.export import export_onnx
     from imgcls_nb.trained import trained_from_plan
-    trained = _config_trained(args) if args.config else trained_from_plan(*_plan_and_weights(args))
+    trained = _config_trained(args) if args.config else trained_from_plan(*_checkpoint(args))
     out = args.out or (_save_dir(args) if args.config else f'{args.run}/model.onnx')
     print(export_onnx(trained, out, precision=args.precision, softmax=args.softmax,
                       threshold=args.threshold, max_drop=args.max_drop))
@@ -173,7 +173,7 @@ def _config_plan(args):
     return plan
 
 def _check_root(root, config): # a folder that nobody typed
-    if not root or os.path.exists(root) or any(o in root for o in '*?[{'): return
+    if not root or os.path.exists(os.path.expanduser(root)) or any(o in root for o in '*?[{'): return
     key = 'DataLoader.{}.dataset.image_root'.format
     raise InputError(f"There is no folder '{root}', which {config} names as {key('Train')}. Put the pictures there, or say where "
                      f"they are: -o {key('Train')}=FOLDER -o {key('Eval')}=FOLDER.")
@@ -195,7 +195,7 @@ def _settings(args):
 def _check_override(args):
     if args.override and not args.config: raise InputError("-o changes a value of a YAML file. Name the file: -c CONFIG.yaml.")
 
-def _plan_and_weights(args):
+def _checkpoint(args): # its plan, its weights, its facts
     _check_override(args)
     _check_source(args)
     if args.run.endswith('.onnx'):
@@ -206,7 +206,7 @@ def _plan_and_weights(args):
         raise InputError(f"imgcls {args.verb} takes a run folder, and '{args.run}' is in one. For these weights: imgcls "
                          f"{args.verb} {run or '.'} --weights {name.removesuffix('.safetensors')}")
     from imgcls_nb.trained import checkpoint_of
-    return checkpoint_of(args.run, args.weights)[:2]
+    return checkpoint_of(args.run, args.weights)
 
 def _save_dir(args):
     from imgcls_nb.config import read_config

@@ -51,7 +51,8 @@ class Soaked:
     seed: int
     epochs: int
     done: bool = False
-    hurt: bool = False # A checkpoint of it was damaged
+    hurt: bool = False # Its newest checkpoint was damaged
+    spoilt: set = field(default_factory=set) # Files of earlier ones that were, and stay
     answers: dict|None = None # Of its model file: picture to label and probability
     edits: list = field(default_factory=list) # `(picture, field, old, new)`, those that stand, in order
 
@@ -195,6 +196,7 @@ class Soak:
         file = self.path(run, 'latest.json') if part == 'manifest' else Path(getattr(good, part))
         spoil(file, self.dice, cut or part == 'manifest')
         run.hurt = True
+        if part != 'manifest': run.spoilt.add(file.name)
         try: read_checkpoint(self.path(run), 'latest')
         except InputError as e: need('latest' in str(e), f'what is damaged is not named: {e}')
         else: raise Failed(f'a damaged {part} was read as if it were whole')
@@ -207,12 +209,27 @@ class Soak:
         except Failed:
             need('no whole checkpoint' in self.said, self.said)
             shutil.rmtree(self.path(run))
+            run.spoilt.clear()
             self.finish(run, self.train_command(run))
         else:
             need('damaged' in self.said, f'the damage was passed over in silence: {self.said}')
             need(not any(o['event'] == 'resume' and o['checkpoint'] == 'latest' for o in self.events(run)[n:]),
                  f'{run.name} went on from what is damaged')
         run.hurt = False
+        if not self.facts_of(run, 'best_model'): self.give_away(run)
+
+    def facts_of(self, run, name):
+        "Of a checkpoint that is whole; None: a part of it was damaged, when it was one of `latest`, too"
+        from imgcls_nb.checkpoints import read_checkpoint
+        try: return read_checkpoint(self.path(run), name).facts
+        except InputError as e:
+            manifest = self.path(run, f'{name}.json').read_text()
+            need(name != 'latest' and any(o in manifest for o in run.spoilt), f'{run.name}, {name}: {e}')
+
+    def give_away(self, run): # the best of it is lost, which is said; there is nothing to do with it
+        self.imgcls('export', f'runs/{run.name}', status=2)
+        need('is damaged' in self.said, f'a damaged best_model was exported: {self.said}')
+        self.remove(run)
 
     def evaluate(self): # also before its end
         run = self.some(lambda o: not o.hurt and self.path(o, 'best_model.json').is_file())
@@ -308,6 +325,9 @@ class Soak:
     def forget(self): # a run that nobody needs
         run = self.some() if len(self.runs) > 8 else None
         if not run: return False
+        self.remove(run)
+
+    def remove(self, run):
         shutil.rmtree(self.path(run), ignore_errors=True)
         del self.runs[run.name]
 
@@ -361,9 +381,8 @@ class Soak:
         if run.done: self.check_done(run, opened)
 
     def check_checkpoints(self, run, epochs):
-        from imgcls_nb.checkpoints import read_checkpoint
         names = [o.stem for o in self.path(run).glob('*.json') if o.stem.startswith(('latest', 'best_model', 'epoch_'))]
-        facts = {o: read_checkpoint(self.path(run), o).facts for o in names} # an error, if one of them is not whole
+        facts = {o: found for o in names if (found := self.facts_of(run, o))}
         need(len(names) <= 2 + 4, f'{run.name} keeps too many checkpoints: {names}')
         need(not epochs or 'latest' in facts, f'{run.name} has {epochs} epochs and no checkpoint')
         behind = epochs - facts['latest']['epoch'] if facts.get('latest') else 0

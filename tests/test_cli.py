@@ -16,8 +16,10 @@ import pytest
 import torch
 from browsing import wait_for
 
+from imgcls_nb import verbs
 from imgcls_nb.cli import main
-from imgcls_nb.core import list_images
+from imgcls_nb.core import InputError, list_images
+from imgcls_nb.metadata import read_card
 from imgcls_nb.shipped import list_shipped
 
 QUICK = 'configs/quick_start/MobileNetV3_large_x1_0.yaml'
@@ -80,6 +82,7 @@ def test_from_a_folder_to_predictions(trained, shapes, imgcls, monkeypatch):
     exported, _ = done(exporting)
     assert 'runs/shapes/model.onnx' in exported and 'top-1 agrees on 100.0%' in exported
     assert 'Next: imgcls predict runs/shapes/model.onnx PICTURES' in exported
+    assert read_card('runs/shapes/model.onnx').metrics['top1'] == top1
     predicted, _ = done(start(cwd, 'predict', 'runs/shapes/model.onnx', *pictures, '--topk', '2'))
     assert list(labels(predicted)) == [str(o) for o in [*list_images(pictures[0]), pictures[1]]]
     assert labels(predicted) == labels(inferred) and set(labels(predicted).values()) <= {'circle', 'square', 'triangle'}
@@ -270,6 +273,12 @@ def test_the_version(imgcls): assert re.fullmatch(r'imgcls_nb \d+\.\d+\.\d+\n', 
 def test_a_config_whose_pictures_are_elsewhere(refused, imgcls, shapes, tmp_path):
     said = refused('train', '-c', QUICK)
     assert 'dataset.image_root. Put the pictures there' in said and '-o DataLoader.Eval.dataset.image_root=FOLDER' in said
+
+def test_a_config_whose_pictures_are_at_home(tmp_path, monkeypatch): # behind the = of -o no shell says where that is
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path/'photos').mkdir()
+    verbs._check_root('~/photos', QUICK)
+    with pytest.raises(InputError, match="no folder '~/pictures'"): verbs._check_root('~/pictures', QUICK)
 
 def test_an_unknown_verb_in_a_process_of_its_own(tmp_path):
     assert "invalid choice: 'tarin'" in done(start(tmp_path, 'tarin'), status=2)[1]

@@ -554,6 +554,17 @@ def test_what_was_trained_without_a_run_is_handed_over(pictures, tmp_path):
     kept = load_file(plan.model.pretrained)
     assert all(torch.equal(v, kept[k]) for k, v in learn.model.state_dict().items())
 
+def test_what_processes_have_ended_is_not_cut(pictures, tmp_path, capsys): # though the notebook's own fit was, before
+    class Cut(Callback):
+        def after_step(self): raise KeyboardInterrupt
+    learn, there = (together.make(pictures, tmp_path/o, 'test_resnet') for o in ('here', 'there'))
+    with pytest.raises(KeyboardInterrupt), learn.no_bar(): learn.fit(1, .01, cbs=Cut())
+    with there.no_bar(): there.fit(1, .01)
+    distributed.hand_back(there, tmp_path)
+    assert distributed.receive(learn, tmp_path) is learn and not learn.interrupted
+    with learn.no_bar(): learn.fit(1, .01)
+    assert 'gives it up' not in capsys.readouterr().out
+
 def test_what_failed_is_said_once_and_nothing_is_left(pictures, out, tmp_path, monkeypatch):
     monkeypatch.setenv('TMPDIR', str(tmp_path)) # also for the launcher
     monkeypatch.setattr(tempfile, 'tempdir', None)

@@ -218,6 +218,13 @@ def test_folders_become_a_list(pictures, tmp_path):
     want = {o: o.split('/')[0] for o in before if o != 'square/001.png'} | {'circle/000.png': 'square'}
     assert shown == want and contents(pictures) == before
 
+def test_lists_at_home(pictures, monkeypatch):
+    monkeypatch.setenv('HOME', str(pictures.parent))
+    names, edits = write_table(pictures, pictures/'labels.csv'), Edits('~/shapes')
+    edits.relabel(names[1], 'circle', 'square')
+    found = [apply_edits(f'~/shapes{o}', edits, f'~/new{o or ".txt"}').diff for o in ('', '/labels.csv')]
+    assert found == [[f'- all {names[1]} circle', f'+ all {names[1]} square']]*2
+
 def write_table(pictures, file, split=False, extra=''): # of folders
     names = [o.relative_to(pictures).as_posix() for o in sorted(pictures.rglob('*.png'))]
     sides = ['val' if i % 3 == 0 else 'train' for i in range(len(names))]

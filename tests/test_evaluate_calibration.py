@@ -15,7 +15,7 @@ from imgcls_nb.calibration import (
     with_temperature,
 )
 from imgcls_nb.core import InputError
-from imgcls_nb.evaluation import Evaluation
+from imgcls_nb.evaluation import Evaluation, Told
 from imgcls_nb.intervals import Interval, bootstrap, draw_counts, share_interval
 
 
@@ -111,6 +111,12 @@ def test_where_none_can_be_fitted_it_stays(capsys, probs, targs, says):
 
 def test_what_is_no_softmax_is_refused():
     with pytest.raises(InputError, match='add up to 1.80.*no softmax'): best_temperature(np.array([[.9, .9]]), np.array([0]))
+
+def test_probabilities_that_each_stand_for_themselves(): # of a binary loss
+    ev = Evaluation([[.9, .8], [.2, .7]], [0, 1], 'ab')
+    told = Told(ev.judge(), ev.targs, ev.vocab)
+    assert ev.nll == told.nll == pytest.approx(-np.log([.9, .7]).mean()) == ev.table([0, 1]).loss.mean()
+    with pytest.raises(InputError, match='add up to 1.70.*no softmax'): ev.calibrated(2.)
 
 @pytest.mark.parametrize('t', [0, -1, np.inf, np.nan, 'hot', None])
 def test_no_temperature(t):

@@ -87,6 +87,13 @@ def test_lost_pictures_count_nowhere_and_are_named(learn, pictures, capsys):
     assert len(ev) == 58 and ev.targs.tolist() == [pics.labels[i] for i in range(60) if pics.name(i) in ev.paths]
     with pytest.raises(InputError, match='2 of 60 pictures were lost'): evaluate(learn, pics, tta=2, run=False)
 
+def test_a_lost_picture_that_a_list_names_twice(learn, pictures, capsys):
+    pics = read_class_folders(pictures).take([0, 4, 4, 25])
+    (pictures/'circle/004.png').unlink()
+    ev = evaluate(learn, pics, run=False)
+    assert ev.paths == [pics.name(0), pics.name(3)] and ev.targs.tolist() == [0, 1]
+    assert '1 of 4 pictures cannot be read any more' in capsys.readouterr().out
+
 def test_a_picture_deleted_later_does_not_matter(learn, pictures, tmp_path):
     ev = evaluate(learn, read_class_folders(pictures), run=tmp_path, name='all')
     shutil.rmtree(pictures)

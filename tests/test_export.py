@@ -309,6 +309,14 @@ def test_what_can_be_exported(trained_run, exported, tmp_path):
     with pytest.raises(InputError, match='epoch_99|no checkpoint'):
         export_onnx(trained_run, tmp_path/'x.onnx', weights='epoch_99')
 
+def test_a_run_that_was_moved(trained_run, tmp_path): # to make room, perhaps, and another run is where it was
+    run = shutil.copytree(trained_run, tmp_path/'moved')
+    said = json.loads((run/'data.json').read_text())
+    (run/'data.json').write_text(json.dumps(said | dict(train=said['train'] | dict(list_sha256='0'*64))))
+    trained = load_trained(run)
+    export_onnx(trained, tmp_path/'x.onnx')
+    assert trained.plan.run == run.as_posix() and Predictor(tmp_path/'x.onnx').card.data['train']['list_sha256'] == '0'*64
+
 def test_damaged_notes_of_a_run(trained_run, tmp_path):
     run = shutil.copytree(trained_run, tmp_path/'run')
     (run/'data.json').write_text('{"train": ')
@@ -327,5 +335,30 @@ def test_the_card_names_data_and_versions(trained_run, predictor):
 @pytest.mark.parametrize('loss, want', [
     (torch.nn.CrossEntropyLoss(), 'softmax'), (torch.nn.BCEWithLogitsLoss(), 'sigmoid'), (None, 'softmax')])
 def test_activation_of_anybodys_loss(loss, want):
-    from imgcls_nb.losses import as_loss
-    assert export._loss_activation(as_loss(loss) if loss else object()) == want
+    from imgcls_nb.losses import activation_name, as_loss, like_loss
+    assert activation_name(as_loss(loss) if loss else object()) == want
+    if loss: assert like_loss(loss) == dict(softmax='cross_entropy', sigmoid='bce')[want]
+
+@pytest.mark.parametrize('exchanged', [False, True])
+def test_a_run_knows_what_the_outputs_of_an_object_mean(shapes, tmp_path, exchanged): # of one that no plan can hold
+    from imgcls_nb.data import image_dls
+    from imgcls_nb.evaluate import evaluate
+    from imgcls_nb.learner import image_learner
+    from imgcls_nb.losses import BCE
+    def make():
+        learn = image_learner(image_dls(shapes, size=32, bs=16, device='cpu', num_workers=0), 'test_resnet', run=tmp_path/'run',
+                              precision='fp32', **dict(loss='focal', loss_args=dict(gamma=1.)) if exchanged else dict(loss=BCE()))
+        if exchanged: learn.loss_func = BCE()
+        return learn
+    with (learn := make()).no_bar(): learn.fit(1, 1e-3)
+    assert learn.plan.objective.loss == 'bce' and learn.plan.custom == ('loss_func' if exchanged else 'loss',)
+    probs = evaluate(learn, run=False).probs
+    assert np.abs(probs.sum(1) - 1).max() > .01 and np.abs(evaluate(tmp_path/'run', run=False).probs - probs).max() < 1e-5
+    export_onnx(tmp_path/'run', tmp_path/'x.onnx')
+    assert Predictor(tmp_path/'x.onnx').card.activation == 'sigmoid'
+    with (again := make()).no_bar(): again.fit(2, 1e-3, resume=True)
+    assert again.clock.epochs == 2 and 'objective.loss' not in again.run_folder.events('resume')[-1]['changed']
+
+def test_a_learner_has_the_weights_that_it_has(each_for_itself, tmp_path):
+    with pytest.raises(InputError, match="weights='latest' is a checkpoint of a run.*/bce', …"):
+        export_onnx(each_for_itself, tmp_path/'x.onnx', weights='latest')

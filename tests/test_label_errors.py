@@ -162,6 +162,13 @@ def test_features_leave_the_network_as_it_was(learn):
     assert learn.model.training and all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
     assert features.shape[0] == len(learn.dls.valid_ds) and np.allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
 
+def test_features_of_a_picture_that_is_gone_are_nobodys(shapes, tmp_path): # those behind it would be taken for its
+    how = dict(size=32, bs=8, num_workers=0, device='cpu', cache=False, on_lost='skip')
+    dls = image_dls(shutil.copytree(shapes, tmp_path/'shapes'), **how)
+    learn, gone = image_learner(dls, 'test_resnet'), dls.valid_ds.name(1)
+    (tmp_path/'shapes'/gone).unlink()
+    with pytest.raises(InputError, match=f'{gone} cannot be read any more'): picture_features(learn, dls.valid_ds)
+
 def test_the_far_one_is_an_outlier():
     rng = np.random.default_rng(0)
     features = rng.normal([5, 0, 0], .1, (200, 3))

@@ -60,6 +60,11 @@ def test_every_way_to_name_a_picture(predictor, pictures):
     for o in (pictures, f'{pictures}/*.png'):
         assert [(Path(p.source).name, p.label) for p in predictor.batch(o)] == [(n, colour(n)) for n in NAMES]
 
+def test_answers_at_home(predictor, tmp_path, monkeypatch):
+    for o in ('HOME', 'USERPROFILE'): monkeypatch.setenv(o, str(tmp_path))
+    paint(tmp_path/'photos', ['red_1.png', 'red_2.png'])
+    assert predictor.stream('~/photos', '~/out/labels.csv').pictures == 2 and (tmp_path/'out/labels.csv').is_file()
+
 def test_names_with_brackets_are_names(predictor, tmp_path):
     paint(tmp_path, ['red_[1].png', 'red_1.png'])
     preds = list(predictor.batch([tmp_path/'red_[1].png', tmp_path/'blue[9].png', tmp_path/'red_1.png']))

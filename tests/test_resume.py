@@ -24,7 +24,7 @@ from torch.optim import AdamW
 
 from imgcls_nb import files
 from imgcls_nb.callbacks.clock import Clock
-from imgcls_nb.checkpoints import read_checkpoint, save_checkpoint
+from imgcls_nb.checkpoints import link_checkpoint, read_checkpoint, save_checkpoint
 from imgcls_nb.config import plan_from_config, read_config
 from imgcls_nb.core import InputError
 from imgcls_nb.data import image_dls
@@ -483,6 +483,17 @@ def test_a_fit_that_was_cut_and_given_up_is_not_called_done(pictures, tmp_path, 
     out = capsys.readouterr().out
     assert 'one was cut and given up' in out and 'done already' not in out
 
+def test_a_call_that_trains_nothing_is_not_cut(pictures, tmp_path, capsys):
+    class Stop(Callback):
+        def after_step(self): self.learn.control.ask('stop')
+    learn = make(pictures, tmp_path/'run')
+    with learn.no_bar():
+        learn.fit(5, 3e-3, cbs=Stop())
+        learn.unfreeze()
+        assert 'fit(n_epoch=5, lr=0.003) was cut, and this call gives it up' in capsys.readouterr().out and not learn.interrupted
+        learn.fit(1, 3e-3)
+    assert 'gives it up' not in capsys.readouterr().out and [o.method for o in learn.plan.schedule] == ['fit', 'freeze_to', 'fit']
+
 def test_nothing_to_resume(pictures, tmp_path, capsys):
     learn = make(pictures, tmp_path/'run')
     resumed(learn, one_cycle)
@@ -517,6 +528,17 @@ def test_a_damaged_checkpoint_is_passed_over(pictures, tmp_path, damage, capsys)
     out = capsys.readouterr().out
     assert 'latest.state.safetensors' in out and "goes on from 'epoch_1'" in out
     assert outcome(learn) == outcome(whole)
+
+@posix
+def test_damage_is_not_left_where_nothing_is_left_to_do(pictures, tmp_path, capsys):
+    run = tmp_path/'run'
+    with (learn := make(pictures, run)).no_bar(): one_cycle(learn)
+    link_checkpoint(run, 'epoch_1', 'latest') # killed when epoch_2 was there, and latest did not stand for it yet
+    read_checkpoint(run, 'latest').weights.write_bytes(b'not weights')
+    resumed(make(pictures, run), one_cycle)
+    assert 'latest.safetensors' in (out := capsys.readouterr().out) and 'nothing was left to do' in out
+    found = read_checkpoint(run, 'latest')
+    assert found.facts['epoch'] == 2 and found.weights == read_checkpoint(run, 'epoch_2').weights
 
 def position_of(run, **changes): # a manifest that is whole, and says nonsense
     facts = read_checkpoint(run, 'latest').facts
@@ -615,6 +637,10 @@ def test_the_best_of_what_is_left(pictures, tmp_path):
     save_checkpoint(tmp_path/'run', 'best_model', {}, None, dict(step=3, epoch=1))
     learn.checkpointer.go_back('latest')
     assert learn.checkpointer.best == (-np.inf, -.5) and names_of(Run(tmp_path/'run'))['best_model'] == 2
+    save_checkpoint(tmp_path/'run', 'best_model', {}, None, dict(step=3, epoch=2))
+    (tmp_path/'run/epoch_2.json').write_text('{') # which nobody can know to be of a later step
+    learn.checkpointer.go_back('latest')
+    assert learn.checkpointer.best == (-np.inf, -.5) and read_checkpoint(tmp_path/'run', 'best_model').facts['step'] == 2
 
 @posix
 def test_predictions_before_the_run_goes_on_are_the_runs(pictures, tmp_path):

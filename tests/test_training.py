@@ -9,7 +9,7 @@ from fastai.losses import LabelSmoothingCrossEntropy
 from torch import nn
 
 from imgcls_nb.callbacks.catalog import CALLBACKS
-from imgcls_nb.callbacks.recording import best_of, score_of
+from imgcls_nb.callbacks.recording import score_of
 from imgcls_nb.callbacks.steps import Accumulate
 from imgcls_nb.core import InputError
 from imgcls_nb.data import image_dls
@@ -112,9 +112,17 @@ def test_averaged_weights_are_judged_and_kept(dls, tmp_path):
     with learn.no_bar(): learn.fit_one_cycle(3, 5e-3)
     assert learn.plan.monitor is None and {'ema_top1', 'ema_valid_loss'} <= set(learn.run_folder.events('epoch')[-1])
     best = load_trained(tmp_path/'run')
-    averaged = best_of({k: v for k, v in best.facts.items() if k != 'sha256'})[1]
-    if best.facts['epoch'] == 3 and averaged: assert equal(best.model.state_dict(), learn.ema.average.module.state_dict())
+    if best.facts['epoch'] == 3 and 'averaged' in best.facts:
+        assert equal(best.model.state_dict(), learn.ema.average.module.state_dict())
     with learn.ema.swapped(): assert evaluate(learn).top1 == pytest.approx(learn.epoch_metrics.values['ema_top1'])
+
+def test_the_values_of_the_best_model_are_its_own(dls, tmp_path): # and go with it into a model file
+    learn = make(dls, run=tmp_path/'run', cbs=[('ema', dict(decay=.5))], monitor='ema_valid_loss', precision='fp32')
+    with learn.no_bar(): learn.fit_one_cycle(2, 5e-3)
+    facts, ev = load_trained(tmp_path/'run').facts, evaluate(tmp_path/'run')
+    assert facts['top1'] == pytest.approx(ev.top1) and facts['valid_loss'] == pytest.approx(ev.nll, rel=1e-4)
+    values = learn.run_folder.history().set_index('epoch').loc[facts['epoch']]
+    assert facts['valid_loss'] == values.ema_valid_loss != values.valid_loss and facts['averaged'] and 'position' not in facts
 
 def test_the_newest_epochs_are_kept(dls, tmp_path):
     learn = make(dls, run=tmp_path/'run', keep_last=2)

@@ -10,6 +10,7 @@ import json
 import math
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 
@@ -17,8 +18,8 @@ import torch
 from fastai.callback.core import Callback
 from torch import nn
 
-from ..checkpoints import (Background, drop_checkpoint, drop_later, link_checkpoint, read_manifest, take_snapshot,
-                                   write_snapshot)
+from ..checkpoints import (Background, drop_checkpoint, drop_later, link_checkpoint, read_checkpoint, read_manifest,
+                                   take_snapshot, write_snapshot)
 from ..core import InputError
 from ..files import write_atomic
 from ..metrics import counts_of, lower_is_better
@@ -130,7 +131,13 @@ class RunWriter(Callback):
 
     def end(self):
         "Note that the training was not cut"
+        if self.resumed is not None: self._keep_place()
         if self.started and self.run_folder.last_status not in ('finished', 'stopped'): self.run_folder.log('end', **self._counts)
+
+    def _keep_place(self): # nothing was left to train, and so nothing has taken the place of a damaged `latest`
+        name = self.resumed['checkpoint']
+        try: name == 'latest' or read_checkpoint(self.run_folder.path, 'latest')
+        except InputError: self.learn.checkpointer.go_back(name)
 
     @property
     def _counts(self): return dict(epoch=self.clock.epochs, step=self.clock.steps)
@@ -230,7 +237,7 @@ class Checkpointer(Callback):
 
     def _write(self, names, shot, facts, best):
         path, counts = self.run_folder.path, {k: facts[k] for k in ('epoch', 'step')}
-        if best: write_snapshot(path, 'best_model', best, {k: v for k, v in facts.items() if k != 'position'})
+        if best: write_snapshot(path, 'best_model', best, _of_averaged(facts))
         write_snapshot(path, names[0], shot, facts)
         for o in names[1:]: link_checkpoint(path, names[0], o)
         for o in _epochs(path)[:-self.keep_last] if self.keep_last else (): drop_checkpoint(path, o)
@@ -247,11 +254,14 @@ class Checkpointer(Callback):
         if 'best_model' in drop_later(path, self.clock.steps): self._find_best(['latest', *_epochs(path)])
 
     def _find_best(self, names): # of what is left
-        found = [(score_of(_values(read_manifest(self.run_folder.path, o)), self.monitor, self.mode, self.learn.metrics), o)
-                 for o in names]
+        found = [(score_of(_values(facts), self.monitor, self.mode, self.learn.metrics), o) for o, facts in self._facts_of(names)]
         self.best, name = max(found)
         if max(self.best) == -math.inf: self.best = None # it is within an epoch, which has no values yet
         else: link_checkpoint(self.run_folder.path, name, 'best_model')
+
+    def _facts_of(self, names): # of those that can be read
+        for o in names:
+            with suppress(InputError): yield o, read_manifest(self.run_folder.path, o)
 
     def wait(self):
         "Come back when all that was to be saved is on disk"
@@ -271,6 +281,10 @@ class Checkpointer(Callback):
     def state(self) -> dict: return dict(best=self.best) # for a checkpoint
 
     def load_state(self, state:dict): self.best, self.saved_at = state['best'] and tuple(state['best']), time.monotonic()
+
+def _of_averaged(facts): # what averaged weights reached, by the usual names; there is no place to go on from
+    own = {k.removeprefix('ema_'): v for k, v in facts.items() if k.startswith('ema_')}
+    return {k: v for k, v in (facts | own).items() if k != 'position' and not k.startswith('ema_')} | dict(averaged=True)
 
 def _epochs(path): # names of checkpoints, the newest last
     return sorted((o.stem for o in path.glob('epoch_*.json')), key=lambda name: int('0' + name.removeprefix('epoch_')))
