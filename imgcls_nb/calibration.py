@@ -100,6 +100,12 @@ def with_temperature(
         out[rows] /= out[rows].sum(1, keepdims=True)
     return out
 
+def _check_softmax(probs): # of some pictures
+    sums = probs[:1000].sum(1)
+    if (np.abs(sums - 1) < .01).all(): return
+    raise InputError(f"The probabilities of a picture add up to {sums[np.abs(sums - 1).argmax()]:.2f}, so they come from no "
+                     "softmax, and a temperature would not mean anything. It goes with losses such as cross_entropy.")
+
 # %% ../nbs/52_calibration.ipynb #bb1f717d
 def mean_nll(
     probs, # From a softmax, `(N, C)`
@@ -135,12 +141,6 @@ def best_temperature(
     why = ("no picture tells that it should be less sure", "the guesses are no better than chance")[at_ends.argmin()]
     print(f"No temperature can be fitted: {why}. It stays at 1; fit it on other pictures, or more.")
     return 1.
-
-def _check_softmax(probs): # of some pictures
-    sums = probs[:1000].sum(1)
-    if (np.abs(sums - 1) < .01).all(): return
-    raise InputError(f"The probabilities of a picture add up to {sums[np.abs(sums - 1).argmax()]:.2f}, so they come from no "
-                     "softmax, and a temperature would not mean anything. It goes with losses such as cross_entropy.")
 
 # %% ../nbs/52_calibration.ipynb #cea04c53
 @dataclass(frozen=True)
