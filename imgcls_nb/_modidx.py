@@ -843,6 +843,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'imgcls_nb/callbacks/recording.py'),
                                                'imgcls_nb.callbacks.recording.Checkpointer._find_best': ( 'callbacks.recording.html#checkpointer._find_best',
                                                                                                           'imgcls_nb/callbacks/recording.py'),
+                                               'imgcls_nb.callbacks.recording.Checkpointer._keeps': ( 'callbacks.recording.html#checkpointer._keeps',
+                                                                                                      'imgcls_nb/callbacks/recording.py'),
                                                'imgcls_nb.callbacks.recording.Checkpointer._moment': ( 'callbacks.recording.html#checkpointer._moment',
                                                                                                        'imgcls_nb/callbacks/recording.py'),
                                                'imgcls_nb.callbacks.recording.Checkpointer._save': ( 'callbacks.recording.html#checkpointer._save',

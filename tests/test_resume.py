@@ -24,7 +24,7 @@ from torch.optim import AdamW
 
 from imgcls_nb import files
 from imgcls_nb.callbacks.clock import Clock
-from imgcls_nb.checkpoints import link_checkpoint, read_checkpoint, save_checkpoint
+from imgcls_nb.checkpoints import drop_checkpoint, link_checkpoint, read_checkpoint, save_checkpoint
 from imgcls_nb.config import plan_from_config, read_config
 from imgcls_nb.core import InputError
 from imgcls_nb.data import image_dls
@@ -539,6 +539,17 @@ def test_damage_is_not_left_where_nothing_is_left_to_do(pictures, tmp_path, caps
     assert 'latest.safetensors' in (out := capsys.readouterr().out) and 'nothing was left to do' in out
     found = read_checkpoint(run, 'latest')
     assert found.facts['epoch'] == 2 and found.weights == read_checkpoint(run, 'epoch_2').weights
+
+@posix
+def test_an_epoch_that_is_there_as_the_best_alone_is_kept_as_itself(pictures, tmp_path, capsys):
+    whole, run = make(pictures, tmp_path/'whole'), tmp_path/'run'
+    with whole.no_bar(): one_cycle(whole)
+    assert killed(make(pictures, run), one_cycle, 'after_train', 2)
+    drop_checkpoint(run, 'epoch_1') # killed when it was the best, and had no other name yet
+    (run/'latest.json').write_bytes(b'{')
+    learn = resumed(make(pictures, run), one_cycle)
+    assert "goes on from 'best_model'" in capsys.readouterr().out and outcome(learn) == outcome(whole)
+    assert read_checkpoint(run, 'epoch_1').facts == read_checkpoint(tmp_path/'whole', 'epoch_1').facts
 
 def position_of(run, **changes): # a manifest that is whole, and says nonsense
     facts = read_checkpoint(run, 'latest').facts

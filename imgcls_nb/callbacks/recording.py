@@ -204,13 +204,15 @@ class Checkpointer(Callback):
         self.saving = False
         score, averaged = best_of(self.epoch_metrics.values, self.monitor, self.mode, self.learn.metrics)
         n = self.clock.epochs
-        better, kept = self.best is None or score > self.best, bool(self.save_interval and n % self.save_interval == 0)
+        better, kept = self.best is None or score > self.best, self._keeps(n)
         if better: self.best = score
         facts = self._counts | {k: _number(v) for k, v in self.epoch_metrics.values.items()}
         if better and hasattr(self.learn, 'ema'): self.news = tell_best(dict(epoch=n) | self.epoch_metrics.values, averaged)
         best = self._averaged() if better and averaged else None
         names = ['best_model']*(better and not best) + [f'epoch_{n}']*kept + ['latest']
         self._save(names, self._moment(0, self.epoch + 1), facts, best)
+
+    def _keeps(self, epoch): return bool(self.save_interval and epoch % self.save_interval == 0)
 
     @property
     def _counts(self): return dict(epoch=self.clock.epochs, step=self.clock.steps)
@@ -251,6 +253,7 @@ class Checkpointer(Callback):
         "Let the run stand there, also for those who come after a crash, and forget what came later"
         path = self.run_folder.path
         if name != 'latest': link_checkpoint(path, name, 'latest')
+        if name == 'best_model' and self._keeps(self.clock.epochs): link_checkpoint(path, name, f'epoch_{self.clock.epochs}')
         if 'best_model' in drop_later(path, self.clock.steps): self._find_best(['latest', *_epochs(path)])
 
     def _find_best(self, names): # of what is left
