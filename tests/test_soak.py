@@ -115,6 +115,23 @@ def test_lists_that_do_not_follow_the_edits_are_noticed(soak, monkeypatch):
         monkeypatch.setattr(run, 'edits', [*run.edits, extra])
         with pytest.raises(Failed, match='lists and edits differ'): soak.apply()
 
+def test_damage_may_stay_where_it_was_done_and_not_as_latest(soak, monkeypatch):
+    run = soak.runs['run']
+    for name in ('epoch_1', 'latest'):
+        part = json.loads(soak.path(run, f'{name}.json').read_text())['parts']['weights']['file']
+        file = soak.path(run, 'parts', part)
+        before = file.read_bytes()
+        try:
+            file.write_bytes(zeros(before))
+            with pytest.raises(Failed, match='is damaged'): soak.facts_of(run, name) # nobody did it
+            with monkeypatch.context() as m:
+                m.setattr(run, 'spoilt', {part})
+                if name == 'epoch_1': assert soak.facts_of(run, name) is None
+                else:
+                    with pytest.raises(Failed, match='latest'): soak.facts_of(run, name)
+        finally: file.write_bytes(before)
+        assert soak.facts_of(run, name)
+
 def test_damage_that_is_read_as_whole_is_noticed(soak, monkeypatch):
     from imgcls_nb import checkpoints
     run, files = soak.runs['run'], {}

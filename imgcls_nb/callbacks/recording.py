@@ -135,9 +135,9 @@ class RunWriter(Callback):
         if self.started and self.run_folder.last_status not in ('finished', 'stopped'): self.run_folder.log('end', **self._counts)
 
     def _keep_place(self): # nothing was left to train, and so nothing has taken the place of a damaged `latest`
-        name = self.resumed['checkpoint']
-        try: name == 'latest' or read_checkpoint(self.run_folder.path, 'latest')
-        except InputError: self.learn.checkpointer.go_back(name)
+        if self.resumed['checkpoint'] == 'latest': return
+        try: read_checkpoint(self.run_folder.path, 'latest')
+        except InputError: self.learn.checkpointer.go_back(self.resumed['checkpoint'])
 
     @property
     def _counts(self): return dict(epoch=self.clock.epochs, step=self.clock.steps)
