@@ -16,8 +16,8 @@ folder   Pictures of a folder in one second. The limit: a picture takes a proces
          times what one can. The three are measured by turns, the best of five each. It is a limit from above: processors that
          share memory, caches or a clock do less, and so does an engine whose threads wait for each other.
 start    From the start of a process to the first prediction, and the most memory that it held (VmHWM of Linux), the least of
-         five of each, by turns, since other work can only add. The bare script is what one would
-         write by hand on onnxruntime, with the same options of the session.
+         five of each, by turns, since other work can only add. All have their bytecode, as what pip installs does. The bare
+         script is what one would write by hand on onnxruntime, with the same options of the session.
 bits     ResNet-50 with random weights in ONNX Runtime at 32 bits, and in OpenVINO at bf16 and int8, by turns; agreement is of
          the first guesses. What fewer bits cost a MobileNetV2 that learned from ImageNet is `benchmarks/export.py precision`.
 
@@ -270,7 +270,8 @@ def start(work, rounds=5, arch='resnet18'):
 def start_once(model, file, code):
     began = time.time()
     command = [sys.executable, '-c', f'import sys{code}{LAST}', model, file]
-    end, mb, label = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-3:]
+    env = {k: v for k, v in os.environ.items() if k != 'PYTHONDONTWRITEBYTECODE'}
+    end, mb, label = subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout.split()[-3:]
     return float(end) - began, float(mb), label == file.parent.name
 
 # Fewer bits

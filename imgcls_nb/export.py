@@ -262,8 +262,7 @@ def _judges(pictures, source, vocab, limit):
     labels = None
     if isinstance(pictures, PictureList):
         place = {o: i for i, o in enumerate(vocab)}
-        names = np.array([place.get(o, -1) for o in pictures.vocab])
-        labels = np.where(pictures.labels < 0, -1, names[pictures.labels])
+        labels = np.array([*(place.get(o, -1) for o in pictures.vocab), -1])[pictures.labels] # the last: of those without one
         pictures = pictures.items
     else: pictures = list(each_picture(pictures))
     if not len(pictures): raise InputError("There is no picture to compare torch and ONNX Runtime on. Give some as pictures=….")

@@ -6,10 +6,10 @@
 __all__ = ['Prediction', 'softmax', 'probabilities', 'Predictor', 'each_picture', 'Streamed']
 
 # %% ../nbs/02_predict.ipynb #3d0c88f4
-import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
 from pkgutil import resolve_name
@@ -196,12 +196,12 @@ class Predictor:
         return Streamed(str(out), n, failed, before)
 
     def _made_by(self, k):
-        card = hashlib.sha256(self.card.to_json().encode()).hexdigest()
+        card = _hash(BytesIO(self.card.to_json().encode()))
         return dict(draft=1, model=self.fingerprint()[:16], card=card[:16], k=k, reject=self.reject)
 
     def fingerprint(self) -> str: # Hexadecimal
         "Hash of the network, by which two are told apart"
-        with open(self.path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+        with open(self.path, 'rb') as f: return _hash(f)
 
     @property
     def provider(self) -> str:
@@ -232,6 +232,10 @@ def _logits(outputs, card): # up to what is the same for all classes
     p = np.clip(np.asarray(outputs, np.float64), 1e-30, 1)
     z = np.log(p) if card.activation == 'softmax' else np.log(p) - np.log1p(-np.minimum(p, 1 - 2**-24))
     return (z*card.temperature).astype(np.float32)
+
+def _hash(stream):
+    from hashlib import file_digest # here, for it costs a program that labels one picture 2 ms
+    return file_digest(stream, 'sha256').hexdigest()
 
 def _in_parts(run, x, n): # for a graph that takes n pictures, no more and no fewer
     full = np.concatenate([x, np.zeros((-len(x) % n, *x.shape[1:]), x.dtype)])

@@ -53,9 +53,12 @@ def _load(path):
         return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e: # the readers raise a dozen types for damaged files
         wants = _callables_in(path, str(e))
-        says = (str(e) or type(e).__name__).splitlines()[0].partition('. ')[0]
-        why = f"it wants to run {', '.join(wants)}" if wants else says
+        why = f"it wants to run {', '.join(wants)}" if wants else _in_short(e)
         raise InputError(f"'{path}' cannot be read as weights: {why}. A weights file holds tensors and nothing else.") from e
+
+def _in_short(e): # the unpickler names a byte it does not know, and nothing else
+    if isinstance(e, (KeyError, EOFError)): return "it is cut short, or torch has not written it"
+    return (str(e) or type(e).__name__).splitlines()[0].partition('. ')[0]
 
 def _check_unpacked_size(path): # torch does not compress, so a file that is much larger inside is made to fill the memory
     if not zipfile.is_zipfile(path): return

@@ -14,6 +14,7 @@ from PIL import Image
 from imgcls_nb import export
 from imgcls_nb.core import CARD_KEY, BadPictureError, InputError, ModelFileError, list_images
 from imgcls_nb.export import export_onnx
+from imgcls_nb.pictures import PictureList
 from imgcls_nb.predict import Predictor, softmax
 from imgcls_nb.trained import TorchPredictor, load_trained
 
@@ -126,6 +127,11 @@ def test_arguments_are_looked_at_first(trained_run, tmp_path, monkeypatch, how, 
 def test_pictures_in_a_folder(trained_run, exported, tmp_path, shapes):
     exported(lambda b: b)
     assert export_onnx(trained_run, tmp_path/'model.onnx', pictures=shapes/'circle').pictures == 20
+
+def test_pictures_without_labels(trained_run, exported, tmp_path, shapes):
+    exported(lambda b: b)
+    pics = PictureList(shapes, list_images(shapes)[:7], np.full(7, -1), ())
+    assert export_onnx(trained_run, tmp_path/'model.onnx', pictures=pics).pictures == 7
 
 # Many pictures
 

@@ -296,6 +296,11 @@ def test_cut_files(tmp_path, state, suffix, size):
     with pytest.raises(InputError, match=rf"w\{suffix}' cannot be read as weights.*\w"):
         load_weights(create_model('test_resnet'), file)
 
+def test_a_file_that_torch_has_not_written(tmp_path):
+    (tmp_path/'notes.txt').write_text('hello')
+    with pytest.raises(InputError, match=r"notes\.txt'.*: it is cut short, or torch has not written it\."):
+        read_weights(tmp_path/'notes.txt')
+
 def test_every_tensor_that_does_not_fit_is_named(tmp_path, state):
     odd = dict(state, extra=torch.zeros(1))
     del odd['conv1.0.weight']
