@@ -100,10 +100,10 @@ def section(name, results):
 def render(results):
     rows = [row for *_, row in rows_of(results)]
     met, missed = (sum(o is not None and o['passed'] is v for o in rows) for v in (True, False))
-    intro = (f"Written by `make bench` (`benchmarks/all.py`), not by hand. Of {len(rows)} figures {rows.count(None)} are not "
-             f"measured yet; {met} bars are met, {missed} are missed. Where a row does not say otherwise, a ratio is the "
-             "median of pairs that were taken in turns, and spread is the range of these, or of what was measured. How each is "
-             "taken stands at the top of its script.")
+    intro = (f"Written by `make bench` (`benchmarks/all.py`), not by hand. {len(rows) - rows.count(None)} of "
+             f"{len(rows)} figures are measured; {met} bars are met, {missed} are missed. Where a row does not say otherwise, a "
+             "ratio is the median of pairs that were taken in turns, and spread is the range of these, or of what was measured. "
+             "How each is taken stands at the top of its script.")
     return '\n\n'.join(['# Results', intro, short_table(results), *(o for name in JOBS for o in section(name, results))]) + '\n'
 
 def load(): return json.loads(RESULTS.read_text('utf-8')) if RESULTS.exists() else {}
