@@ -178,8 +178,12 @@ def app_command(
     browser:bool=True, # Open one
 ) -> list: # For `subprocess`
     "Voilà on the page for viewers, for this machine only"
-    options = ['--Voila.ip=127.0.0.1', f'--port={port or _free_port()}', '--token', '--theme=light']
+    options = ['--Voila.ip=127.0.0.1', f'--port={port or _free_port()}', '--token', '--theme=light',
+               f'--Voila.tornado_settings={dict(headers=_OWN_ONLY)}']
     return [sys.executable, '-m', 'voila', str(shipped_path('app/model.ipynb')), *options, *['--no-browser']*(not browser)]
+
+# Voilà's page has style sheets of another address in it, and stays empty until a network that swallows them gives up
+_OWN_ONLY = {'Content-Security-Policy': "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"}
 
 def _free_port(): # Voilà takes 0 at its word
     with socket.socket() as s:

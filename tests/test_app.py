@@ -40,7 +40,9 @@ def page_url(trained_run, model_file, tmp_path_factory):
         with suppress(ProcessLookupError): os.killpg(server.pid, signal.SIGKILL)
 
 def test_a_person_without_code(page_url, shapes, tmp_path):
+    failed = []
     with chromium(1200, 1400) as page:
+        page.on('requestfailed', lambda o: failed.append((o.url, o.failure)))
         page.goto(page_url, timeout=60_000)
         page.wait_for_selector('text=Image classifier', timeout=120_000)
         assert page.title() == 'Image classifier'
@@ -56,6 +58,8 @@ def test_a_person_without_code(page_url, shapes, tmp_path):
         page.wait_for_selector('.js-plotly-plot .nsewdrag', timeout=60_000)
         snap(page, 'app-errs', full_page=True)
         assert not violations(page)
+    home = page_url.partition('?')[0]
+    assert {why for url, why in failed if not url.startswith(home)} <= {'csp'}, "no other address is asked, whatever Voilà names"
 
 def test_only_who_knows_the_address(page_url):
     home = page_url.partition('?')[0]
