@@ -22,7 +22,7 @@ from .inputs import is_tar, iter_pictures, own_cpus, read_ahead, source_name
 from .labels import name_classes
 from .metadata import find_model, read_card
 from .records import Records
-from .running import choose_way, open_model
+from .running import choose_way, has_any, open_model
 
 # %% ../nbs/02_predict.ipynb #7a68161d
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ class Predictor:
         card=None, # What the file does not say about itself: a card, or a function of the engine that makes one; see `foreign`
     ):
         check_count(threads, 'threads')
-        if engine == 'torch': self._open_run(path, providers=providers, threads=threads, precision=precision, card=card)
+        if engine == 'torch':
+            self._open_run(path, providers=providers, prefer=prefer, threads=threads, precision=precision, card=card)
         else: self._open_file(path, engine, providers, threads, precision, prefer, idle, card)
         self.card = _with(self.card, threshold, labels)
         self.labels, self.preprocess, self.reject = self.card.labels, self.card.preprocess, reject
@@ -94,7 +95,8 @@ class Predictor:
     def _open_file(self, path, engine, providers, threads, precision, prefer, idle, card):
         self.path = find_model(path)
         own = card if isinstance(card, ModelCard) else None if card else read_card(self.path)
-        self.way = choose_way(own, 'onnxruntime' if engine == 'auto' and (providers or prefer) else engine, precision)
+        if engine == 'auto' and (providers or prefer and has_any(prefer)): engine = 'onnxruntime'
+        self.way = choose_way(own, engine, precision)
         self._run = open_model(self.path, self.way, threads, providers, prefer, idle)
         self.card = own or (card and card(self._run)) or _not_ours(self.path)
         self._lock = Lock() if self.way.engine == 'openvino' else None # it has one place for the answer

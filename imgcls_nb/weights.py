@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import safetensors
 import safetensors.torch
@@ -159,11 +160,15 @@ def host_answers(
     url:str, # Of anything on the host
     timeout_s:float=3., # Long enough for any host that can be used
 ) -> bool:
-    "Whether something listens where `url` points"
-    parts = urlsplit(url)
+    "Whether something listens where `url` points, or at the proxy that is asked in its place"
+    parts = _asked(urlsplit(url))
     try: socket.create_connection((parts.hostname, parts.port or (443 if parts.scheme == 'https' else 80)), timeout_s).close()
     except OSError: return False
     return True
+
+def _asked(parts): # the host itself, or the proxy that the environment names for it
+    proxy = getproxies().get(parts.scheme) or getproxies().get('all')
+    return urlsplit(proxy if '://' in proxy else f'//{proxy}') if proxy and not proxy_bypass(parts.hostname) else parts
 
 # %% ../nbs/23_weights.ipynb #849ed0ae
 def on_hub(

@@ -2,6 +2,7 @@
 import json
 import os
 import pickle
+import socket
 import time
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from imgcls_nb.models import (
     undecayed,
     weights_available,
 )
-from imgcls_nb.weights import find_weights, read_weights
+from imgcls_nb.weights import find_weights, host_answers, read_weights
 
 # Sizes and arguments
 
@@ -187,6 +188,21 @@ def test_a_download_that_breaks_off(hub, monkeypatch, error):
     reason = 'connection lost' if error.args else 'ConnectionResetError'
     with pytest.raises(InputError, match=rf'not be fetched \({reason}\)(.|\n)*resolve/main/model.safetensors'):
         create_model('resnet18', pretrained=True)
+
+def test_behind_a_proxy_it_is_the_proxy_that_answers(monkeypatch):
+    url = 'https://hub.invalid/x' # which has no address
+    with socket.create_server(('127.0.0.1', 0)) as proxy:
+        port = proxy.getsockname()[1]
+        for k in ('https_proxy', 'HTTPS_PROXY', 'all_proxy', 'ALL_PROXY', 'no_proxy', 'NO_PROXY'): monkeypatch.delenv(k, False)
+        assert not host_answers(url)
+        for k, proxied in (('https_proxy', f'http://127.0.0.1:{port}'), ('all_proxy', f'127.0.0.1:{port}')):
+            with monkeypatch.context() as m:
+                m.setenv(k, proxied)
+                assert host_answers(url)
+                m.setenv('no_proxy', 'hub.invalid')
+                assert not host_answers(url)
+    monkeypatch.setenv('https_proxy', f'http://127.0.0.1:{port}') # where nothing listens any more
+    assert not host_answers(url)
 
 def test_what_to_take_instead_of_weights_that_do_not_exist():
     for arch, near in (('ResNet200_vd', 'resnet200d.ra2_in1k'), ('ShuffleNetV2_x0_25', 'ShuffleNetV2_x0_5')):

@@ -401,7 +401,8 @@ def test_eight_bits_without_instructions_are_calculated_in_32(monkeypatch):
     (dict(labels=['a']), '1 names are given'), (dict(labels={9: 'a'}), 'a name for class 9'),
     (dict(labels='no.txt'), "class_id_map_file 'no.txt' cannot be read"), (dict(labels=3), 'labels=3 names none'),
     (dict(engine='torch', threads=2), "threads=2 is not for engine='torch'"),
-    (dict(engine='torch', providers='cuda'), "providers='cuda' is not for")], ids=str)
+    (dict(engine='torch', providers='cuda'), "providers='cuda' is not for"),
+    (dict(engine='torch', prefer='cuda'), "prefer='cuda' is not for")], ids=str)
 def test_what_cannot_be_had_is_said(model, how, says):
     if how.get('engine') == 'torch': pytest.importorskip('torch')
     with pytest.raises(InputError, match=says): Predictor(model, **how)
@@ -410,6 +411,14 @@ def test_a_wish_falls_back_with_one_line(model, capsys):
     assert Predictor(model, prefer=['cuda']).provider == 'CPUExecutionProvider'
     out, err = capsys.readouterr()
     assert not out and err.count('\n') == 1 and 'CUDAExecutionProvider was preferred' in err and 'on the CPU' in err
+
+@pytest.mark.parametrize('engine', ['auto', 'openvino'])
+def test_a_wish_that_is_not_there_keeps_the_fastest_way(engine, tmp_path, capsys):
+    pytest.importorskip('openvino')
+    file = write_model(tmp_path/'model.onnx', passed=[dict(engine='openvino', precision='fp32', needs=[], ms=1.)])
+    assert Predictor(file, engine=engine, prefer=['cuda']).way.engine == 'openvino'
+    err = capsys.readouterr().err
+    assert err == 'CUDAExecutionProvider was preferred, but openvino has none: running on the CPU.\n'
 
 def test_a_provider_that_does_not_start_is_noticed(model, monkeypatch, capsys):
     import onnxruntime
