@@ -67,8 +67,8 @@ walk: ## Clone into an empty folder and do what README and the tutorials say, wo
 	@$(PYTHON) tests/walk.py
 
 clean: ## Remove what builds and tests leave behind; the virtual environment stays
-	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache nbs/models
-	@find imgcls_nb nbs tests tools \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis nbs/models
+	@find imgcls_nb nbs tests tools benchmarks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 $(STAMP): settings.ini setup.py pyproject.toml
 	@test -x $(BIN)/pip || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \

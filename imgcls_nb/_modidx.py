@@ -1372,6 +1372,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'imgcls_nb.cli._go_on': ('cli.html#_go_on', 'imgcls_nb/cli.py'),
                                'imgcls_nb.cli._interrupted': ('cli.html#_interrupted', 'imgcls_nb/cli.py'),
                                'imgcls_nb.cli._missing': ('cli.html#_missing', 'imgcls_nb/cli.py'),
+                               'imgcls_nb.cli._new_file': ('cli.html#_new_file', 'imgcls_nb/cli.py'),
                                'imgcls_nb.cli._run_launch': ('cli.html#_run_launch', 'imgcls_nb/cli.py'),
                                'imgcls_nb.cli.main': ('cli.html#main', 'imgcls_nb/cli.py'),
                                'imgcls_nb.cli.make_parser': ('cli.html#make_parser', 'imgcls_nb/cli.py')},

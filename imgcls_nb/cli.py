@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import warnings
+from pathlib import Path
 
 from .core import InputError, did_you_mean, is_one_of_many
 from .launching import NUMBERS, launch_processes, log_traceback, read_number, take_part, unexpected
@@ -29,6 +30,11 @@ def _above_zero(text):
     except ValueError: number = 0.
     if 0 < number < float('inf'): return number
     raise argparse.ArgumentTypeError(f"{text!r} is no number above zero")
+
+def _new_file(text): # refused before anything is measured
+    file = Path(text).expanduser()
+    if file.parent.is_dir() and not file.is_dir(): return file
+    raise argparse.ArgumentTypeError(f"'{text}' is a folder" if file.is_dir() else f"there is no folder '{file.parent}'")
 
 # %% ../nbs/85_cli.ipynb #f867b84e
 LABELLING = 'predict', 'infer'
@@ -199,7 +205,7 @@ def _add_models(verbs):
     _add_options(p, [('engine', str, 'only this one'), ('threads', _count, 'CPU threads')])
     p.add_argument('--seconds', type=_above_zero, default=3, help='for each way to run it (default: %(default)s)')
     p.add_argument('--limit', type=_count, default=256, help='pictures at most (default: %(default)s)')
-    p.add_argument('--json', metavar='FILE', help='write the figures there as well')
+    p.add_argument('--json', type=_new_file, metavar='FILE', help='write the figures there as well')
 
     p = _add_verb(verbs, 'serve', run_serve, 'Answer over HTTP, with a page to drop a picture on')
     p.add_argument('model', help='a model.onnx')
@@ -218,7 +224,7 @@ def _add_lookups(verbs):
     p.add_argument('--source', default='auto', help='form of the data, such as files, table or shards (default: %(default)s)')
     p.add_argument('--seed', type=int, default=42, help='of the split, where a share is held out (default: %(default)s)')
     p.add_argument('--limit', type=int, default=10, help='files to name for each finding (default: %(default)s)')
-    p.add_argument('--json', metavar='FILE', help='write the whole report there as well')
+    p.add_argument('--json', type=_new_file, metavar='FILE', help='write the whole report there as well')
 
     p = _add_verb(verbs, 'models', run_models, 'Search the networks there are, by name, size, cost and accuracy')
     p.add_argument('pattern', nargs='?', default='*', help="part of a timm or PaddleClas name, or a pattern such as 'resnet*'")

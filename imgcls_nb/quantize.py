@@ -36,12 +36,13 @@ def calibration_pictures(
 @contextmanager
 def quiet():
     "Without the warnings of converters"
-    logging.disable(logging.WARNING)
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             yield
-    finally: logging.disable(logging.NOTSET)
+    finally: logging.disable(before)
 
 def to_fp16(
     proto, # An ONNX graph

@@ -139,7 +139,7 @@ class Records:
         except OSError as e: raise _unwritten(self.out, e) from e
         finally: draft.unlink(missing_ok=True)
         self.close()
-        self.part.unlink()
+        self.part.unlink(missing_ok=True) # who took it since then has all rows, and comes to the same file
 
     def close(self): self._file.close() # what is written stays
     def __enter__(self): return self

@@ -127,13 +127,12 @@ def run_app(args): # Of the command line
 
 def run_check_data(args): # Of the command line
     "Look for what is wrong with pictures and labels"
-    from pathlib import Path
-
     from imgcls_nb.checks import check_data
     from imgcls_nb.config import read_value
+    from imgcls_nb.files import write_atomic
     how = dict(label_file=args.label_file, source=args.source, seed=args.seed)
     report = check_data(args.folder, args.train, read_value(args.valid), **how)
-    if args.json: Path(args.json).write_text(report.to_json(), encoding='utf-8')
+    if args.json: write_atomic(args.json, report.to_json().encode())
     print(report.to_text(args.limit))
     return int(not report.ok)
 

@@ -212,6 +212,11 @@ def test_a_benchmark_is_shown_before_it_is_saved(imgcls):
     out, err = imgcls('benchmark', '../inference', '../dataset', *how, status=2)
     assert '| onnxruntime fp32 |' in out and "'/proc/.t.json.part': No such file or directory." in err
 
+@pytest.mark.parametrize('file, says', [('no/such/t.json', "there is no folder 'no/such'"), ('.', "'.' is a folder")])
+@pytest.mark.parametrize('verb', [('benchmark', 'nothing', 'nothing'), ('check-data', 'nothing')], ids=lambda o: o[0])
+def test_a_place_that_is_none_is_refused_before_the_work(imgcls, verb, file, says):
+    assert says in imgcls(*verb, '--json', file, status=2)[1]
+
 def test_infer_writes_files_too(imgcls, trained_run, shapes):
     out, _ = imgcls('infer', trained_run, shapes/'circle', '--out', 'o.jsonl', '--topk', 2)
     lines = Path('o.jsonl').read_text().splitlines()

@@ -338,6 +338,13 @@ def test_two_writers_of_one_file(predictor, pictures, tmp_path):
     with Records(tmp_path/'o.csv', {}), pytest.raises(InputError, match='another process'):
         predictor.stream(pictures, tmp_path/'o.csv')
 
+def test_a_draft_that_another_took_over_at_the_end(tmp_path, monkeypatch):
+    records = Records(tmp_path/'o.jsonl', {})
+    records.add(dict(source='a', label='x'))
+    monkeypatch.setattr(records, 'close', lambda: (records._file.close(), records.part.unlink())) # which has ended before us
+    records.finish()
+    assert [o.name for o in tmp_path.iterdir()] == ['o.jsonl'] and (tmp_path/'o.jsonl').read_text().count('\n') == 1
+
 def test_a_full_disk_keeps_what_is_there(predictor, pictures, tmp_path, monkeypatch):
     write, calls = Records._write, []
     def full(self, data):

@@ -1,4 +1,5 @@
 "Fewer bits: what is made, how it is judged, and who wins; on a network that really learned"
+import logging
 import math
 import subprocess
 import sys
@@ -49,6 +50,13 @@ def report(digits, tmp_path_factory):
     return export_onnx(digits.run_folder, tmp_path_factory.mktemp('files')/'int8.onnx', precision='int8', max_drop=1.5, threads=1)
 
 # What comes out of an export in 8 bits
+
+def test_what_was_silenced_before_stays_so():
+    logging.disable(logging.CRITICAL)
+    try:
+        with quantize.quiet(): pass
+        assert logging.root.manager.disable == logging.CRITICAL
+    finally: logging.disable(logging.NOTSET)
 
 def test_eight_bits_keep_the_accuracy(report, digits):
     rows = {o.variant: o for o in report.trials if o.engine == 'onnxruntime'}

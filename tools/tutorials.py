@@ -1,5 +1,5 @@
-"Run tutorials in a real kernel and store what they show: python tools/tutorials.py [NAME…]; with --quick, only see that they run"
-import sys
+"Run tutorials in a real kernel, and store what they show"
+import argparse
 import tempfile
 import time
 from html import escape
@@ -45,5 +45,10 @@ def run(path, quick):
     print(f'{path.stem}: {seconds:.0f} s' + ', and a reader waits for three minutes at most'*(seconds > 180 and not quick))
 
 if __name__ == '__main__':
-    names = [o for o in sys.argv[1:] if o != '--quick'] or sorted(o.stem for o in FOLDER.glob('*.ipynb'))
-    for name in names: run(FOLDER/f'{name}.ipynb', '--quick' in sys.argv)
+    parser = argparse.ArgumentParser(description=__doc__)
+    known = sorted(o.stem for o in FOLDER.glob('*.ipynb'))
+    parser.add_argument('names', nargs='*', metavar='NAME', help=f"some of {', '.join(known)}; none: all")
+    parser.add_argument('--quick', action='store_true', help='with little of everything, to see that they run; nothing is stored')
+    args = parser.parse_args()
+    if odd := [o for o in args.names if o not in known]: parser.error(f"'{odd[0]}' is none of {', '.join(known)}")
+    for name in args.names or known: run(FOLDER/f'{name}.ipynb', args.quick)
