@@ -6,6 +6,7 @@
 __all__ = ['labelled_pictures', 'match_classes', 'evaluate', 'evaluate_plan', 'plot_confusion']
 
 # %% ../nbs/55_evaluate.ipynb #63364d77
+import hashlib
 import json
 import os
 import sys
@@ -161,8 +162,9 @@ def evaluate(
     if where := _run_of(source) if run is None else run: _make_room(where)
     if not hasattr(source, 'get_preds'): ev = _evaluate_predictor(source, data, tta)
     else: ev = _by_learner(source, data, tta, whole)
-    ev.facts |= dict(tta=tta, time=round(time.time(), 3))
-    if where: _keep(ev, where, name or _usual_name(ev, source, data, tta))
+    place = Path(data).expanduser() if isinstance(data, (str, os.PathLike)) else ev.root
+    ev.facts |= dict(tta=tta, time=round(time.time(), 3), data=os.path.abspath(place))
+    if where: _keep(ev, where, name or _usual_name(ev, source, data, where))
     return ev
 
 def _make_room(run): # now, and not when all pictures were looked at
@@ -189,10 +191,24 @@ def _tta_args(tta):
     if isinstance(tta, int) and tta >= 0: return dict(n=tta) if tta else None
     raise InputError(f"tta={tta!r} is no number of looks. Give one, True for 4, or a dict such as dict(n=8, beta=.5).")
 
-def _usual_name(ev, source, data, tta): # another one for other pictures, so that none takes another's place
-    if isinstance(data, (str, os.PathLike)): base = '-'.join(o for o in (Path(data).absolute().parent.name, Path(data).stem) if o)
-    else: base = 'valid' if data is None else _own_side(source, ev._pics) or f'data-{ev.list_hash()[:8]}'
-    return base + '-tta'*bool(tta)
+def _usual_name(ev, source, data, run): # another one for other pictures, so that none takes another's place
+    place, looks = Path(ev.facts['data']), '-tta'*bool(ev.facts['tta'])
+    if isinstance(data, (str, os.PathLike)): base = '-'.join(o for o in (place.parent.name, place.stem) if o) or 'data'
+    elif own := 'valid' if data is None else _own_side(source, ev._pics): return own + looks
+    else: base = f'data-{ev.list_hash()[:8]}'
+    if _is_free(Path(run).expanduser()/FOLDER/(base + looks), ev.facts): return base + looks
+    return f'{base}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}{looks}'
+
+def _is_free(folder, facts): # or was made of the same; what cannot be read is made again
+    if folder.name in _OWN: return False
+    then = _facts_in(folder/MANIFEST)
+    return then is None or then.get('data') == facts['data'] and bool(then.get('tta')) == bool(facts['tta'])
+
+_OWN = 'train', 'train-tta', 'valid', 'valid-tta' # of a split
+
+def _facts_in(manifest): # None: there is none that can be read
+    try: return dict(json.loads(manifest.read_text('utf-8'))['facts'])
+    except (OSError, ValueError, LookupError, TypeError): return None
 
 def _run_of(source): # only a run that this learner has begun, for the folder may hold an earlier one
     writer = getattr(source, 'run_writer', None)
@@ -214,14 +230,16 @@ def _evaluate_path(path, data, tta, run, name, whole):
     if path.suffix == '.onnx':
         from imgcls_nb.predict import Predictor
         return evaluate(Predictor(path), data, tta, run, name)
-    found = saved_in(path)
+    found, asked = saved_in(path), name
     if data is None: name = name or 'valid' + '-tta'*bool(tta)
     if data is None and ('' in found or name in found):
         ev = Evaluation.load(path, name)
-        if '' not in found: _say_if_older(path, name, ev)
-        return ev
-    if not (path/'config.yaml').is_file(): raise InputError(f"'{path}' holds no saved predictions, and is no run folder. "
-                                                            "Give what evaluate has saved, a run folder, or a model file.")
+        if ev.facts.get('tta') == tta or not tta and ('' in found or asked): # else it answers something else
+            if '' not in found: _say_if_older(path, name, ev)
+            return ev
+    if not (path/'config.yaml').is_file():
+        raise InputError(f"'{path}' holds no saved predictions{f' with tta={tta}' if tta else ''}, and is no run folder. "
+                         "Give what evaluate has saved, a run folder, or a model file.")
     save = path if run is None else run
     if data is None and save: _make_room(save)
     if data is None: return _by_run(path, tta, save, name, whole)
@@ -230,14 +248,11 @@ def _evaluate_path(path, data, tta, run, name, whole):
 
 # %% ../nbs/55_evaluate.ipynb #0408f940
 def _say_if_older(run, name, ev): # than the checkpoints
-    steps = [o for file in ('best_model.json', 'latest.json') for o in _step_of(run/file)]
+    facts = [_facts_in(run/file) for file in ('best_model.json', 'latest.json')] # what is damaged there is another matter
+    steps = [o['step'] for o in facts if o and 'step' in o]
     if not steps or ev.facts.get('step') in (None, *steps): return
     print(f"'{name}' was evaluated at step {ev.facts['step']}, and the run has come to step {steps[-1]}. "
           "Evaluate the learner to have it anew.")
-
-def _step_of(manifest): # none where it cannot be read: the evaluation can be, and it is another matter to go on with the run
-    try: return [json.loads(manifest.read_text('utf-8'))['facts']['step']]
-    except (OSError, ValueError, LookupError, TypeError): return []
 
 def _by_run(run, tta, save, name, whole):
     from imgcls_nb.trained import checkpoint_of

@@ -113,7 +113,7 @@ class ExportReport:
 
 # %% ../nbs/60_export.ipynb #6fa33b2f
 def export_onnx(
-    learn, # An `image_learner`, a run or its folder, or a weights file in one
+    learn, # An `image_learner`, a run or its folder, or a checkpoint in one, such as 'runs/photos/epoch_3'
     path, # The model file to write, such as 'model.onnx'
     pictures=None, # To compare on, as `each_picture` takes them, or a list with labels; None: of the validation set
     threshold:float|None=None, # Probability below which a prediction counts as unsure, 0..1; None: none is
@@ -230,22 +230,14 @@ def _read_source(learn, weights):
         raise InputError(f"weights={weights!r} is a checkpoint of a run, and what was given has its weights already. "
                          f"Give the run: export_onnx('{learn.plan.run or 'runs/NAME'}', …).")
     if isinstance(learn, ImageLearner): return _from_learner(learn)
-    run = None
-    if not isinstance(learn, Trained):
-        run, weights = _run_and_name(learn, weights)
-        learn = load_trained(run, weights)
-    run = run or learn.plan.run
-    return learn, _Source(learn.plan, activation_of(learn.plan), _data_of(Run(run)) if run else {})
+    if not isinstance(learn, Trained): learn = load_trained(learn.path if isinstance(learn, Run) else learn, weights)
+    return learn, _Source(learn.plan, activation_of(learn.plan), _data_of(Run(learn.plan.run)) if learn.plan.run else {})
 
 def _data_of(run): # {} where nobody has noted it
     try: return run.data if (run.path/'data.json').is_file() else {}
     except InputError as e:
         raise InputError(f"{e} It tells which pictures the network saw. Put it back as it was, or take it away: then the "
                          "model file does not tell it.") from e
-
-def _run_and_name(source, weights):
-    source = source.path if isinstance(source, Run) else Path(source).expanduser()
-    return (source.parent, source.stem) if source.suffix == '.safetensors' else (source, weights)
 
 def _from_learner(learn):
     model = copy.deepcopy(learn.model).to('cpu', memory_format=torch.contiguous_format).float().eval()

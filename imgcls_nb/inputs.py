@@ -110,7 +110,7 @@ def _at_home(path): return os.path.expanduser(path) if os.fspath(path)[:1] == '~
 def _several(path): # None: it means one picture
     if os.path.isdir(path): return walk_images(path)
     if os.path.splitext(path)[1].lower() == '.txt' and os.path.isfile(path): return _listed(path)
-    return iter(found) if (found := _matches(path)) else None
+    return _matches(path)
 
 def _listed(file): # the pictures of a list file, with or without labels
     with open(file, encoding='utf-8-sig', errors='surrogateescape') as lines:
@@ -119,9 +119,19 @@ def _listed(file): # the pictures of a list file, with or without labels
             name = line if os.path.splitext(line)[1].lower() in IMAGE_SUFFIXES else line.rsplit(None, 1)[0]
             yield os.path.join(os.path.dirname(file), name)
 
-def _matches(pattern): # none for what exists: names may hold brackets
-    if not has_magic(os.fspath(pattern)) or os.path.exists(pattern): return []
-    return sorted(o for o in iglob(os.fspath(pattern), recursive=True) if os.path.isfile(o))
+def _matches(pattern): # None: nothing, or it exists by that very name: names may hold brackets
+    if not has_magic(os.fspath(pattern)) or os.path.exists(pattern): return None
+    found = sorted(set(iglob(os.fspath(pattern), recursive=True)))
+    return chain.from_iterable(map(_found_at, _outermost(found))) if found else None
+
+def _outermost(paths): # a picture that lies in a folder among them is met there, and a tar file is not
+    folders = {str(Path(o)) for o in paths if os.path.isdir(o)}
+    return [o for o in paths if is_tar(o) or folders.isdisjoint(map(str, Path(o).parents))] if folders else paths
+
+def _found_at(path):
+    if os.path.isdir(path): return walk_images(path)
+    wanted = os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES or is_tar(path)
+    return [path] if wanted and (os.path.isfile(path) or not os.path.exists(path)) else [] # as for `_is_file`
 
 # %% ../nbs/01_inputs.ipynb #1a87b60e
 def free_cpus() -> int:

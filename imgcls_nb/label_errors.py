@@ -26,6 +26,8 @@ from .learner import learner_from_plan, run_schedule
 from .pictures import some_of
 from .places import cache_folder
 from .plan import plan_to_yaml
+from .runs import describe_env
+from .scan import picture_stamps
 from .states import weights_hash
 
 # %% ../nbs/59_label_errors.ipynb #6aee8c5f
@@ -114,9 +116,17 @@ def _judge(learn, schedule, epochs, folder):
     return ev
 
 def _key(learn, schedule, epochs): # of all that decides what is said
-    lists = [o.list_hash() for o in (learn.dls.train_ds, learn.dls.valid_ds)]
-    text = plan_to_yaml(replace(learn.plan, schedule=tuple(schedule))) + json.dumps([epochs, *lists])
+    sides, code = (learn.dls.train_ds, learn.dls.valid_ds), describe_env()['packages']
+    about = [epochs, code['imgcls_nb'], code['torch'], *(o.list_hash() for o in sides), *map(_content_hash, sides)]
+    text = plan_to_yaml(replace(learn.plan, schedule=tuple(schedule))) + json.dumps(about)
     return hashlib.sha256((text + weights_hash(learn.model)).encode()).hexdigest()[:16]
+
+def _content_hash(pics): # of files by size and time; the time of any change is another one after a move and back
+    digest, (_, stamps) = hashlib.sha256(), picture_stamps(pics)
+    if stamps: digest.update(np.array([o[:2] for o in stamps], np.int64))
+    else:
+        for at in range(0, len(pics), 2**10): digest.update(np.ascontiguousarray(pics.place.pixels[pics.idxs[at:at + 2**10]]))
+    return digest.hexdigest()
 
 def _joined(evs, pics, plan):
     probs, targs = (np.concatenate([getattr(o, name) for o in evs]) for name in ('probs', 'targs'))

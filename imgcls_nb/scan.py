@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FLAT', 'ROW', 'FLAGS', 'DIM', 'TINY', 'HUGE', 'NEAREST_STRANGERS', 'NEAR_PAIRS', 'picture_pattern', 'pattern_hash',
-           'look_at', 'Scan', 'scan_pictures', 'exact_groups', 'near_groups', 'list_groups']
+           'look_at', 'Scan', 'picture_stamps', 'scan_pictures', 'exact_groups', 'near_groups', 'list_groups']
 
 # %% ../nbs/14_scan.ipynb #6dbb77bf
 import hashlib
@@ -196,7 +196,10 @@ _HEAD = 'scan 3'
 
 def _head(): return f'{_HEAD}, {decoders()}' # the layout, and what decides whether a picture can be read
 
-def _stamps(pics): # what each picture is remembered by; its size and times of change
+def picture_stamps(
+    pics:PictureList, # Pictures
+) -> tuple: # Two lists: what each is remembered by, and its `size_and_times`; empty where they are in no files
+    "What differs after a change of any picture, without a look into it"
     o, idxs = pics.place, pics.idxs
     if isinstance(o, Files): return [os.fsencode(o.names[i]) for i in idxs], [_facts(o.source(i)) for i in idxs]
     if not isinstance(o, Members): return [], []
@@ -238,7 +241,7 @@ def scan_pictures(
     decode=None, # Decodes a file as training does; patterns, by which copies are found, are then left out
 ) -> Scan:
     "Look at every picture once, or not at all where nothing has changed since the last time"
-    rows, (keys, stamps) = np.zeros(len(pics), ROW), _stamps(pics)
+    rows, (keys, stamps) = np.zeros(len(pics), ROW), picture_stamps(pics)
     file = cache_folder('scans')/f"{hashlib.sha256(os.fsencode(os.path.realpath(pics.root))).hexdigest()[:24]}.npz"
     old, old_rows = _load(file) if keys else ({}, rows[:0])
     at = np.array([old.get(k, -1) for k in keys] or [-1]*len(pics), np.int64)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from .checkpoints import read_checkpoint
-from .core import ModelCard, Preprocess
+from .core import InputError, ModelCard, Preprocess
 from .models import create_model, load_weights, model_preprocess
 from .plan import Plan
 from .predict import Predictor
@@ -64,8 +64,14 @@ def load_trained(
 ) -> Trained:
     "Load the network of a run"
     path = Path(run).expanduser()
-    if not path.is_dir() and Run(path.parent).exists: path, name = path.parent, path.name.removesuffix('.safetensors')
+    if not path.is_dir() and Run(path.parent).exists: path, name = path.parent, _only_name(path, name)
     return trained_from_plan(*checkpoint_of(path, name))
+
+def _only_name(path, asked): # of a checkpoint that was given by its path
+    name = path.name.removesuffix('.safetensors')
+    if asked in (name, 'best_model'): return name
+    raise InputError(f"'{path}' is a checkpoint of a run, and '{asked}' another. Give one of them: '{path}', or "
+                     f"'{path.with_name(asked)}'.")
 
 # %% ../nbs/42_trained.ipynb #65d6470c
 class TorchPredictor(Predictor):

@@ -34,15 +34,17 @@ def find_weights(
     "The weights file that `path` means"
     if '://' in str(path): raise InputError(f"'{path}' is an address. Fetch the file, and give the path that it has then.")
     path = Path(path).expanduser()
-    tries = [path, *(path.with_name(path.name + s) for s in WEIGHT_SUFFIXES), path/'best_model.safetensors']
+    tries = [path, *_with_suffix(path, *WEIGHT_SUFFIXES), path/'best_model.safetensors']
     for o in tries:
         if o.is_file() and o.suffix != PADDLE_SUFFIX: return o
-    for o in (path, path.with_name(path.name + PADDLE_SUFFIX), path/f'best_model{PADDLE_SUFFIX}'):
+    for o in (path, *_with_suffix(path, PADDLE_SUFFIX), path/f'best_model{PADDLE_SUFFIX}'):
         if o.is_file(): raise InputError(f"'{o}' holds weights of Paddle. Convert them: imgcls convert {o} --arch NAME")
     found = {o.name for s in WEIGHT_SUFFIXES for d in (path, path.parent) if d.is_dir() for o in d.glob(f'*{s}')}
     near = sorted(o for o in found if not o.endswith('.state.safetensors')) # these belong to weights
-    raise InputError(f"There are no weights at '{path}'. Tried {', '.join(dict.fromkeys(o.name for o in tries))}."
+    raise InputError(f"There are no weights at '{path}'. Tried {', '.join(dict.fromkeys(o.name for o in tries if o.name))}."
                      + (f" There is: {', '.join(near[:8])}." if near else ""))
+
+def _with_suffix(path, *suffixes): return [path.with_name(path.name + s) for s in suffixes if path.name] # '.' has no name
 
 PADDLE_SUFFIX = '.pdparams'
 

@@ -128,6 +128,44 @@ def test_older_predictions_are_said_to_be(trained_run, tmp_path, capsys):
     assert evaluate(run).top1 == ev.top1
     assert "'valid' was evaluated at step 1, and the run has come to step" in capsys.readouterr().out
 
+def test_each_path_has_a_name_of_its_own(trained_run, pictures, tmp_path):
+    run = shutil.copytree(trained_run, tmp_path/'run')
+    places = [shutil.copytree(pictures, tmp_path/o) for o in ('a/photos/test', 'b/photos/test', 'c/photos/test')]
+    for _ in range(2):
+        for o in places: evaluate(run, o)
+    saved = saved_in(run)
+    assert len(saved) == 3 and {o.partition('test')[0] for o in saved} == {'photos-'}, "the same pictures take the same place"
+    assert {Evaluation.load(o).root for o in saved.values()} == {*map(str, places)}
+    assert Evaluation.load(run, 'photos-test').root == str(places[0])
+    (places[0]/'circle/000.png').unlink()
+    evaluate(run, places[0])
+    assert len(Evaluation.load(run, 'photos-test')) == 59 and set(saved_in(run)) == set(saved), "of a path the newest answer"
+    (run/'evaluation/photos-test/evaluation.json').write_text('{"facts": ')
+    assert len(evaluate(run, places[1])) == len(Evaluation.load(run, 'photos-test')) == 60, "what is damaged is in nobody's way"
+
+@pytest.mark.parametrize('at', ['/valid', '/train', '/valid-tta', '/valid/tta', '/'])
+def test_a_path_does_not_take_the_place_of_a_side(at):
+    from imgcls_nb.evaluate import _usual_name
+    ev = Evaluation(np.eye(2), [0, 1], 'ab', facts=dict(data=at, tta=None))
+    name = _usual_name(ev, None, at, 'nowhere')
+    assert name not in ('valid', 'train', 'valid-tta', '') and name.startswith(at.strip('/').replace('/', '-') or 'data')
+
+def test_lists_with_the_same_names_in_two_places(learn, pictures, tmp_path):
+    other = shutil.copytree(pictures, tmp_path/'other')
+    for o in (pictures, other, pictures): evaluate(learn, read_class_folders(o), run=tmp_path/'run')
+    saved = saved_in(tmp_path/'run')
+    assert {Evaluation.load(o).root for o in saved.values()} == {str(pictures), str(other)} and len(saved) == 2
+
+def test_looks_that_were_saved_answer_for_as_many(trained_run, tmp_path):
+    run = shutil.copytree(trained_run, tmp_path/'run')
+    two, eight, again = (evaluate(run, tta=o) for o in (2, 8, 8))
+    assert (two.facts['tta'], eight.facts['tta']) == (dict(n=2), dict(n=8)) and not np.array_equal(two.probs, eight.probs)
+    assert again.facts == eight.facts and list(saved_in(run)) == ['valid-tta']
+    assert evaluate(run, name='valid-tta').facts == eight.facts and evaluate(run/'evaluation/valid-tta').facts == eight.facts
+    with pytest.raises(InputError, match="no saved predictions with tta={'n': 2}"): evaluate(run/'evaluation/valid-tta', tta=2)
+    eight.save(run/'evaluation/valid')
+    assert evaluate(run).facts['tta'] is None
+
 def test_three_ways_agree(trained_run, model_file, shapes):
     by_run, by_file, by_predictor = (evaluate(o, shapes, run=False) for o in (trained_run, model_file, Predictor(model_file)))
     assert len(by_run) == 60 and np.allclose(by_run.probs, by_file.probs, atol=1e-4)

@@ -305,13 +305,18 @@ class Calibrated: temperature = 1.7
 
 def test_what_can_be_exported(trained_run, exported, tmp_path):
     from imgcls_nb.runs import Run
-    sources = [(trained_run, {}), (Run(trained_run), {}), (trained_run/'best_model.safetensors', {}),
-               (str(trained_run), dict(weights='latest'))]
+    best, latest = trained_run/'best_model', dict(weights='latest')
+    sources = [*((o, {}) for o in (trained_run, Run(trained_run), trained_run/'best_model.safetensors', best)),
+               *((o, latest) for o in (str(trained_run), trained_run/'latest'))]
     for i, (source, how) in enumerate(sources):
         exported(lambda b: b)
         export_onnx(source, tmp_path/f'{i}.onnx', temperature=Calibrated(), **how, max_rel_diff=9)
     cards = [Predictor(tmp_path/f'{i}.onnx').card for i in range(len(sources))]
-    assert {o.temperature for o in cards} == {1.7} and cards[0] == cards[1] == cards[2]
+    assert {o.temperature for o in cards} == {1.7} and cards[0] == cards[1] == cards[2] == cards[3] and cards[4] == cards[5]
+    assert {'train', 'valid'} <= set(cards[0].data), "whoever names the checkpoint, it saw the same pictures"
+    for o in ('best_model', 'best_model.safetensors'):
+        with pytest.raises(InputError, match=f"{o}' is a checkpoint of a run, and 'latest' another.*latest'"):
+            export_onnx(trained_run/o, tmp_path/'x.onnx', weights='latest')
     with pytest.raises(InputError, match='epoch_99|no checkpoint'):
         export_onnx(trained_run, tmp_path/'x.onnx', weights='epoch_99')
 

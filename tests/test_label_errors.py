@@ -1,16 +1,20 @@
 "Doubtful labels: scores follow the formula, planted errors are found, pictures are judged by who has not seen them"
 import shutil
+import tarfile
 import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from imgcls_nb.archives import index_tar
 from imgcls_nb.core import InputError
 from imgcls_nb.data import image_dls
 from imgcls_nb.label_errors import (
     QUALITY,
+    _content_hash,
     _key,
     confident_classes,
     find_label_errors,
@@ -20,6 +24,7 @@ from imgcls_nb.label_errors import (
     picture_features,
 )
 from imgcls_nb.learner import image_learner
+from imgcls_nb.pictures import Arrays, Members, PictureList
 
 
 def draw(n, classes, seed=0):
@@ -139,6 +144,39 @@ def test_another_list_is_another_question(shapes, tmp_path):
     assert len({*before, key()}) == 3
     (folder/'square/100.png').rename(folder/'circle/000.png')
     assert key() == before[0]
+
+def test_other_pictures_of_the_same_names_are_another_question(shapes, tmp_path):
+    folder = shutil.copytree(shapes, tmp_path/'shapes')
+    plan = image_learner(image_dls(folder, size=32, bs=8, num_workers=0, device='cpu'), 'test_resnet').plan
+    def ask(): return out_of_fold(plan, k=2, epochs=1, keep=tmp_path/'folds').probs
+    before = ask()
+    assert np.array_equal(ask(), before)
+    for o in folder.rglob('*.png'): Image.new('RGB', (48, 48)).save(o)
+    assert not np.array_equal(ask(), before)
+
+def test_pictures_of_every_place_are_told_from_others(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 3, 8, 8), np.uint8).transpose(0, 2, 3, 1)
+    def arrays(o): return PictureList(tmp_path, Arrays(o), [0]*3, 'a', idxs=[4, 0, 2])
+    same, other = pixels.copy(), pixels.copy()
+    same[1], other[2] = 0, 0 # the first is not in the list
+    hashes = [_content_hash(arrays(o)) for o in (pixels, same, other)]
+    assert hashes[0] == hashes[1] != hashes[2]
+    def members(colour):
+        Image.new('RGB', (8, 8), colour).save(tmp_path/'a.png')
+        with tarfile.open(tmp_path/'a.tar', 'w') as f: f.add(tmp_path/'a.png', 'a.png')
+        index = index_tar(tmp_path/'a.tar')
+        return PictureList(tmp_path, Members([tmp_path/'a.tar'], [0], index.names, index.offsets, index.sizes), [0], 'a')
+    one, two = (_content_hash(members(o)) for o in ('red', 'blue'))
+    assert one != two
+    assert _content_hash(PictureList(tmp_path, [tmp_path/'none.png'], [0], 'a')), "what is lost is told elsewhere"
+
+@pytest.mark.parametrize('package', ['imgcls_nb', 'torch'])
+def test_another_version_is_another_judge(learn, monkeypatch, package):
+    from imgcls_nb import label_errors
+    before, env = _key(learn, (), 1), label_errors.describe_env()
+    changed = env | dict(packages=env['packages'] | {package: '0'})
+    monkeypatch.setattr(label_errors, 'describe_env', lambda: changed)
+    assert _key(learn, (), 1) != before
 
 def test_decisions_about_folds_belong_to_the_run_of_the_plan(trained_run, tmp_path):
     from imgcls_nb.runs import Run

@@ -432,6 +432,15 @@ def test_missing_weights_name_what_is_there(tmp_path):
     with pytest.raises(InputError, match='There is: epoch_1.safetensors, old.pth'): find_weights(tmp_path)
     with pytest.raises(InputError, match='no weights at'): find_weights(tmp_path/'nowhere/x.pth')
 
+@pytest.mark.parametrize('nameless', ['.', '', './', '/'])
+def test_a_folder_without_a_name(tmp_path, monkeypatch, nameless):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"no weights at '.*Tried best_model.safetensors\."): find_weights(nameless)
+    safetensors.torch.save_file(create_model('test_resnet', num_classes=3).state_dict(), 'best_model.safetensors')
+    if nameless == '/': return
+    assert find_weights(nameless) == Path('best_model.safetensors')
+    create_model('test_resnet', nameless or '.', 3)
+
 # What a network says about itself
 
 @pytest.mark.parametrize('arch', [

@@ -81,6 +81,18 @@ def test_pictures_at_home(predictor, tmp_path, monkeypatch): # a shell leaves th
     for o in ('~/mine', '~/mine/*.png', ['~/mine'], ['~/mine/red_1.png'], '~/mine/red_1.png'):
         assert [Path(p.source) for p in predictor.batch(o)] == [tmp_path/'mine/red_1.png'], o
 
+@pytest.mark.parametrize('pattern, want', [
+    ('m/*', 'a.png s.tar sub-x/1.png sub/b.png sub/d/c.jpg'), ('m/**', 'a.png s.tar sub-x/1.png sub/b.png sub/d/c.jpg'),
+    ('**/**/*', 'a.png s.tar sub-x/1.png sub/b.png sub/d/c.jpg'), ('./m/*/', 'sub-x/1.png sub/b.png sub/d/c.jpg'),
+    ('m/**/*.png', 'a.png sub-x/1.png sub/b.png'), ('m/su?', 'sub/b.png sub/d/c.jpg'), ('m/*.csv', '')])
+def test_a_pattern_means_what_its_folders_hold(tmp_path, monkeypatch, pattern, want):
+    for o in ('a.png', 't.csv', 's.tar', 'sub/b.png', 'sub/d/c.jpg', 'sub-x/1.png', '.h/x.png'):
+        (tmp_path/'m'/o).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path/'m'/o).touch()
+    monkeypatch.chdir(tmp_path)
+    for sources in (pattern, [pattern]):
+        assert sorted(os.path.relpath(o, 'm') for o in iter_pictures(sources)) == want.split(), "each once"
+
 @pytest.mark.parametrize('sources, says', [
     ('nowhere', "no file or folder 'nowhere'"), ('nowhere/*.png', "no file or folder 'nowhere/"), (7, 'A int is no picture'),
     (None, 'A NoneType is no picture')])
