@@ -665,6 +665,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'imgcls_nb/callbacks/guards.py'),
                                             'imgcls_nb.callbacks.guards.TimeLimit.__init__': ( 'callbacks.guards.html#timelimit.__init__',
                                                                                                'imgcls_nb/callbacks/guards.py'),
+                                            'imgcls_nb.callbacks.guards.TimeLimit._is_over': ( 'callbacks.guards.html#timelimit._is_over',
+                                                                                               'imgcls_nb/callbacks/guards.py'),
                                             'imgcls_nb.callbacks.guards.TimeLimit._reason': ( 'callbacks.guards.html#timelimit._reason',
                                                                                               'imgcls_nb/callbacks/guards.py'),
                                             'imgcls_nb.callbacks.guards.TimeLimit.after_batch': ( 'callbacks.guards.html#timelimit.after_batch',
