@@ -1289,6 +1289,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'imgcls_nb.checkpoints._read_manifest': ( 'checkpoints.html#_read_manifest',
                                                                                  'imgcls_nb/checkpoints.py'),
                                        'imgcls_nb.checkpoints._set_link': ('checkpoints.html#_set_link', 'imgcls_nb/checkpoints.py'),
+                                       'imgcls_nb.checkpoints._tell_apart': ('checkpoints.html#_tell_apart', 'imgcls_nb/checkpoints.py'),
                                        'imgcls_nb.checkpoints._tidy': ('checkpoints.html#_tidy', 'imgcls_nb/checkpoints.py'),
                                        'imgcls_nb.checkpoints._write_part': ('checkpoints.html#_write_part', 'imgcls_nb/checkpoints.py'),
                                        'imgcls_nb.checkpoints.drop_checkpoint': ( 'checkpoints.html#drop_checkpoint',
