@@ -33,7 +33,7 @@ class EarlyStop(Callback):
     order = 90 # when all is done that belongs to an epoch
     def __init__(self,
         monitor:str='valid_loss', # A column of the epoch table
-        patience:int=3, # Epochs that have the value to wait for something better, 1 or more
+        patience:int=3, # Epochs to wait for something better, 1 or more; those without the value do not count
         min_delta:float=0., # What is better by no more than this is not better; 0 or more
         mode:str|None=None, # 'min' or 'max': which way is better; None: as the metric or its name says
     ):
