@@ -10,6 +10,7 @@ __all__ = ['KINDS', 'PARTS', 'FORMAT', 'Snapshot', 'take_snapshot', 'save_checkp
 # %% ../nbs/39_checkpoints.ipynb #f0f096b4
 import hashlib
 import json
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -73,7 +74,15 @@ def _write_part(folder, step, data):
     digest = hashlib.sha256(data).hexdigest()
     name = f'{step:08}-{digest[:16]}.safetensors'
     write_atomic(folder/name, data, folder/'.draft')
+    _tell_apart(folder/name)
     return dict(file=name, bytes=len(data), sha256=digest)
+
+def _tell_apart(part): # copies are known by size and time, and clocks of file systems may stand still for two seconds
+    taken = {(o.st_size, o.st_mtime_ns) for o in (f.stat() for f in part.parent.iterdir() if f != part)}
+    for _ in taken:
+        now = part.stat()
+        if (now.st_size, now.st_mtime_ns) not in taken: return
+        os.utime(part, ns=(now.st_atime_ns, now.st_mtime_ns + 2*10**9))
 
 def _commit(file, facts, parts):
     body = dict(format=FORMAT, facts=facts, parts=parts)

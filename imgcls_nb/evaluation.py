@@ -367,13 +367,17 @@ def _save(self:Evaluation, folder):
 # %% ../nbs/54_evaluation.ipynb #fe2e2653
 def _store(folder, name, write): # named after its content
     part = folder/f'.{name}.part'
-    with open(part, 'wb') as f:
-        write(f)
-        f.flush()
-        os.fsync(f.fileno())
-    digest = sha256(part)
-    file = f'{Path(name).stem}-{digest[:12]}{Path(name).suffix}'
-    os.replace(part, folder/file)
+    try:
+        with open(part, 'wb') as f:
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
+        digest = sha256(part)
+        file = f'{Path(name).stem}-{digest[:12]}{Path(name).suffix}'
+        os.replace(part, folder/file)
+    except BaseException:
+        with suppress(OSError): part.unlink()
+        raise
     sync_folder(folder)
     return dict(file=file, sha256=digest)
 

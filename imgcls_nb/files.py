@@ -85,11 +85,12 @@ def remove_file(
 def same_file(
     a, # A path
     b, # Another
-) -> bool: # Also for a copy that `link_file` made
+) -> bool: # Also for a copy that `link_file` made, which is known by size and time
     "Whether two names mean one file"
     try: a, b = os.stat(a), os.stat(b)
     except OSError: return False
-    return os.path.samestat(a, b) or (a.st_size, a.st_mtime_ns) == (b.st_size, b.st_mtime_ns)
+    copies = a.st_nlink < 2 > b.st_nlink # one of several names that is none of the other file's is of something else
+    return os.path.samestat(a, b) or copies and (a.st_size, a.st_mtime_ns) == (b.st_size, b.st_mtime_ns)
 
 # %% ../nbs/04_files.ipynb #6f7a0046
 @contextmanager

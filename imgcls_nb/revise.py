@@ -10,6 +10,7 @@ import io
 import os
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -198,13 +199,16 @@ def _write_table(source, lists, lines, out):
     where = Path(os.path.abspath(out)).parent
     is_table = isinstance(source, (str, os.PathLike)) and Path(source).suffix.lower() in TABLES
     table, columns, paths = _read_table(Path(source).expanduser()) if is_table else _table_of(lines, len(lists) > 1)
-    now = {o.path: o for o in lines}
-    if None in now: raise InputError(f"'{now[None].name}' is no file of its own, so no table can name it.")
-    keep = [o not in now or now[o].now_in is not None for o in paths]
-    table, paths = table[keep].copy(), [o for o, yes in zip(paths, keep) if yes]
-    word = {PARTS.get(str(o).lower()): o for o in reversed(table[columns['valid']].tolist())} if 'valid' in columns else {}
-    for k, value in dict(label=lambda o: o.now, valid=lambda o: word.get(o.now_in, o.now_in)).items():
-        if k in columns: table[columns[k]] = [value(now[o]) if o in now else v for o, v in zip(paths, table[columns[k]])]
+    if odd := [o.name for o in lines if o.path is None]:
+        raise InputError(f"'{odd[0]}' is no file of its own, so no table can name it.")
+    words = table[columns['valid']].tolist() if 'valid' in columns else ['all']*len(paths)
+    parts, now = [PARTS.get(o.strip().lower(), o) for o in words], {(o.path, o.side): o for o in lines}
+    word, rows = dict(zip(reversed(parts), reversed(words))), [now.get(o) for o in zip(paths, parts)] # None: of the test
+    keep = [o is None or o.now_in is not None for o in rows]
+    table, paths, rows = table[keep].copy(), list(compress(paths, keep)), list(compress(rows, keep))
+    news = dict(label=lambda o: o.now != o.label and o.now, valid=lambda o: o.now_in != o.side and word.get(o.now_in, o.now_in))
+    for k, new in news.items(): # what was not edited stays as it is written
+        if k in columns: table[columns[k]] = [o and new(o) or v for o, v in zip(rows, table[columns[k]])]
     table[columns['image']] = [Path(o).relative_to(where).as_posix() if Path(o).is_relative_to(where) else o for o in paths]
     where.mkdir(parents=True, exist_ok=True)
     write_atomic(out, table.to_csv(index=False, sep='\t' if out.suffix.lower() == '.tsv' else ',').encode())

@@ -15,6 +15,7 @@ import time
 from bisect import bisect_left
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -183,9 +184,10 @@ def describe_env() -> dict: # Plain values
 def _describe_cpu(): # which instructions there are decides in what order numbers are added up
     facts = {'model name': platform.processor(), 'flags': ''}
     with suppress(OSError), open('/proc/cpuinfo') as f: # of Linux
-        lines = iter(f.readline, '\n') # up to the second processor
+        lines = takewhile(str.strip, f) # up to the second processor
         facts |= {k.strip(): v.strip() for k, _, v in (o.partition(':') for o in lines)}
-    units = sorted(o for o in facts['flags'].split() if o.startswith(('avx', 'amx', 'fma', 'sve')))
+    flags = facts.get('Features', facts['flags']) # ARM's, or Intel's
+    units = sorted(o for o in flags.split() if o.startswith(('avx', 'amx', 'fma', 'asimd', 'bf16', 'i8mm', 'sve')))
     return dict(cpu=facts['model name'], cpu_units=' '.join(units), torch_cpu=torch.backends.cpu.get_cpu_capability())
 
 def _version(package):

@@ -249,6 +249,33 @@ def test_without_hard_links(tmp_path, monkeypatch):
     assert steps_of(read_checkpoint(tmp_path, 'best_model')) == {1} and steps_of(read_checkpoint(tmp_path, 'latest')) == {2}
     assert inodes == {o: o.stat().st_ino for o in times}, "it is copied once"
 
+@pytest.mark.parametrize('links', [True, False])
+def test_a_clock_that_stands_still(tmp_path, monkeypatch, links): # one network makes files of one size, and FAT counts 2 s
+    def no_link(*args): raise OSError(errno.EPERM, 'not permitted')
+    if not links: monkeypatch.setattr(os, 'link', no_link)
+    real = files._write_synced
+    def write(file, data):
+        real(file, data)
+        os.utime(file, (1000, 1000))
+    monkeypatch.setattr(files, '_write_synced', write)
+    def w(name): return safetensors.torch.load_file(tmp_path/f'{name}.safetensors')['w'][0].item()
+    inodes = {}
+    for step in range(1, 6):
+        save(tmp_path, step)
+        if step % 2: link_checkpoint(tmp_path, 'latest', f'epoch_{step}')
+        assert w('latest') == step and all(w(f'epoch_{i}') == i for i in range(1, step + 1, 2))
+        found = {o: o.stat().st_ino for o in tmp_path.glob('epoch_*.safetensors')}
+        assert inodes.items() <= (inodes := found).items(), "and copied once"
+    save(tmp_path, 1) # the same once more
+    assert w('latest') == w('epoch_1') == 1 and w('epoch_5') == 5 and not left_over(tmp_path)
+
+def test_files_of_one_size_and_time_are_two(tmp_path):
+    for o in 'abc': (tmp_path/o).write_bytes(o.encode())
+    os.link(tmp_path/'a', tmp_path/'a2')
+    for o in 'abc': os.utime(tmp_path/o, (1000, 1000))
+    assert files.same_file(tmp_path/'a', tmp_path/'a2') and not files.same_file(tmp_path/'a', tmp_path/'b')
+    assert files.same_file(tmp_path/'b', tmp_path/'c'), "as far as copies can be told"
+
 # A disk that takes no more
 
 @contextmanager

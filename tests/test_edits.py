@@ -253,6 +253,26 @@ def test_a_table_stays_a_table(pictures, tmp_path, split):
     assert sum(map(len, again.values())) == len(names) - 1 and list(again) == (['train', 'valid'] if split else ['all'])
     assert revision.plan == dict(path=str(tmp_path/'new/labels.csv')) and find_pictures(DataPlan(**revision.plan))
 
+@pytest.mark.parametrize('twice', ['valid', 'train', 'test'])
+def test_rows_that_share_a_picture_keep_their_sides(pictures, tmp_path, twice): # and test pictures stay out of the training
+    import pandas as pd
+    names = write_table(pictures, pictures/'labels.csv', split=True)
+    with open(pictures/'labels.csv', 'a') as f: f.write(f'{names[1]},circle, {twice.upper()},again\n')
+    edits = Edits(pictures)
+    edits.ignore(names[5])
+    def sides(): return pd.read_csv(tmp_path/'new.csv').set_index('remark').split
+    revision = apply_edits(pictures/'labels.csv', edits, tmp_path/'new.csv')
+    found, after = sides(), {k: sum(o.values()) for k, o in revision.after.items()}
+    assert (found['note 1'], found['again'], len(found)) == ('train', f' {twice.upper()}', 60) and len(revision.diff) == 1
+    assert after == {k: len(o) for k, o in lists_of(tmp_path/'new.csv').items()}
+    (tmp_path/'new.csv').unlink()
+    edits.relabel(names[1], 'circle', 'square')
+    edits.move(names[1], 'train', 'valid')
+    apply_edits(pictures/'labels.csv', edits, tmp_path/'new.csv')
+    table = pd.read_csv(tmp_path/'new.csv').set_index('remark')['class']
+    assert sides()['note 1'] == 'val' and sides()['again'] == dict(test=' TEST', valid=' VALID').get(twice, 'val')
+    assert table['note 1'] == 'square' and table['again'] == ('circle' if twice == 'test' else 'square')
+
 def test_folders_and_splits_become_a_table(pictures, tmp_path):
     names = sorted(o.relative_to(pictures).as_posix() for o in pictures.rglob('*.png'))
     edits = Edits(pictures)

@@ -1,4 +1,5 @@
 "One table answers every question: hand-computed cases, scikit-learn's numbers, saved and opened again, any size"
+import errno
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from sklearn import metrics as sk
 from imgcls_nb.compare import common_pictures, compare
 from imgcls_nb.confusion import Confusion, class_scores, count_pairs, mean_score
 from imgcls_nb.core import InputError
-from imgcls_nb.evaluation import MANIFEST, Evaluation, judge, saved_in
+from imgcls_nb.evaluation import MANIFEST, Evaluation, Told, judge, saved_in
 
 
 def softmax(z):
@@ -212,6 +213,16 @@ def test_names_of_any_bytes(tmp_path):
 def test_small_ones_are_kept_too(tmp_path, n):
     ev = Evaluation(np.full((n, 4), .25), [0]*n, 'abcd')
     assert np.array_equal(Evaluation.load(ev.save(tmp_path/'kept')).probs, ev.probs)
+
+def test_what_cannot_be_saved_leaves_no_draft(tmp_path, monkeypatch):
+    ev, real = made(), np.save
+    with pytest.raises(InputError, match='with the first of several'): Told(ev.judge(), ev.targs, ev.vocab).save(tmp_path/'told')
+    def full(f, data):
+        real(f, data)
+        raise OSError(errno.ENOSPC, 'full')
+    monkeypatch.setattr(np, 'save', full)
+    with pytest.raises(InputError, match='disk is full'): ev.save(tmp_path/'full')
+    assert {o.name for o in tmp_path.rglob('*')} == {'told', 'full', '.lock'}
 
 def test_a_new_one_takes_the_place_of_the_old(tmp_path):
     old = Evaluation.load(made().save(tmp_path))

@@ -21,6 +21,7 @@ from imgcls_nb.callbacks.clock import Clock, EpochMetrics
 from imgcls_nb.callbacks.guards import DivergenceGuard, EarlyStop, LossWatch, TimeLimit
 from imgcls_nb.callbacks.progress import EpochTable, _html
 from imgcls_nb.callbacks.steps import Accumulate, ClipNorm
+from imgcls_nb.callbacks.validating import ValidateEvery
 from imgcls_nb.checkpoints import state_from_bytes, state_to_bytes
 from imgcls_nb.core import InputError
 
@@ -72,6 +73,19 @@ def test_when_it_stops(metric, args, values, stopped, capsys):
     stop, out = learn.early_stop, capsys.readouterr().out
     if stopped < len(values): assert out == f'Stopped after epoch {stopped}: {stop.why}.\n' and metric in stop.why
     else: assert stop.why is None and out == '', "the last epoch is an end of its own"
+
+class Seldom(Script): # of the epochs that are validated
+    def after_epoch(self):
+        if 'valid_loss' in self.epoch_metrics.values: super().after_epoch()
+
+@pytest.mark.parametrize('n, patience, values, stopped, says', [
+    (4, 3, [3, 2, 1, 1, 1], 20, None), (4, 3, [3, 2, 1, 1, 1, 1, 0], 24, 'in 3 epochs with a validation'),
+    (2, 2, [1, 2, .5, 1, 1, 9], 10, 'in 2 epochs with a validation'), (3, 1, [1, 1, 1], 6, 'in 1 epoch with a validation'),
+    (2, 2, [NAN, NAN, 1], 4, 'was no number in 2 epochs'), (0, 1, [], 5, None)])
+def test_an_epoch_that_was_not_validated_does_not_count(n, patience, values, stopped, says, capsys):
+    learn = fit(make(ValidateEvery(n), Seldom(values), EarlyStop(patience=patience)), max(n*len(values), 5))
+    why = learn.early_stop.why
+    assert learn.clock.epochs == stopped and (why is None if says is None else says in why)
 
 def test_the_epoch_is_whole_and_the_learner_goes_on(capsys):
     learn = make(EMA(), Script([1]*9), EarlyStop(patience=1), EpochTable())
@@ -152,6 +166,20 @@ def test_where_it_stops(watch, limit_s, valid_s, steps, epochs, used, capsys):
     assert list(learn.epoch_metrics.values) == names(learn) and len(learn.recorder.values) == epochs
     out, cut = capsys.readouterr().out, f' at batch {steps % 5} of 5'
     assert (cut in out) == (steps % 5 > 0) and (out == '') == (epochs == 4) == (learn.time_limit.why is None)
+
+@pytest.mark.parametrize('n, limit_s, valid_s, steps, epochs, used', [
+    (0, 7, 0, 7, 2, 7), (0, 10, 0, 10, 2, 10), (0, .5, 0, 1, 1, 1), (0, 7, 4, 7, 2, 11), # nothing was known of validations
+    (2, 18, 4, 10, 2, 14), (2, 20, 4, 12, 3, 20), (2, 23, 4, 15, 3, 23), (2, 24, 4, 16, 4, 24), (3, 100, 4, 20, 4, 24)])
+def test_the_last_epoch_is_validated_in_any_case(watch, n, limit_s, valid_s, steps, epochs, used):
+    learn = fit(make(ValidateEvery(n), TimeLimit(limit_s/60), Second(watch, valid_s)), 4)
+    assert (learn.clock.steps, learn.clock.epochs, learn.time_limit.spent) == (steps, epochs, used)
+    assert (list(learn.epoch_metrics.values) == names(learn)) == bool(learn.time_limit.why)
+    assert '_do_epoch_validate' not in vars(learn)
+
+def test_time_that_ends_after_a_training_begins_another(watch): # so that what it stops with was validated
+    slow = type('Slow', (Callback,), dict(after_epoch=lambda self: setattr(watch, 'now', watch.now + 1)))
+    learn = fit(make(ValidateEvery(0), TimeLimit(5.5/60), Second(watch), slow()), 4)
+    assert learn.clock.steps == 6 and list(learn.epoch_metrics.values) == names(learn)
 
 def test_a_cut_epoch_has_its_own_loss(watch):
     learn = fit(make(TimeLimit(3/60), Second(watch), lr=0.), 4)

@@ -305,6 +305,14 @@ def test_the_best_model_is_the_best_epoch(dls, tmp_path, rows, best):
     assert sha256(tmp_path/'run/best_model.safetensors') == sha256(tmp_path/f'run/epoch_{best}.safetensors')
     assert load_trained(tmp_path/'run').facts['epoch'] == best
 
+@pytest.mark.parametrize('n, best', [(0, 4), (2, 2), (4, 4), (9, 4)])
+def test_the_newest_stands_in_for_the_best_until_there_is_one(dls, tmp_path, n, best): # to export the first would be odd
+    fall = type('Fall', (Callback,), dict(order=46, after_epoch=lambda self: 'top1' in self.epoch_metrics.values and
+                                          self.epoch_metrics.values.update(top1=1/self.clock.epochs)))
+    learn = image_learner(dls, 'test_resnet', run=tmp_path/'run', cbs=[('validate_every', dict(n=n)), fall()])
+    with learn.no_bar(): learn.fit(3), learn.fit(1)
+    assert load_trained(tmp_path/'run').facts['epoch'] == best
+
 @pytest.mark.parametrize('interval, kept', [(0, []), (2, [2])])
 def test_save_interval(dls, tmp_path, interval, kept):
     learn = image_learner(dls, 'test_resnet', run=tmp_path/'run', save_interval=interval)

@@ -160,6 +160,16 @@ def test_the_git_revision(tmp_path, monkeypatch):
     (tmp_path/'a').write_text('2')
     assert describe_env()['git'] == f'{head}-dirty'
 
+@pytest.mark.parametrize('text, cpu, units', [
+    ('', None, ''), ('model name\t: X', 'X', ''), ('model name : X\nflags\t: sse fma avx2 avx\n', 'X', 'avx avx2 fma'),
+    ('model name : X\nflags : avx\n\nmodel name : Y\nflags : fma\n\n', 'X', 'avx'),
+    ('processor\t: 0\nFeatures\t: fp asimd sve asimddp aes\n\nprocessor\t: 1\n', None, 'asimd asimddp sve')])
+def test_processors_of_all_kinds(monkeypatch, tmp_path, text, cpu, units):
+    (tmp_path/'cpuinfo').write_text(text)
+    monkeypatch.setattr('imgcls_nb.runs.open', lambda _: open(tmp_path/'cpuinfo'), raising=False)
+    env = describe_env()
+    assert (env['cpu'], env['cpu_units']) == (platform.processor() if cpu is None else cpu, units)
+
 def test_a_start_that_was_killed_is_no_obstacle(tmp_path):
     (tmp_path/'run').mkdir()
     for o in ('run.lock', '.config.yaml.part'): (tmp_path/'run'/o).touch()

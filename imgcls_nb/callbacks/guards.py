@@ -33,7 +33,7 @@ class EarlyStop(Callback):
     order = 90 # when all is done that belongs to an epoch
     def __init__(self,
         monitor:str='valid_loss', # A column of the epoch table
-        patience:int=3, # Epochs to wait for something better, 1 or more
+        patience:int=3, # Epochs to wait for something better, 1 or more; those without the value do not count
         min_delta:float=0., # What is better by no more than this is not better; 0 or more
         mode:str|None=None, # 'min' or 'max': which way is better; None: as the metric or its name says
     ):
@@ -65,8 +65,8 @@ class EarlyStop(Callback):
 
     def after_epoch(self):
         due, self.trained = self.trained, False
-        if not due: return
-        value = self.epoch_metrics.values.get(self.monitor, math.nan)
+        if not due or self.monitor not in self.epoch_metrics.values: return # it was not validated
+        value = self.epoch_metrics.values[self.monitor]
         if self._better(value): self.best, self.best_epoch, self.waited = value, self.clock.epochs, 0
         else: self.waited += 1
         if self.waited >= self.patience and self.epoch + 1 < self.n_epoch: _stop(self, self._reason())
@@ -78,8 +78,9 @@ class EarlyStop(Callback):
     def _reason(self):
         if self.best is None: return f"{self.monitor} was no number in {self.waited} epochs"
         more = f' by more than {self.min_delta}' if self.min_delta else ''
+        among = ' with a validation' if self.waited < self.clock.epochs - self.best_epoch else ''
         return (f"{self.monitor} was {self.best:.4f} after epoch {self.best_epoch}, and has not become better{more} "
-                f"in {self.waited} epoch{'s'*(self.waited > 1)}")
+                f"in {self.waited} epoch{'s'*(self.waited > 1)}{among}")
 
     def after_fit(self): self.close()
 
@@ -103,7 +104,7 @@ class TimeLimit(Callback):
         if isinstance(max_minutes, bool) or not isinstance(max_minutes, (int, float)) or not max_minutes > 0:
             raise InputError(f"max_minutes={max_minutes!r} is no time to train. Give a number above 0; 0.5 is half a minute.")
         self.max_minutes, self.spent, self.began, self.reserve, self.cut, self.why = max_minutes, 0., None, 0., '', None
-        self.train_end = None
+        self.train_end, self.validates = None, True
 
     @property
     def left_s(self) -> float: # Seconds
@@ -114,21 +115,29 @@ class TimeLimit(Callback):
         self.began, self.cut, self.train_end = time.monotonic(), '', None
         if from_first(self.left_s <= 0): _stop(self, f"nothing is left of the {self.max_minutes:g} minutes")
 
+    @property
+    def _is_over(self): return from_first(self.left_s <= self.reserve) # by the clock of the first process
+
     def after_batch(self):
         if not self.training or self.began is None or self.iter + 1 == self.n_iter: return
-        if not from_first(self.left_s <= self.reserve): return # by the clock of the first process
+        if not self._is_over: return
         self.cut = f' at batch {self.iter + 1} of {self.n_iter}'
         raise CancelTrainException
 
     def after_cancel_train(self):
         if self.cut: self.recorder.cancel_train = False # what was trained counts
 
-    def after_train(self): self.train_end = None if self.began is None else time.monotonic()
+    def after_train(self):
+        if self.began is None: return
+        seldom = getattr(self.learn, 'validate_every', None)
+        if seldom and (self.cut or self._is_over): seldom.close() # the last epoch is validated
+        self.train_end, self.validates = time.monotonic(), '_do_epoch_validate' not in vars(self.learn)
 
     def after_epoch(self):
         if self.train_end is None: return
-        self.reserve, self.train_end = time.monotonic() - self.train_end, None
-        if self.cut or self.epoch + 1 < self.n_epoch and from_first(self.left_s <= self.reserve): _stop(self, self._reason())
+        if self.validates: self.reserve = time.monotonic() - self.train_end
+        self.train_end, may_end = None, self.validates and self.epoch + 1 < self.n_epoch
+        if self.cut or may_end and self._is_over: _stop(self, self._reason())
 
     def _reason(self):
         where = f"epoch {self.epoch + 1} of {self.n_epoch}{self.cut}"

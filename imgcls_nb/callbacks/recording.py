@@ -205,7 +205,7 @@ class Checkpointer(Callback):
         score, averaged = best_of(self.epoch_metrics.values, self.monitor, self.mode, self.learn.metrics)
         n = self.clock.epochs
         better, kept = self.best is None or score > self.best, self._keeps(n)
-        if better: self.best = score
+        if better: self.best = None if max(score) == -math.inf else score # one of no value only stands in for it
         facts = self._counts | {k: _number(v) for k, v in self.epoch_metrics.values.items()}
         if better and hasattr(self.learn, 'ema'): self.news = tell_best(dict(epoch=n) | self.epoch_metrics.values, averaged)
         best = self._averaged() if better and averaged else None
