@@ -1,10 +1,12 @@
 "A few pictures of each class, from data in any form"
+import shutil
+
 import pytest
 
 from imgcls_nb.core import InputError, list_images, open_image
 from imgcls_nb.data import image_dls
 from imgcls_nb.datasets import make_shapes
-from imgcls_nb.subsets import choose_few, few_of_each
+from imgcls_nb.subsets import choose_few, few_of_each, short_side
 
 
 def counts(path): return {o.name: len(list_images(o)) for o in sorted(path.iterdir()) if o.is_dir()}
@@ -86,3 +88,19 @@ def test_a_folder_that_has_changed_is_not_taken_for_what_it_was(tmp_path):
 def test_odd_numbers_are_refused(shapes, tmp_path, n):
     with pytest.raises(InputError, match='Give at least 1'): few_of_each(shapes, tmp_path, n)
     assert not list(tmp_path.iterdir())
+
+def test_what_cannot_be_read_is_left_out(shapes, tmp_path, capsys):
+    own = shutil.copytree(shapes, tmp_path/'own')
+    first, second = list_images(own)[:2]
+    first.write_bytes(first.read_bytes()[:60]), second.write_text('no picture')
+    few = few_of_each(own, tmp_path)
+    said = capsys.readouterr().out
+    assert len(list_images(few)) == len(list_images(own)) - 2 and first.name in said and second.name in said
+    assert few_of_each(own, tmp_path) == few and not capsys.readouterr().out, "once is enough"
+
+def test_how_large_pictures_are(shapes, tmp_path):
+    own = shutil.copytree(shapes, tmp_path/'own')
+    for o in list_images(own)[:5]: o.write_text('no picture')
+    assert short_side(own) == short_side(shapes) == 48 and type(short_side(own)) is int
+    for o in list_images(own): o.write_text('no picture')
+    with pytest.raises(InputError, match='check_data'): short_side(own)

@@ -4,6 +4,7 @@ import pkgutil
 import re
 import runpy
 import shlex
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -17,8 +18,10 @@ from scipy.io import savemat
 
 from imgcls_nb.cli import make_parser
 from imgcls_nb.config import plan_from_config, read_config
+from imgcls_nb.core import list_images
 from imgcls_nb.data import dls_from_plan
 from imgcls_nb.datasets import draw_shape, make_shapes
+from imgcls_nb.edits import Edits
 from imgcls_nb.evaluation import Evaluation
 from imgcls_nb.learner import learner_from_plan
 from imgcls_nb.tutorials import _epoch, with_settings
@@ -29,6 +32,7 @@ FOLDER = ROOT/'nbs/tutorials'
 TUTORIALS = sorted(FOLDER.glob('*.ipynb'))
 SHARED = 'path = few_of_each(data, ', 'def train(', 'def sh(' # a cell that begins so is the same in all
 SAME_LINES = "data = 'digits'", 'quick = '
+TWICE = 'by this cell before' # a cell that says so meets what it has done itself
 SAME_WORDS = '`data` is the one thing to change: '
 SWITCHES = 'data', 'flowers', 'full', 'gpus' # one of them leads to photographs, published data or a GPU
 
@@ -45,6 +49,7 @@ each = pytest.mark.parametrize('path', TUTORIALS, ids=names(TUTORIALS))
 @each
 def test_runs_in_a_kernel(path, tmp_path):
     nb = with_settings(read(path), dict(quick=True))
+    nb.cells = [o for c in nb.cells for o in ([c, nbformat.v4.new_code_cell(c.source)] if TWICE in c.source else [c])]
     for cell in nb.cells:
         if cell.cell_type == 'code': cell.outputs = []
     NotebookClient(nb, kernel_name='python3', timeout=180, store_widget_state=False,
@@ -127,6 +132,24 @@ def test_a_network_without_errors(hub, photographs, tmp_path, monkeypatch):
     last.source = last.source.replace('show_pictures(', 'found = show_pictures(')
     known = run_cells(nb)
     assert known['ev'].top1 == 1 and known['found'].data.startswith('There is nothing to look at: ')
+
+def test_labels_that_nobody_spoiled(photographs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    nb = with_settings(read(FOLDER/'your_own_pictures.ipynb'), dict(quick=True, data=str(photographs), wrong=0, seed=1))
+    found = run_cells(nb, '', 'some = ')
+    assert found['spoiled'] == found['seen'] == []
+    found = run_cells(nb, 'found = ', 'found = ', **found, edits=Edits(found['messy']), doubtful=[1, 2])
+    assert found['looked'] == 'The person looked at 2 pictures, 6% of all, and repaired 0. '
+
+@pytest.mark.parametrize('name', ['quickstart', 'your_own_pictures', 'fine_tuning'])
+def test_pictures_of_which_the_first_is_damaged(name, photographs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = shutil.copytree(photographs, tmp_path/'photos')
+    first = list_images(folder)[0]
+    first.write_bytes(first.read_bytes()[:60])
+    found = run_cells(with_settings(read(FOLDER/f'{name}.ipynb'), dict(quick=True, data=str(folder))), '', 'tiny = ' if name ==
+                      'quickstart' else 'path = ')
+    assert not found['tiny']
 
 def test_weights_that_cannot_be_reached(photographs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path), monkeypatch.setattr('imgcls_nb.models.weights_available', lambda arch: False)
