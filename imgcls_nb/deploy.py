@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['GLOBAL_KEYS', 'POST_KEYS', 'Inference', 'open_inference', 'paddle_line', 'plain_line', 'find_all', 'open_tars',
-           'Progress', 'show_predictions', 'save_predictions']
+           'Progress', 'show_predictions', 'one_line', 'save_predictions']
 
 # %% ../nbs/62_deploy.ipynb #4a1a38d5
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -196,8 +197,8 @@ def show_predictions(
     "Print a line for each picture, and what is wrong with one on the error stream"
     n = bad = 0
     for pred in _labelled(predictor, find_all(sources), k, bs):
-        if pred.error: print(_printable(pred.error), file=sys.stderr)
-        else: print(_printable(line(pred)), flush=True)
+        if pred.error: print(one_line(pred.error), file=sys.stderr)
+        else: print(one_line(line(pred)), flush=True)
         n, bad = n + 1, bad + bool(pred.error)
     if bad: print(f'{bad} of {n} pictures could not be read.', file=sys.stderr)
     return bad
@@ -207,7 +208,13 @@ def _labelled(predictor, sources, k, bs): # by all processes, where several were
     from imgcls_nb.sharing import label_in_turn
     return label_in_turn(predictor, sources, k, bs)
 
-def _printable(text): return text.encode('utf-8', 'backslashreplace').decode() # names of files may be any bytes
+def one_line(
+    text:str, # Names of files and classes in it may be anything, also line breaks and half characters
+) -> str:
+    "A text as the one line of a terminal or a pipe that it is meant to be"
+    return _CONTROLS.sub(lambda m: m[0].encode('unicode_escape').decode(), text)
+
+_CONTROLS = re.compile(r'[\0-\x08\n-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]') # a tab is within PaddleClas's line
 
 def save_predictions(
     predictor:Predictor, # From a file or a run

@@ -10,6 +10,7 @@ __all__ = ['QUALITY', 'label_quality', 'confident_classes', 'find_label_errors',
 import hashlib
 import io
 import json
+import os
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from .learner import learner_from_plan, run_schedule
 from .pictures import some_of
 from .places import cache_folder
 from .plan import plan_to_yaml
-from .runs import describe_env
+from .runs import Run, describe_env
 from .scan import picture_stamps
 from .states import weights_hash
 
@@ -87,13 +88,14 @@ def find_label_errors(
 
 # %% ../nbs/59_label_errors.ipynb #c6cfa3f0
 def out_of_fold(
-    plan, # A `Plan`, such as `learn.plan`; what it trains on is judged
+    plan, # A `Plan`, such as `learn.plan`, or a path of a run folder; what it trains on is judged
     k:int=5, # How many folds, and trainings, 2 or more
     epochs:int|None=None, # Of each training, 1 or more; None: the plan's own schedule
     keep=True, # Folder for what each fold has said, to go on with after an interrupt; True: below the cache folder; False: none
 ) -> Evaluation: # Of all pictures, fold after fold
     "Judge every picture of a data set by a network that has not seen it"
     check_count(k, 'k', 2), check_count(epochs, 'epochs')
+    if isinstance(plan, (str, os.PathLike)): plan = _plan_in(plan)
     schedule = plan.schedule if epochs is None else ()
     if epochs is None and not schedule:
         raise InputError("This plan has no training in it yet. Train the learner first, or give epochs=, such as epochs=3.")
@@ -106,6 +108,10 @@ def out_of_fold(
         pics.append(learn.dls.valid_ds)
         print(f"Fold {i + 1} of {k}: {len(judged[-1])} pictures judged, top1 {judged[-1].top1:.4f}.")
     return _joined(judged, pics, plan)
+
+def _plan_in(folder):
+    run = Run.open(folder)
+    return replace(run.plan, run=run.path.as_posix()) # it may have been moved
 
 def _judge(learn, schedule, epochs, folder):
     with learn.no_bar():

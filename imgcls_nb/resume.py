@@ -134,10 +134,12 @@ def data_changes(
         then = run.data
         pairs = {f'pictures.{o}': (_pictures(then[o]), _pictures(data[o])) for o in ('train', 'valid')}
     except (InputError, KeyError, TypeError, ValueError):
-        return dict(pictures=('unknown, for data.json is damaged', 'those here'))
+        return dict(pictures=(f"unknown, for data.json is {_flaw(run, 'data.json')}", 'those here'))
     pairs['classes'] = then.get('vocab'), data['vocab']
     if {'teacher'} <= then.keys() & data.keys(): pairs['teacher'] = then['teacher'][:16], data['teacher'][:16] # of a distillation
     return {k: v for k, v in pairs.items() if v[0] != v[1]}
+
+def _flaw(run, name): return 'damaged' if (run.path/name).exists() else 'missing' # of a file that cannot be read
 
 def _pictures(part): return f"{part['pictures']:,} of checksum {part['list_sha256'][:8]}"
 
@@ -147,7 +149,8 @@ def env_changes(
     "Differences of machine and packages that may change the last digits of a result"
     flat = lambda env: {k: env.get(k, 1 if k == 'processes' else None) for k in _MACHINE} | env.get('packages', {})
     try: a, b = flat(run.env), flat(describe_env())
-    except (InputError, AttributeError, TypeError): return {'env.json': ('damaged', 'of this machine')} # no reason to stop
+    except (InputError, AttributeError, TypeError): # no reason to stop
+        return {'env.json': (_flaw(run, 'env.json'), 'of this machine')}
     return {k: (a[k], b.get(k)) for k in a if a[k] != b.get(k) and k != 'onnxruntime'}
 
 _MACHINE = 'machine', 'cpu', 'cpu_units', 'torch_cpu', 'torch_threads', 'gpu', 'processes'
@@ -179,6 +182,7 @@ def take_up(
     "Find out where the learner's run stands, and let its training calls go on there"
     if learn.run_folder is None: raise InputError("resume goes on with a run, and this learner has none. Give it one: run=….")
     if learn.origin or learn.run_writer.started and not learn.interrupted: return # it is about to, or this call is a new one
+    learn.run_writer.check_there()
     run = learn.run_folder
     if run.exists: run.lock() # until the training call ends
     found = find_checkpoint(run, checkpoint) if run.exists else None

@@ -7,6 +7,7 @@ __all__ = ['MADE', 'choose_few', 'few_of_each', 'short_side']
 
 # %% ../nbs/14_subsets.ipynb #3f0eff1e
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -70,7 +71,9 @@ def _folders_of(vocab):
             raise InputError(f"Classes {vocab[names.index(name)]!r} and {o!r} would be one folder, '{name}'. Rename one of them.")
     return names
 
-def _as_name(text): return re.sub(r'[^\w.-]+', '_', text)
+def _as_name(text): return _NO_NAME.sub('_', text) or '_'
+
+_NO_NAME = re.compile(r'^\.|[/\0]' if os.name == 'posix' else r'^\.|[<>:"/\\|?*\0-\x1f]|[. ]$') # a dot in front hides a folder
 
 # %% ../nbs/14_subsets.ipynb #84918282
 def few_of_each(

@@ -300,8 +300,9 @@ def _answer(trained, batches, infer): # on the terminal and in the log, or into 
     return int(bool(seen[1]))
 
 def _told(batches, seen): # the answers; errors are printed, and all are counted
+    from imgcls_nb.deploy import one_line
     for answers, errors in batches:
-        for o in errors: print(o, file=sys.stderr)
+        for o in errors: print(one_line(o), file=sys.stderr)
         seen[0] += len(answers) + len(errors)
         seen[1] += len(errors)
         yield answers

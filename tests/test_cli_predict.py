@@ -169,6 +169,19 @@ def test_the_status_tells_whether_all_were_read(imgcls, deploy):
     assert out == 'o.csv: 9 pictures (1 without an answer)\n'
     assert imgcls(*guide('Global.infer_imgs=../dataset'), status=1)[0].count('class id(s)') == 8
 
+@pytest.mark.skipif(os.name != 'posix', reason="needs names that Windows forbids")
+def test_a_picture_has_one_line_whatever_its_name(imgcls, deploy, trained_run):
+    names = ['a\nb.png', '\x1b[31mred.png', 'c\u2028d\u0085.png', 'at 3.45\u202fPM 方形.png', os.fsdecode(b'\xff.png')]
+    for o in names: shutil.copy(deploy/'dataset/flowers102/jpg/image_00001.jpg', paint(deploy/'odd', [])/o)
+    said = [r'\x1b[31mred.png', r'a\nb.png', 'at 3.45\u202fPM 方形.png', r'c\u2028d\x85.png', r'\udcff.png']
+    for args, end in ((('predict', '../inference', '../odd'), ': '), (guide('Global.infer_imgs=../odd'), ':\tclass'),
+                      (('infer', trained_run, '../odd'), ': ')):
+        lines = imgcls(*args)[0].splitlines()
+        assert sorted(o.partition(end)[0].removeprefix('../odd/') for o in lines) == sorted(said)
+    for o in names: (deploy/'odd'/o).write_bytes(b'none')
+    err = imgcls('predict', '../inference', '../odd', status=1)[1].splitlines()
+    assert len(err) == 6 and not any('\x1b' in o for o in err)
+
 def test_patterns_and_thresholds(imgcls):
     out, _ = imgcls('predict', '../inference', '../dataset/*/*/*red.jpg', '--threshold', 1, '--reject', 'unknown', '--topk', 1)
     assert len(out.splitlines()) == 3 and out.count('(unknown)') == 3

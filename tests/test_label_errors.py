@@ -25,6 +25,7 @@ from imgcls_nb.label_errors import (
 )
 from imgcls_nb.learner import image_learner
 from imgcls_nb.pictures import Arrays, Members, PictureList
+from imgcls_nb.runs import Run
 
 
 def draw(n, classes, seed=0):
@@ -179,11 +180,17 @@ def test_another_version_is_another_judge(learn, monkeypatch, package):
     assert _key(learn, (), 1) != before
 
 def test_decisions_about_folds_belong_to_the_run_of_the_plan(trained_run, tmp_path):
-    from imgcls_nb.runs import Run
     plan = Run(trained_run).plan
     ev = out_of_fold(replace(plan, run=str(trained_run)), k=2, epochs=1, keep=tmp_path)
     assert ev.run == trained_run and ev.facts['side'] is None, "some are training pictures, some are held out"
     assert out_of_fold(replace(plan, run=str(tmp_path/'none')), k=2, epochs=1, keep=tmp_path).run is None
+
+def test_a_run_folder_says_its_plan(trained_run, tmp_path, monkeypatch):
+    moved = shutil.copytree(trained_run, tmp_path/'moved')
+    folds = counted(monkeypatch)
+    evs = [out_of_fold(o, k=2, epochs=1, keep=tmp_path/'folds') for o in (Run(trained_run).plan, str(moved), moved)]
+    assert folds == [(0, 2), (1, 2)] and [o.run for o in evs[1:]] == [moved, moved]
+    with pytest.raises(InputError, match="none' is no run folder"): out_of_fold(tmp_path/'none', k=2)
 
 def test_a_plan_without_training_is_refused(shapes):
     plan = image_learner(image_dls(shapes, size=32, bs=8, num_workers=0, device='cpu'), 'test_resnet').plan

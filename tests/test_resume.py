@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -577,12 +578,13 @@ def test_a_file_beside_is_damaged(pictures, copied, file, text, capsys):
     else: (copied/file).write_text(text)
     learn = make(pictures, copied)
     if file == 'data.json':
-        with pytest.raises(InputError, match=r"data.json is damaged.*allow=\['pictures'\]"): one_cycle(learn, resume=True)
+        flaw = 'damaged' if text else 'missing'
+        with pytest.raises(InputError, match=rf"data.json is {flaw}.*allow=\['pictures'\]"): one_cycle(learn, resume=True)
     with learn.no_bar(): one_cycle(learn, resume=True, allow='pictures')
     said = Run(copied).events('resume')[-1]
     assert learn.clock.epochs == 2 and said['exact'] == (file == 'run.jsonl') and Run(copied).status == 'finished'
     if file == 'data.json': assert Run(copied).data['vocab']
-    if file == 'env.json': assert "env.json was 'damaged'" in capsys.readouterr().out
+    if file == 'env.json': assert f"env.json was '{'damaged' if text else 'missing'}'" in capsys.readouterr().out
 
 @posix
 def test_a_folder_in_place_of_the_log(pictures, copied):
@@ -713,6 +715,24 @@ def test_a_copy_of_a_run_that_goes_on_is_not_finished(pictures, tmp_path):
     learn = make(pictures, tmp_path/'run', cbs=Copy())
     with learn.no_bar(): one_cycle(learn)
     assert (Run(tmp_path/'copy').status, Run(tmp_path/'run').status) == ('killed', 'finished')
+
+@pytest.mark.parametrize('cut', [False, True], ids=['done', 'cut'])
+def test_a_run_that_was_moved_is_not_begun_again_in_its_middle(pictures, tmp_path, cut, capsys):
+    class Cut(Callback):
+        def after_batch(self):
+            if cut and self.clock.steps == 4 and there.exists() and not Run(there).events('interrupted'): raise KeyboardInterrupt
+    there = tmp_path/'one'
+    learn = make(pictures, there, cbs=['csv', 'console', Cut()])
+    with pytest.raises(KeyboardInterrupt) if cut else nullcontext(), learn.no_bar(): one_cycle(learn)
+    before = there.rename(tmp_path/'two'), learn.plan, capsys.readouterr()
+    for resume in (False, cut):
+        with pytest.raises(InputError, match="one', which this learner wrote, is gone; was its folder moved"):
+            one_cycle(learn, resume=resume)
+    out = capsys.readouterr().out
+    assert not there.exists() and learn.plan == before[1] and 'cannot be written' not in out and 'it starts' not in out
+    (tmp_path/'two').rename(there)
+    with learn.no_bar(): one_cycle(learn, resume=cut)
+    assert Run(there).status == 'finished' and Run(there).steps().step.tolist() == list(range(1, 7 if cut else 13))
 
 # Parts
 

@@ -1,4 +1,5 @@
 "A few pictures of each class, from data in any form"
+import os
 import shutil
 
 import pytest
@@ -65,11 +66,31 @@ def test_nested_names_do_not_meet(shapes, tmp_path):
             to.write_bytes(pics[0].read_bytes())
     assert counts(few_of_each(tmp_path/'deep', tmp_path)) == dict(a=2, b=2)
 
+@pytest.mark.skipif(os.name != 'posix', reason="needs names that Windows forbids")
+@pytest.mark.parametrize('classes', [('Kreis (rund) & co', '方形', "tri'angle #1%20"), ('C#', 'C++'), ('a b', 'a_b'),
+                                     ('b. ', 'b\\c', 'a\nb', 'a..')], ids=str)
+def test_classes_keep_their_names(shapes, tmp_path, classes):
+    for name in classes:
+        (to := tmp_path/'odd'/name).mkdir(parents=True)
+        for o in ('1.png', '1 (copy)#.png'): (to/o).write_bytes(list_images(shapes)[0].read_bytes())
+    path = few_of_each(tmp_path/'odd', tmp_path)
+    assert names(path) == names(tmp_path/'odd')
+
+def listed(shapes, folder, *classes): # in a list file, whose names may be anything
+    shutil.copytree(shapes, folder/'pics')
+    (folder/'label_list.txt').write_text(''.join(f'{i} {o}\n' for i, o in enumerate(classes)))
+    rows = [f'pics/{kind}/00{n}.png {i}\n' for i, kind in enumerate(('circle', 'square', 'triangle')) for n in range(2)]
+    (folder/'train_list.txt').write_text(''.join(rows))
+    return folder
+
+def test_names_that_no_folder_can_have(shapes, tmp_path):
+    path = few_of_each(listed(shapes, tmp_path/'odd', 'A/C', '..', '.net'), tmp_path)
+    assert counts(path) == {'A_C': 2, '_.': 2, '_net': 2}
+    assert image_dls(path, size=32, bs=2, num_workers=0).vocab == ('A_C', '_.', '_net'), "with dots in front they were none"
+
 def test_classes_that_would_be_one_folder(shapes, tmp_path):
-    for name in ('a b', 'a_b'):
-        (tmp_path/'odd'/name).mkdir(parents=True)
-        for i in range(2): (tmp_path/f'odd/{name}/{i}.png').write_bytes(list_images(shapes)[0].read_bytes())
-    with pytest.raises(InputError, match="'a b' and 'a_b' would be one folder, 'a_b'"): few_of_each(tmp_path/'odd', tmp_path)
+    data = listed(shapes, tmp_path/'odd', 'A/C', 'A_C', 'B')
+    with pytest.raises(InputError, match="'A/C' and 'A_C' would be one folder, 'A_C'"): few_of_each(data, tmp_path)
 
 def test_sides_with_equal_names_lose_nothing(tmp_path): # as cameras number them
     for part in ('train', 'valid'): make_shapes(tmp_path/'photos'/part, 3)

@@ -60,7 +60,14 @@ class RunWriter(Callback):
         self.train_start = self.told = time.monotonic()
         self.epochs_before = self.clock.epochs
 
+    def check_there(self):
+        "Refuse to begin the run again in its middle"
+        if not self.started or self.run_folder.exists: return
+        raise InputError(f"The run '{self.run_folder.path}', which this learner wrote, is gone; was its folder moved? Put it "
+                         "back to go on with it, or make a learner with another folder as run=….")
+
     def _open(self):
+        self.check_there()
         self.run_folder.lock() # until the training call ends
         if self.started or self.resumed is not None: self.run_folder.write_plan(self.learn.whole_plan)
         else: self.run_folder.start(self.learn.whole_plan, self.facts)
@@ -144,7 +151,7 @@ class RunWriter(Callback):
 
     def close(self): # called when a fit is interrupted, or fails
         self.resumed, self.trained = None, False
-        if not (self.started and rank() == 0): return
+        if not (self.started and rank() == 0 and self.run_folder.exists): return
         kind, error, _ = sys.exc_info()
         event = 'interrupted' if kind in (None, KeyboardInterrupt) else 'failed'
         whole = partial(self.run_folder.write_plan, self.learn.whole_plan)
