@@ -138,6 +138,8 @@ def plot(self:DataReport,
 ): # A matplotlib figure
     "Draw how large the pictures are, and how many each class has"
     import matplotlib.pyplot as plt
+
+    from imgcls_nb.figures import any_script
     fig, (left, right) = plt.subplots(1, 2, figsize=(8, 2.8), layout='constrained')
     if len(self.sizes): left.hist(np.sqrt(self.sizes.astype(float).prod(1)), bins=30)
     left.set(title='size of the pictures', xlabel='square root of height x width, pixels', ylabel='pictures')
@@ -148,7 +150,7 @@ def plot(self:DataReport,
     right.set(title='pictures of each class' + (f', first {classes}' if len(self.classes) > classes else ''))
     right.legend()
     plt.close(fig) # whoever gets it shows it
-    return fig
+    return any_script(fig)
 
 # %% ../nbs/19_checks.ipynb #d79fe6a4
 def _find(plan, table): # both sides, what is wrong with lines, and why training would refuse the rest

@@ -169,6 +169,8 @@ def plot(self:Comparison,
 ): # The axes
     "Draw what each class won or lost"
     import matplotlib.pyplot as plt
+
+    from imgcls_nb.figures import any_script
     table = self.per_class()
     shown = table[(table.gained > 0) | (table.lost > 0)]
     shown = shown.loc[shown.gain.abs().sort_values(kind='stable').index[-n:]].sort_values('gain', kind='stable', ascending=False)
@@ -178,4 +180,4 @@ def plot(self:Comparison,
     ax.axvline(0, color='0.3', linewidth=1)
     a, b = self.names
     ax.set(xlabel=f'percentage points that {b} is better than {a}', title=f'{len(self.gained)} gained, {len(self.lost)} lost')
-    return ax
+    return any_script(ax)

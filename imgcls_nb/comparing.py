@@ -47,6 +47,8 @@ class RunComparison:
     ): # A matplotlib `Figure`
         "Draw the training loss and a metric of every run"
         import matplotlib.pyplot as plt
+
+        from imgcls_nb.figures import any_script
         histories = {name: run.history() for name, run in self.runs.items()}
         metric = _known_metric(metric, histories.values())
         fig, axes = plt.subplots(1, 2, figsize=(8, 2.8), layout='constrained')
@@ -55,7 +57,7 @@ class RunComparison:
             for name, h in histories.items(): _draw(ax, h, column, name)
         axes[1].legend(fontsize='small')
         plt.close(fig)
-        return fig
+        return any_script(fig)
 
 def _known_metric(metric, histories):
     known = list(dict.fromkeys(o for h in histories for o in h if o not in NOT_SCORES))

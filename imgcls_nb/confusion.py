@@ -173,6 +173,8 @@ def plot(self:Confusion,
 ): # The axes
     "Draw the matrix"
     import matplotlib.pyplot as plt
+
+    from imgcls_nb.figures import any_script
     n = len(self.vocab)
     many = n > 40
     order = self.order if (many if sort is None else sort) else np.arange(n)
@@ -184,7 +186,7 @@ def plot(self:Confusion,
     ax.set(xlabel='predicted', ylabel='label', title='errors; the diagonal is left out' if many else '')
     _name_axes(ax, [self.vocab[i] for i in order])
     if n <= 20: _write_counts(ax, self.counts[np.ix_(order, order)], values/top)
-    return ax
+    return any_script(ax)
 
 # %% ../nbs/51_confusion.ipynb #19f382e5
 def _shrunk(values, size): # the largest of each square of cells

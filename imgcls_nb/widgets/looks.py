@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SERIES', 'STYLE', 'series_color', 'page_file', 'Dress', 'Note', 'Act', 'watch', 'html', 'row', 'column', 'title_html',
            'head_html', 'empty_html', 'printed_html', 'facts_html', 'bar_html', 'table_html', 'short_names',
-           'distinct_names', 'paper_text', 'chart_text', 'Thumbs', 'Thumb', 'gallery_html', 'paper', 'figure_png',
-           'Viewer', 'has_kernel']
+           'distinct_names', 'paper_text', 'chart_text', 'Thumbs', 'Thumb', 'gallery_html', 'paper', 'Viewer',
+           'has_kernel']
 
 # %% ../../nbs/70_widgets.looks.ipynb #8e419fff
 import base64
@@ -324,7 +324,12 @@ def paper(
     "A matplotlib figure that pyplot knows nothing of"
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
+    from imgcls_nb.figures import any_script, figure_png
     class Paper(Figure):
+        def draw(self, renderer): # all that `%matplotlib inline` asks for
+            any_script(self)
+            super().draw(renderer)
         def _repr_png_(self): return figure_png(self)
     fig = Paper(figsize=(width, height), layout='constrained', facecolor='white')
     FigureCanvasAgg(fig)
@@ -334,14 +339,6 @@ def paper(
         ax.grid(alpha=.25, lw=.6)
     return fig, axes
 
-def figure_png(
-    fig, # A matplotlib figure
-    dpi:int=72, # Pixels per inch; the default keeps notebooks small
-) -> bytes:
-    "A figure as a PNG file"
-    out = io.BytesIO()
-    fig.savefig(out, format='png', dpi=dpi)
-    return out.getvalue()
 
 # %% ../../nbs/70_widgets.looks.ipynb #2a47a613
 class Viewer:
@@ -391,6 +388,7 @@ class Viewer:
         return (live or {}) | still | {'text/plain': repr(self)}
 
     def _still(self):
+        from imgcls_nb.figures import figure_png
         fig = self.plot()
         return {'image/png': base64.b64encode(figure_png(fig)).decode()} if fig else {}
 
