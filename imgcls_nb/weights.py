@@ -16,6 +16,7 @@ import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -59,8 +60,8 @@ def _load(path):
         why = f"it wants to run {', '.join(wants)}" if wants else _in_short(e)
         raise InputError(f"'{path}' cannot be read as weights: {why}. A weights file holds tensors and nothing else.") from e
 
-def _in_short(e): # the unpickler names a byte it does not know, and nothing else
-    if isinstance(e, (KeyError, EOFError)): return "it is cut short, or torch has not written it"
+def _in_short(e): # the unpickler names a byte that it does not know, or how to load the file without a check
+    if isinstance(e, (KeyError, EOFError, UnpicklingError)): return "it is cut short, or torch has not written it"
     return (str(e) or type(e).__name__).splitlines()[0].partition('. ')[0]
 
 def _check_unpacked_size(path): # torch does not compress, so a file that is much larger inside is made to fill the memory
@@ -169,7 +170,8 @@ def host_answers(
     return True
 
 def _asked(parts): # the host itself, or the proxy that the environment names for it
-    proxy = getproxies().get(parts.scheme) or getproxies().get('all')
+    proxies = getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get('all')
     return urlsplit(proxy if '://' in proxy else f'//{proxy}') if proxy and not proxy_bypass(parts.hostname) else parts
 
 # %% ../nbs/23_weights.ipynb #849ed0ae

@@ -312,8 +312,9 @@ def test_cut_files(tmp_path, state, suffix, size):
     with pytest.raises(InputError, match=rf"w\{suffix}' cannot be read as weights.*\w"):
         load_weights(create_model('test_resnet'), file)
 
-def test_a_file_that_torch_has_not_written(tmp_path):
-    (tmp_path/'notes.txt').write_text('hello')
+@pytest.mark.parametrize('text', ['hello', '# Notes', 'import torch', '{}', ' '])
+def test_a_file_that_torch_has_not_written(tmp_path, text):
+    (tmp_path/'notes.txt').write_text(text)
     with pytest.raises(InputError, match=r"notes\.txt'.*: it is cut short, or torch has not written it\."):
         read_weights(tmp_path/'notes.txt')
 
