@@ -16,7 +16,6 @@ import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -60,9 +59,11 @@ def _load(path):
         why = f"it wants to run {', '.join(wants)}" if wants else _in_short(e)
         raise InputError(f"'{path}' cannot be read as weights: {why}. A weights file holds tensors and nothing else.") from e
 
-def _in_short(e): # the unpickler names a byte that it does not know, or how to load the file without a check
-    if isinstance(e, (KeyError, EOFError, UnpicklingError)): return "it is cut short, or torch has not written it"
+def _in_short(e): # other types are the unpickler's, for a byte that it does not know, or for how to load without a check
+    if not isinstance(e, _SPEAKING): return "it is cut short, or torch has not written it"
     return (str(e) or type(e).__name__).splitlines()[0].partition('. ')[0]
+
+_SPEAKING = InputError, safetensors.SafetensorError, RuntimeError, OSError, MemoryError
 
 def _check_unpacked_size(path): # torch does not compress, so a file that is much larger inside is made to fill the memory
     if not zipfile.is_zipfile(path): return
