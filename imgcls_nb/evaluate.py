@@ -212,7 +212,9 @@ def _facts_in(manifest): # None: there is none that can be read
 
 def _run_of(source): # only a run that this learner has begun, for the folder may hold an earlier one
     writer = getattr(source, 'run_writer', None)
-    return writer.run_folder.path if writer is not None and writer.started else None
+    if writer is None or not writer.started: return None
+    writer.check_there("say where the evaluation is to be kept: run='another', or run=False for nowhere")
+    return writer.run_folder.path
 
 # %% ../nbs/55_evaluate.ipynb #9dcd4399
 def _evaluate_predictor(predictor, data, tta):

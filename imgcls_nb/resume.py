@@ -261,7 +261,8 @@ def end_call(
     call, epochs = learn.plan.schedule[learn.call], learn.resumption.epochs
     if learn.origin is None:
         if learn.clock.steps == learn.resumption.steps: _nothing_left(learn, call, epochs)
-        learn.resumption, learn.run_writer.started = None, True
+        learn.resumption = None
+        learn.run_writer.claim()
     elif learn.call >= learn.origin.at.call:
         raise InputError(f"{call} ended before the place where the run stood, {learn.origin.at}.")
     elif GIVEN_UP in learn.resumption.plan.custom:

@@ -50,6 +50,10 @@ class Run:
     def exists(self) -> bool: return (self.path/'config.yaml').is_file() # whether a plan is there
 
     @property
+    def begun(self) -> float|None: # when, in seconds since 1970; None: its log does not say
+        return (next(map(_read_event, _lines(self.path/'run.jsonl')), None) or {}).get('time')
+
+    @property
     def plan(self) -> Plan:
         "What was asked for, from config.yaml"
         file = self.path/'config.yaml'

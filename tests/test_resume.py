@@ -31,6 +31,7 @@ from imgcls_nb.core import InputError
 from imgcls_nb.data import image_dls
 from imgcls_nb.datasets import make_shapes
 from imgcls_nb.decode import PixelCache
+from imgcls_nb.evaluate import evaluate
 from imgcls_nb.export import export_onnx
 from imgcls_nb.learner import image_learner, learner_from_plan, resume_run, run_schedule, train_plan
 from imgcls_nb.moments import Moment, Position, put_state, state_of
@@ -733,6 +734,23 @@ def test_a_run_that_was_moved_is_not_begun_again_in_its_middle(pictures, tmp_pat
     (tmp_path/'two').rename(there)
     with learn.no_bar(): one_cycle(learn, resume=cut)
     assert Run(there).status == 'finished' and Run(there).steps().step.tolist() == list(range(1, 7 if cut else 13))
+
+def test_two_learners_of_one_folder_do_not_mix(pictures, tmp_path, capsys):
+    first, second = (make(pictures, tmp_path/'run') for _ in range(2))
+    for o in (first, second):
+        with o.no_bar(): one_cycle(o)
+    files = {o: o.read_bytes() for o in (tmp_path/'run').rglob('*') if o.is_file()}
+    for act in (one_cycle, partial(one_cycle, resume=True), evaluate):
+        with pytest.raises(InputError, match="run' is another learner's now, .* kept beside it") as e: act(first)
+        assert ('run=False' in str(e.value)) == (act is evaluate)
+    assert {o: o.read_bytes() for o in (tmp_path/'run').rglob('*') if o.is_file()} == files
+    assert evaluate(first, run=False).run is None
+    (tmp_path/'run').rename(tmp_path/'second')
+    with pytest.raises(InputError, match="is gone; was its folder moved"): evaluate(first)
+    assert not (tmp_path/'run').exists()
+    (tmp_path/'run-1').rename(tmp_path/'run')
+    with first.no_bar(): one_cycle(first)
+    assert Run(tmp_path/'run').steps().step.tolist() == list(range(1, 13))
 
 # Parts
 

@@ -36,7 +36,8 @@ class RunWriter(Callback):
         run:Run, # Where to
         data:dict, # What `data.json` says
     ):
-        self.run_folder, self.data, self.started, self.trained, self.block, self.resumed = run, data, False, False, [], None
+        self.run_folder, self.data, self.started, self.begun = run, data, False, None
+        self.trained, self.block, self.resumed = False, [], None
 
     def adopt(self,
         facts:dict, # For the log
@@ -56,15 +57,26 @@ class RunWriter(Callback):
     def before_train(self):
         if self.clock.searching: return
         if self._writes: self._open()
-        self.started, self.trained, self.resumed, self.block = True, self._writes, None, []
+        self.claim()
+        self.trained, self.resumed, self.block = self._writes, None, []
         self.train_start = self.told = time.monotonic()
         self.epochs_before = self.clock.epochs
 
-    def check_there(self):
-        "Refuse to begin the run again in its middle"
-        if not self.started or self.run_folder.exists: return
-        raise InputError(f"The run '{self.run_folder.path}', which this learner wrote, is gone; was its folder moved? Put it "
-                         "back to go on with it, or make a learner with another folder as run=….")
+    def claim(self):
+        "Know the run again, which is this learner's from now on"
+        self.started, self.begun = True, self.run_folder.begun if rank() == 0 else None
+
+    def check_there(self,
+        instead:str="make a learner with another folder as run=…", # What else may be done
+    ):
+        "Refuse to begin the run again in its middle, and to write into another's"
+        if not self.started or self._is_there: return
+        why = (" is another learner's now, which has begun it anew; this learner's is kept beside it. Put that one back"
+               if self.run_folder.exists else ", which this learner wrote, is gone; was its folder moved? Put it back")
+        raise InputError(f"The run '{self.run_folder.path}'{why} to go on with it, or {instead}.")
+
+    @property
+    def _is_there(self): return self.run_folder.exists and (self.begun is None or self.run_folder.begun in (None, self.begun))
 
     def _open(self):
         self.check_there()
@@ -151,7 +163,7 @@ class RunWriter(Callback):
 
     def close(self): # called when a fit is interrupted, or fails
         self.resumed, self.trained = None, False
-        if not (self.started and rank() == 0 and self.run_folder.exists): return
+        if not (self.started and rank() == 0 and self._is_there): return
         kind, error, _ = sys.exc_info()
         event = 'interrupted' if kind in (None, KeyboardInterrupt) else 'failed'
         whole = partial(self.run_folder.write_plan, self.learn.whole_plan)
