@@ -2,22 +2,18 @@
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+
+from imgcls_nb.engines import can_run, cpu_name
 
 PACKAGES = 'imgcls_nb torch torchvision timm fastai onnxruntime openvino simplejpeg pillow numpy scikit-learn'.split()
 
-def processor():
-    lines = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
-    return next((o.partition(':')[2].strip() for o in lines if o.startswith('model name')), platform.processor() or 'processor')
-
 def units():
-    from imgcls_nb.engines import can_run
     return ' and '.join(o for o in ('bf16', 'int8') if can_run(o))
 
 def machine():
     memory = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')/2**30 if hasattr(os, 'sysconf') else 0
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    parts = [processor(), f'{cpus} processors', f'{memory:.0f} GB' if memory else '', f'units for {units() or "fp32 only"}']
+    parts = [cpu_name(), f'{cpus} processors', f'{memory:.0f} GB' if memory else '', f'units for {units() or "fp32 only"}']
     return ', '.join(filter(None, parts))
 
 def versions():

@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime
 
 from .core import BadPictureError, InputError, check_count
-from .engines import engines_here, ways_to_run
+from .engines import cpu_name, engines_here, ways_to_run
 from .inputs import free_cpus, iter_pictures
 from .metadata import find_model, read_card
 from .predict import Predictor
@@ -141,13 +141,7 @@ def describe_machine() -> dict: # Processor, processors, load, versions
     "What measured times depend on"
     load = os.getloadavg()[0] if hasattr(os, 'getloadavg') else float('nan')
     versions = dict(python=platform.python_version(), onnxruntime=onnxruntime.__version__, numpy=np.__version__)
-    return dict(processor=_processor(), cpus=free_cpus(), load=round(load, 2), versions=versions)
-
-def _processor():
-    try: lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError: lines = []
-    named = [o.partition(':')[2].strip() for o in lines if o.startswith('model name')]
-    return named[0] if named else platform.processor() or platform.machine()
+    return dict(processor=cpu_name(), cpus=free_cpus(), load=round(load, 2), versions=versions)
 
 # %% ../nbs/62_benchmark.ipynb #832c61ef
 def benchmark(

@@ -13,9 +13,8 @@ import platform
 import subprocess
 import time
 from bisect import bisect_left
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
-from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -24,6 +23,7 @@ from fastcore.basics import patch
 from .checkpoints import Checkpoint, read_checkpoint
 from .core import InputError
 from .documents import MAX_BYTES, read_json
+from .engines import cpu_features, cpu_name
 from .files import in_words, sync_folder, write_atomic
 from .locks import Lock
 from .plan import Plan, plan_from_yaml, plan_to_yaml
@@ -186,13 +186,8 @@ def describe_env() -> dict: # Plain values
                 packages={p: _version(p) for p in packages}, git=_git_revision())
 
 def _describe_cpu(): # which instructions there are decides in what order numbers are added up
-    facts = {'model name': platform.processor(), 'flags': ''}
-    with suppress(OSError), open('/proc/cpuinfo') as f: # of Linux
-        lines = takewhile(str.strip, f) # up to the second processor
-        facts |= {k.strip(): v.strip() for k, _, v in (o.partition(':') for o in lines)}
-    flags = facts.get('Features', facts['flags']) # ARM's, or Intel's
-    units = sorted(o for o in flags.split() if o.startswith(('avx', 'amx', 'fma', 'asimd', 'bf16', 'i8mm', 'sve')))
-    return dict(cpu=facts['model name'], cpu_units=' '.join(units), torch_cpu=torch.backends.cpu.get_cpu_capability())
+    units = sorted(o for o in cpu_features() if o.startswith(('avx', 'amx', 'fma', 'asimd', 'bf16', 'i8mm', 'sve')))
+    return dict(cpu=cpu_name(), cpu_units=' '.join(units), torch_cpu=torch.backends.cpu.get_cpu_capability())
 
 def _version(package):
     try: return version(package)
