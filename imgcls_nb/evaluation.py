@@ -17,10 +17,11 @@ from fastcore.basics import patch
 
 from .calibration import (
     TINY, Calibration, Coverage, best_temperature, calibration_of, coverage_of, row_blocks, with_temperature)
-from .confusion import MEANS, Confusion, count_pairs, mean_score
+from .confusion import Confusion
 from .core import InputError, did_you_mean
 from .files import appending, in_words, sha256, sync_folder, write_atomic
 from .intervals import Interval, bootstrap, share_interval
+from .scores import MEANS, count_pairs, mean_score
 
 # %% ../nbs/54_evaluation.ipynb #9ccb9fad
 def judge(

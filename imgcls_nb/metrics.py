@@ -16,6 +16,7 @@ from fastcore.foundation import L
 
 from .core import InputError
 from .names import nearest
+from .scores import class_scores, count_pairs, mean_score
 
 # %% ../nbs/33_metrics.ipynb #cfc000cc
 class Counts:
@@ -63,8 +64,7 @@ class Counts:
 
     @property
     def matrix(self) -> np.ndarray: # Counts, (C, C): rows are the labels, columns the guesses
-        targs, preds = self.pairs
-        return np.bincount(targs*self.n_classes + preds, minlength=self.n_classes**2).reshape(self.n_classes, -1)
+        return count_pairs(*self.pairs, self.n_classes)
 
     @property
     def sums(self) -> np.ndarray: # How often each class was guessed rightly, was there, was guessed, (3, C)
@@ -83,28 +83,25 @@ class Counts:
     def top1(self) -> float: return self.topk(1) # 0..1
 
     @property
-    def precision(self) -> float: return float(self.per_class().precision.mean()) # mean of the classes, 0..1
+    def precision(self) -> float: return float(mean_score('precision', *self.sums)) # mean of the classes, 0..1
 
     @property
-    def recall(self) -> float: return float(self.per_class().recall.mean()) # mean of the classes, 0..1
+    def recall(self) -> float: return float(mean_score('recall', *self.sums)) # mean of the classes, 0..1
 
     @property
-    def f1(self) -> float: return float(self.per_class().f1.mean()) # mean of the classes, 0..1
+    def f1(self) -> float: return float(mean_score('f1', *self.sums)) # mean of the classes, 0..1
 
     @property
-    def balanced_accuracy(self) -> float:
-        "Mean recall of the classes that have pictures, 0..1"
-        table = self.per_class()
-        return float(table.recall[table.pictures > 0].mean())
+    def balanced_accuracy(self) -> float: # 0..1
+        "Mean recall of the classes that have pictures"
+        return float(mean_score('balanced_accuracy', *self.sums))
 
     def per_class(self,
         vocab=None, # Class names; None: their numbers
     ) -> pd.DataFrame: # A row for each class: precision, recall, f1, pictures
         "The metrics of each class; NaN for one that neither occurs nor is guessed"
-        right, there, guessed = self.sums
-        table = dict(precision=right/guessed.clip(1), recall=right/there.clip(1), f1=2*right/(there + guessed).clip(1))
-        occurs = there + guessed > 0
-        return pd.DataFrame({k: np.where(occurs, v, np.nan) for k, v in table.items()} | dict(pictures=there), index=vocab)
+        sums = self.sums
+        return pd.DataFrame(class_scores(*sums) | dict(pictures=sums[1]), index=vocab)
 
 def _check_batch(logits, targ, c):
     shape = tuple(getattr(logits, 'shape', ()))

@@ -13,9 +13,10 @@ import pytest
 from sklearn import metrics as sk
 
 from imgcls_nb.compare import common_pictures, compare
-from imgcls_nb.confusion import Confusion, class_scores, count_pairs, mean_score
+from imgcls_nb.confusion import Confusion
 from imgcls_nb.core import InputError
 from imgcls_nb.evaluation import MANIFEST, Evaluation, Told, judge, saved_in
+from imgcls_nb.scores import class_scores, count_pairs, mean_score
 
 
 def softmax(z):
