@@ -3,6 +3,7 @@ import json
 import math
 import threading
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import imgcls_nb.data  # noqa: F401 (imports fastai without its warning)
 from imgcls_nb.background import BackgroundFit, kept_apart
 from imgcls_nb.callbacks.control import Control, RequestFile, ask_run
 from imgcls_nb.callbacks.worst import WorstPictures, batch_worst
+from imgcls_nb.checkpoints import read_checkpoint
 from imgcls_nb.core import InputError
 from imgcls_nb.data import image_dls
 from imgcls_nb.evaluate import evaluate
@@ -75,16 +77,30 @@ def test_predictions_after_a_stop(shapes):
     quiet(learn, 'fit', 5)
     with learn.no_bar(): assert len(learn.get_preds()[0]) == len(learn.dls.valid_ds)
 
-def test_a_stop_during_validation(shapes, tmp_path):
-    learn = make(shapes, 'ema', run=tmp_path/'run')
-    weights = {}
-    class Look(Callback):
-        order = 99
-        def after_cancel_fit(self): weights.update({k: v.clone() for k, v in self.model.state_dict().items()})
-    learn.add_cbs([At(valid=True, _6=lambda: learn.control.ask('stop')), Look()])
-    quiet(learn, 'fit', 5)
-    assert learn.clock.steps == 6 and not learn.run_folder.events('epoch') and names(learn.run_folder, 'stopped')
-    assert all(torch.equal(v, learn.model.state_dict()[k]) for k, v in weights.items())
+@pytest.mark.parametrize('nth', [1, 2], ids=['plain', 'averaged'])
+@pytest.mark.parametrize('request_', ['stop', 'save'])
+def test_what_is_asked_for_during_validation_is_done_after_it(shapes, tmp_path, request_, nth):
+    class Ask(Callback):
+        order, asked, looks = 94, False, 0
+        def before_validate(self): self.looks = self.looks + 1 if self.clock.epochs == 2 else 0
+        def after_batch(self):
+            if self.training and self.asked: raise KeyboardInterrupt # a stop was not heard
+            if not self.training and self.looks == nth and not self.asked:
+                self.asked = True
+                self.control.ask(request_)
+    whole, cut, more = (make(shapes, 'ema', run=tmp_path/o) for o in ('whole', 'run', 'run'))
+    quiet(whole, 'fit_one_cycle', 3)
+    cut.add_cb(Ask())
+    cut.planned = tuple(cut.cbs)
+    with pytest.raises(KeyboardInterrupt) if request_ == 'save' else nullcontext(): quiet(cut, 'fit_one_cycle', 3)
+    n = 2*len(cut.dls.train)
+    done, = cut.run_folder.events('stopped' if request_ == 'stop' else 'saved')
+    assert (done['step'], done['checkpoint'], len(cut.run_folder.events('epoch'))) == (n, 'latest', 2)
+    assert read_checkpoint(tmp_path/'run', 'latest').facts['step'] == n
+    quiet(more, 'fit_one_cycle', 3, resume=True)
+    assert more.clock.steps == whole.clock.steps and more.run_folder.history().epoch.tolist() == [1, 2, 3]
+    for a, b in ((whole.model, more.model), (whole.ema.average, more.ema.average)):
+        assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
 
 def test_other_processes_ask_through_the_folder(shapes, tmp_path):
     path = tmp_path/'run'

@@ -71,7 +71,7 @@ def save_now(
 ) -> bool: # Whether there is a run folder to save in
     "Write the checkpoint `latest` as of the step that was just made"
     saver = getattr(learn, 'checkpointer', None)
-    if saver is None or not saver.saving: return False
+    if saver is None or not (saver.saving and learn.training): return False
     saver.save_now()
     return True
 
@@ -129,10 +129,19 @@ class Control(Callback):
         while self.paused and not self.stopped:
             time.sleep(self.every_s)
             self._hear()
-        if self.stopped and self._between_steps: self._end()
+        if self.stopped and self._between_steps: self._stop(**self._save())
 
     @property
-    def _between_steps(self): return not getattr(vars(self.learn).get('accumulate'), 'done', 0) # no gradient is being gathered
+    def _between_steps(self): # of the training, with no gradient that is being gathered
+        return self.training and not getattr(vars(self.learn).get('accumulate'), 'done', 0)
+
+    def after_epoch(self): # its own checkpoint has what was asked for while it was validated
+        if not (self.active and (self.to_save or self.stopped)): return
+        if saver := getattr(self.learn, 'checkpointer', None): saver.wait()
+        done = dict(checkpoint='latest' if saver else None)
+        if self.to_save: self._log('saved', **done)
+        self.to_save = False
+        if self.stopped: self._stop(**done)
 
     def _hear(self):
         self.looks += self.training
@@ -144,20 +153,18 @@ class Control(Callback):
                 self.paused = request == 'pause'
                 self._log('paused' if self.paused else 'resumed')
         if self.to_save and self._between_steps:
-            self._save('saved')
+            self._log('saved', **self._save())
             self.to_save = False
 
     def _requests(self):
         found = [self.asked.popleft() for _ in range(len(self.asked))] + (self.file.read() if self.file else [])
         return from_first(found) # what the first process hears counts for all
 
-    def _end(self):
-        self._save('stopped', why='somebody asked for it')
-        raise CancelFitException
+    def _save(self): return dict(checkpoint='latest' if save_now(self.learn) else None)
 
-    def _save(self, event, **more):
-        saved = save_now(self.learn)
-        self._log(event, checkpoint='latest' if saved else None, **more)
+    def _stop(self, **done):
+        self._log('stopped', why='somebody asked for it', **done)
+        raise CancelFitException
 
     def _log(self, event, **more):
         run = getattr(self.learn, 'run_folder', None) or getattr(self.learn, 'learner_log', None)
