@@ -3137,6 +3137,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'imgcls_nb.schedules._constant': ('schedules.html#_constant', 'imgcls_nb/schedules.py'),
                                      'imgcls_nb.schedules._cosine': ('schedules.html#_cosine', 'imgcls_nb/schedules.py'),
                                      'imgcls_nb.schedules._exponential': ('schedules.html#_exponential', 'imgcls_nb/schedules.py'),
+                                     'imgcls_nb.schedules._first_length': ('schedules.html#_first_length', 'imgcls_nb/schedules.py'),
                                      'imgcls_nb.schedules._linear': ('schedules.html#_linear', 'imgcls_nb/schedules.py'),
                                      'imgcls_nb.schedules._multi_step': ('schedules.html#_multi_step', 'imgcls_nb/schedules.py'),
                                      'imgcls_nb.schedules._one_cycle': ('schedules.html#_one_cycle', 'imgcls_nb/schedules.py'),

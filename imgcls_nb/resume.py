@@ -202,7 +202,9 @@ def take_up(
 
 # %% ../nbs/44_resume.ipynb #275d174e
 def _go_on(learn, resumption, found):
-    moment, n_iter = Moment.read(found), len(learn.dls.train)
+    moment = Moment.read(found)
+    learn.dls.train.epoch = resumption.epochs # of several sizes each has its own length
+    n_iter = len(learn.dls.train)
     at = replace(moment.at, batch=moment.at.batch*n_iter//moment.at.n_iter, n_iter=n_iter) # batches of another size, perhaps
     changed = resumption.changes.keys()
     learn.go_on(replace(moment, at=at), fresh_opt=bool(changed & _OTHER_OPT), own_rates=any('objective.' in o for o in changed))

@@ -69,7 +69,7 @@ class Schedule:
         return min(n, self.steps)
 
     def __call__(self,
-        step:int, # From 0
+        step:float, # From 0; fractions are fine
     ) -> float:
         "The learning rate at a step"
         s, w = self.steps_per_epoch, self.warmup
@@ -156,12 +156,20 @@ class LRSchedule(ParamScheduler):
     ): self.schedule = schedule
 
     def before_fit(self):
-        self.schedule = replace(self.schedule, steps_per_epoch=len(self.dls.train))
+        self.schedule = replace(self.schedule, steps_per_epoch=_first_length(self.dls.train))
         ratios = np.array([o['lr'] for o in self.opt.hypers])/self.opt.hypers[-1]['lr']
         self.scheds = dict(lr=lambda step: ratios*self.schedule(step))
         super().before_fit()
 
-    def before_batch(self): self._update_val(self.epoch*self.n_iter + self.iter)
+    def before_batch(self):
+        n = self.schedule.steps_per_epoch
+        self._update_val(self.epoch*n + self.iter*(n/self.n_iter)) # an epoch takes its share, however long it is
+
+def _first_length(dl): # of several sizes each epoch has its own length, and a resumed fit begins with another one than the first
+    if not hasattr(dl, 'epoch'): return len(dl)
+    epoch, dl.epoch = dl.epoch, 0
+    try: return len(dl)
+    finally: dl.epoch = epoch
 
 def fit_scheduled(
     self, # A fastai `Learner`
@@ -183,8 +191,8 @@ def fit_scheduled(
     if lr is None: lr = Schedule(schedule, args=kwargs).lr if schedule == 'piecewise' else self.lr
     if self.opt is None: self.create_opt()
     self.opt.set_hyper('lr', lr)
-    made = Schedule(schedule, self.opt.hypers[-1]['lr'], n_epoch, len(self.dls.train), warmup_epochs, warmup_steps, warmup_lr,
-                    lr_min, by_epoch, after_warmup, kwargs)
+    made = Schedule(schedule, self.opt.hypers[-1]['lr'], n_epoch, _first_length(self.dls.train), warmup_epochs, warmup_steps,
+                    warmup_lr, lr_min, by_epoch, after_warmup, kwargs)
     _say_late(made)
     self.fit(n_epoch, lr, wd=wd, cbs=[LRSchedule(made), *L(cbs)])
 

@@ -139,6 +139,24 @@ def test_killed_and_resumed_is_as_if_nothing_had_happened(pictures, tmp_path, wa
         assert {k: got.get(k) == v for k, v in want.items()} == dict.fromkeys(want, True), moment
 
 @posix
+def test_epochs_of_several_sizes_go_on_where_they_were(pictures, tmp_path):
+    def train(learn, **kwargs): learn.fit_scheduled(3, 'cosine', 3e-3, warmup_steps=2, **kwargs)
+    how = dict(data=dict(sizes=[24, 32, 48], bs=4), save_steps=1, precision='fp32')
+    whole = make(pictures, tmp_path/'whole', **how)
+    lengths = []
+    for whole.dls.train.epoch in range(3): lengths.append(len(whole.dls.train))
+    with whole.no_bar(): train(whole)
+    assert len(set(lengths)) == 3, "else this shows nothing"
+    rates = whole.run_folder.steps().lr.tolist()
+    assert len(rates) == sum(lengths) and rates[2:] == sorted(rates[2:], reverse=True) and min(rates[2:]) > 0
+    want = outcome(whole)
+    for n in (lengths[0] + 3, sum(lengths[:2]) + 3, sum(lengths) - 1):
+        run = tmp_path/f'run_{n}'
+        assert killed(make(pictures, run, **how), train, event='after_backward', n=n)
+        got = outcome(resumed(make(pictures, run, **how), train))
+        assert {k: got.get(k) == v for k, v in want.items()} == dict.fromkeys(want, True), n
+
+@posix
 @pytest.mark.parametrize('moment', [dict(event='after_epoch', n=2, order=81), dict(event='after_cancel_fit', order=-99)])
 def test_a_fit_that_was_about_to_end_ends_as_it_would_have(pictures, tmp_path, moment): # saved, and not yet stopped
     train, how = WAYS['stops_early']

@@ -248,7 +248,7 @@ class Distill(Callback):
 
     @property
     def ramp(self) -> float: # the part of its weight that the teacher has now, 0..1
-        return min(1., (self.clock.steps + 1)/len(self.dls.train)/self.warmup_epochs) if self.warmup_epochs else 1.
+        return min(1., (self.clock.epochs + (self.iter + 1)/self.n_iter)/self.warmup_epochs) if self.warmup_epochs else 1.
 
     @property
     def network(self): return self.beside['peer'] if self.method.mutual else self.teacher # that is asked
