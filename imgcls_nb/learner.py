@@ -42,7 +42,7 @@ from .callbacks.worst import WorstPictures
 from .core import InputError, Preprocess, did_you_mean
 from .idioms import (FitCheck, Idioms, as_opt_func, check_fit, check_keywords, check_what, describe_data,
                               keywords_explained, remember)
-from .losses import as_loss, like_loss, make_loss, weights_by_class
+from .losses import PlainValidation, as_loss, like_loss, make_loss, weights_by_class
 from .metrics import check_monitor, epoch_names, make_metrics, read_metric
 from .mixing import mix_ops
 from .models import check_pretrained, create_model, layer_scales, model_preprocess, split_params
@@ -244,8 +244,8 @@ def _build(plan, dls, loss_func=None, opt_func=None, metrics=None, cbs=None):
     learn = ImageLearner(dls, model, as_loss(loss_func) if loss_func else _loss(obj, dls), opt_func or _optimizer(obj, model),
                          splitter=_splitter(obj), wd=obj.weight_decay, wd_bn_bias=obj.decay_norm_bias or not opt_func,
                          metrics=metrics, path=plan.run or '.',
-                         cbs=[Clock(plan.data.seed), EpochMetrics(), StepTimer(), EpochTable(), FitCheck(), *precise,
-                              *_joint(plan), *_varying(plan), *_watching(device, given), *given])
+                         cbs=[Clock(plan.data.seed), EpochMetrics(), StepTimer(), EpochTable(), FitCheck(), PlainValidation(),
+                              *precise, *_joint(plan), *_varying(plan), *_watching(device, given), *given])
     learn.remove_cbs(ProgressCallback)
     learn.recorder.loss = MeanLoss()
     learn.plan = replace(plan, data=dls.plan, model=replace(plan.model, num_classes=dls.c), mix=mix_ops(plan.mix),

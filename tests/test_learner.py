@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
@@ -167,6 +168,15 @@ def test_mixing_is_part_of_the_plan(dls, mix):
     assert equal(weights(learn), weights(again)) and plan_to_dict(again.plan) == plan_to_dict(learn.plan)
     assert not equal(weights(learn), weights(plain)) and not hasattr(plain, 'mix_batch')
     assert again.epoch_metrics.values == learn.epoch_metrics.values
+
+def test_validation_is_by_plain_labels(dls):
+    learn = image_learner(dls, 'test_resnet', label_smoothing=.4, precision='fp32', cbs='ema')
+    with learn.no_bar(): learn.fit(1, 1e-3)
+    probs, targs = learn.get_preds()
+    plain = F.nll_loss(probs.log(), targs).item()
+    assert learn.validate()[0] == pytest.approx(plain, rel=1e-4) == learn.epoch_metrics.values['valid_loss']
+    assert learn.get_preds(with_loss=True)[2].mean().item() == pytest.approx(plain, rel=1e-4)
+    assert learn.loss_func.training, "what is trained on is smoothed"
 
 def test_mixing_in_a_run(dls, tmp_path):
     learn, twin = (image_learner(dls, 'test_resnet', mix='cutmix', run=tmp_path/o) for o in ('run', 'twin'))
