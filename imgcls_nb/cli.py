@@ -7,6 +7,7 @@ __all__ = ['LABELLING', 'LAUNCHABLE', 'make_parser', 'main']
 
 # %% ../nbs/85_cli.ipynb #fda11184
 import argparse
+import io
 import os
 import re
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 from .core import InputError, did_you_mean, is_one_of_many
 from .launching import NUMBERS, launch_processes, log_traceback, read_number, take_part, unexpected
 from imgcls_nb.verbs import (
-    run_app, run_benchmark, run_check_data, run_config, run_convert, run_eval, run_export, run_infer, run_lab,
+    command, run_app, run_benchmark, run_check_data, run_config, run_convert, run_eval, run_export, run_infer, run_lab,
     run_models, run_predict, run_python, run_quickstart, run_resume, run_serve, run_train, run_tutorials,
 )
 
@@ -268,6 +269,7 @@ def main(
     argv=None, # Arguments without the program's name; None: those of the process
 ) -> int: # Exit status: 0 done, 1 some pictures are bad, 2 an error, 130 interrupted, 141 nobody reads on
     "Run `imgcls`"
+    for o in (sys.stdout, sys.stderr): _take_any_text(o)
     parser = make_parser()
     if not (sys.argv[1:] if argv is None else argv): return parser.print_help(sys.stderr) or 2 # with all verbs
     args = _at_home(parser.parse_args(argv))
@@ -278,6 +280,9 @@ def main(
     status, message = _answer(args)
     if message: print(f'imgcls: {message}', file=sys.stderr)
     return status
+
+def _take_any_text(stream): # a class may have a name that the encoding of a terminal, or of a file on Windows, lacks
+    if isinstance(stream, io.TextIOWrapper) and stream.errors == 'strict': stream.reconfigure(errors='backslashreplace')
 
 def _at_home(args): # shells leave the ~ in --run=~/runs as it is
     for k, v in vars(args).items():
@@ -311,9 +316,13 @@ def _failed(e, args):
 
 def _interrupted(args):
     if args.verb in ('train', 'resume', 'quickstart'):
-        return 'interrupted; the run folder holds what was reached. Next: imgcls resume RUN'
+        run = _reached(Path(args.run)) if args.run else None
+        return f"interrupted. Next: {command('resume', run.as_posix())}" if run else 'interrupted, before anything was saved.'
     if args.verb not in LABELLING or not args.out: return 'interrupted.'
     return f'interrupted; what was labelled is kept beside {args.out}, and the same command goes on from there.'
+
+def _reached(run): # it, or what lies in it
+    return next((o for o in (run, *sorted(run.glob('*/'))) if (o/'latest.json').is_file()), None)
 
 def _missing(e):
     return (f"'{e.name}' is not installed. The base package only predicts; training needs the train extra, "

@@ -8,7 +8,7 @@ __all__ = ['VALID_FOLDERS', 'TEST_FOLDERS', 'PARTS', 'SOURCES', 'SIGNS', 'read_c
            'split_pictures']
 
 # %% ../nbs/13_sources.ipynb #436c38d1
-import csv, os, re
+import csv, os, re, sys
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -35,6 +35,7 @@ def read_class_folders(
         raise InputError(f"There is no folder '{path}'. Give a folder with one subfolder of pictures for each class.")
     files = {d.name: list_images(d) for d in class_folders(path, skip)}
     files = {k: v for k, v in files.items() if v}
+    _check_text(files, path)
     _check_links(files)
     if not files:
         loose = len(loose_pictures(path))
@@ -63,6 +64,18 @@ def loose_pictures(
 ) -> list: # Paths, sorted
     "The pictures that lie beside the class folders, in none of them"
     return [o for o in sorted(Path(path).iterdir()) if o.suffix.lower() in IMAGE_SUFFIXES and o.name[0] != '.' and o.is_file()]
+
+def _check_text(names, path): # plans, logs and model files hold text
+    if not (odd := [o for o in names if not _is_text(o)]): return
+    here = sys.getfilesystemencoding()
+    advice = (f"Python takes names for {here} here. With the variable PYTHONUTF8=1 it takes them for UTF-8." if here != 'utf-8'
+              else f"Rename it; all at once, where they are Chinese: convmv -f gbk -t utf8 --notest -r '{path}'")
+    raise InputError(f"The class folder {os.fsencode(odd[0])} in '{path}' has a name that is no UTF-8, as happens to archives "
+                     f"that were packed elsewhere. {advice}")
+
+def _is_text(name):
+    try: return bool(name.encode())
+    except UnicodeEncodeError: return False
 
 def _check_links(files): # by a link, one folder can lie in two classes
     homes = {}

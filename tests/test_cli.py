@@ -303,7 +303,7 @@ def test_a_device_that_is_asked_for(refused, imgcls, monkeypatch):
     assert re.search('device +cpu', out) and 'the CPU is used' in out
 
 @pytest.mark.parametrize('error, status, says', [
-    (KeyboardInterrupt(), 130, 'interrupted; the run folder holds what was reached'),
+    (KeyboardInterrupt(), 130, 'interrupted, before anything was saved'),
     (PermissionError(13, 'denied', 'x.png'), 2, "'x.png': denied."),
     (ModuleNotFoundError('no', name='timm'), 2, "'timm' is not installed.*pip install 'imgcls_nb.train,lab.'"),
     (ZeroDivisionError('division by zero'), 2, 'ZeroDivisionError: division by zero\nThis is a defect. Set IMGCLS_TRACEBACK=1')])
@@ -315,6 +315,19 @@ def test_errors_that_are_not_the_users(monkeypatch, capsys, error, status, says)
     assert re.search(says, capsys.readouterr().err)
     monkeypatch.setenv('IMGCLS_TRACEBACK', '1')
     with pytest.raises(type(error)): main(['train', '.'])
+
+def test_an_encoding_that_lacks_a_name(model_file, shapes, tmp_path):
+    picture = shutil.copy(shapes/'circle/000.png', tmp_path/'红.png')
+    done = subprocess.run([sys.executable, '-m', 'imgcls_nb.cli', 'predict', str(model_file), str(picture)], capture_output=True,
+                          env=os.environ | dict(PYTHONIOENCODING='cp1252'))
+    assert done.returncode == 0 and b'\\u7ea2.png' in done.stdout, done
+
+def test_an_interrupted_training_names_its_run(monkeypatch, capsys, shapes, tmp_path):
+    def stop(_): raise KeyboardInterrupt
+    run = tmp_path/'my run'
+    monkeypatch.setattr('imgcls_nb.callbacks.recording.Checkpointer.after_fit', stop)
+    assert main(['train', str(shapes), '--arch', 'test_resnet', '--size', '32', '--epochs', '2', '--run', str(run)]) == 130
+    assert f"interrupted. Next: imgcls resume '{run}'" in capsys.readouterr().err
 
 def test_output_to_a_pipe_that_closes(model_file, shapes, tmp_path):
     command = [sys.executable, '-m', 'imgcls_nb.cli', 'predict', str(model_file), *[str(shapes)]*50] # more than a pipe holds

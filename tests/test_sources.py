@@ -1378,3 +1378,10 @@ def test_home_folder(root, monkeypatch):
 def test_cifar_maps_its_file(root):
     pixels, labels = read_cifar(cifar(root, 10, 'bin')/'test_batch.bin', 1)
     assert isinstance(pixels, np.memmap) and np.shares_memory(pixels, labels.base) and (pixels == TINY[9:]).all()
+
+@pytest.mark.skipif(sys.platform != 'linux', reason="names are bytes there")
+def test_a_class_whose_name_is_no_text(shapes, tmp_path):
+    for name in (b'red', b'\xba\xec'):
+        (folder := tmp_path/os.fsdecode(name)).mkdir()
+        (folder/'1.png').write_bytes((shapes/'circle/000.png').read_bytes())
+    with pytest.raises(InputError, match=r"class folder b'\\xba\\xec' in .* no UTF-8.*convmv"): read_class_folders(tmp_path)
