@@ -253,7 +253,7 @@ def _check_folders(pics, side, skip): # of class folders only
     if loose: yield Finding('loose', f"{_count(len(loose), 'picture')} left out, outside of every class folder.", loose)
 
 # %% ../nbs/19_checks.ipynb #61c056fb
-LIMIT = 0.05 # share of unreadable pictures above which training stops
+LIMIT = 0.05 # share of unreadable pictures above which training stops; one alone never stops it
 _KINDS = dict(rotated="turned upright, as EXIF data say, in training and in prediction alike",
               cmyk="in the colours of print (CMYK), converted without a colour profile",
               alpha="partly transparent; the transparency is dropped",
@@ -266,12 +266,13 @@ _KINDS = dict(rotated="turned upright, as EXIF data say, in training and in pred
 def _check_readable(split, scan):
     bad, lost = scan.bad, _lost_classes(scan.pics, list(scan.reasons))
     if bad:
-        share = len(bad)/len(scan)
-        then = "Training leaves them out." if share <= LIMIT else \
-            f"That is {share:.0%}, and above {LIMIT:.0%} training stops. Repair or remove them."
+        then = f"That is {len(bad)/len(scan):.0%}, and above {LIMIT:.0%} training stops. Repair or remove them." if \
+            _are_many(bad, scan) else "Training leaves them out."
         yield Finding('unreadable', f"{_count(len(bad), 'picture')} of {split} cannot be read. {then}",
                       [f'{name}: {why}' for name, why in bad])
     if lost: yield Finding('lost-class', f"None of the pictures of these classes in {split} can be read.", lost)
+
+def _are_many(bad, pics, limit=LIMIT): return len(bad) > max(limit*len(pics), 1)
 
 def _lost_classes(pics, bad):
     labels = pics.labels[bad]
@@ -362,7 +363,7 @@ def quarantine(
     pics:PictureList, # Pictures of one side of the split
     on_bad:str='quarantine', # 'quarantine' leaves unreadable pictures out, 'raise' stops at any, 'trust' looks at none
     decode=None, # Decodes and keeps a file for training, so that it need not be decoded once more; None: only look
-    limit:float=LIMIT, # Share that may be left out
+    limit:float=LIMIT, # Share that may be left out; one may be in any case
     progress:bool=True, # Show a bar where it takes more than a second
 ) -> tuple: # The readable pictures, and `(name, reason)` of the others
     "Settle before the first epoch which pictures can be read"
@@ -375,7 +376,8 @@ def quarantine(
     bad, says = scan.bad, f"{_count(len(scan.bad), 'picture')} of {len(pics):,} in '{pics.root}' cannot be read"
     listed = '\n'.join(['', *(f'  {_printable(name)}: {why}' for name, why in bad)])
     if on_bad == 'raise': raise InputError(f"{says}. Repair or remove them, or leave them out with on_bad='quarantine':{listed}")
-    if len(bad) > limit*len(pics): raise InputError(f"{says}; at most {limit:.0%} are left out. Repair or remove them:{listed}")
+    if _are_many(bad, pics, limit):
+        raise InputError(f"{says}; at most {limit:.0%} are left out, or one. Repair or remove them:{listed}")
     if lost := _lost_classes(pics, list(scan.reasons)):
         raise InputError(f"{says}, among them every picture of {', '.join(map(repr, lost))}. "
                          f"Repair them, or remove the class:{listed}")

@@ -17,7 +17,7 @@ import math
 import os
 import signal
 import weakref
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -45,7 +45,7 @@ from .plan import DataPlan
 from .ranks import check_same, first_alone, join, rank, world
 from .samplers import Batches, Part, balanced, batches, class_weights, part_of, repeated, shuffled, shuffled_near
 from .seeds import mix_seed
-from .sources import find_pictures
+from .sources import find_pictures, tell_untested
 
 # %% ../nbs/20_data.ipynb #b316a93b
 class NormalizePixels(DisplayedTransform):
@@ -367,7 +367,7 @@ def dls_from_plan(
 ) -> ImageDataLoaders:
     "Build the loaders that a plan describes"
     join()
-    with first_alone('the pictures are found', each_machine=True): train, valid = find_pictures(plan, table)
+    with first_alone('the pictures are found', each_machine=True): train, valid = tell_untested(*find_pictures(plan, table))
     if plan.vocab and plan.vocab != train.vocab:
         raise InputError(f"'{plan.path}' has the classes {', '.join(train.vocab[:12])}, "
                          f"but the plan was made with {', '.join(plan.vocab[:12])}.")
@@ -437,7 +437,7 @@ def image_dls(
     "Pictures on disk to training and validation loaders"
     if not isinstance(path, (str, Path)):
         raise InputError(f"path is a {type(path).__name__}; give the folder that the pictures lie in, and a table as table=....")
-    known = [f.name for f in fields(DataPlan) if f.name not in ('vocab', 'augment')]
+    known = [o for o in {**locals(), **DataPlan.__dataclass_fields__} if o not in ('kwargs', 'vocab', 'augment')]
     if unknown := [k for k in kwargs if k not in known]:
         raise InputError(f"image_dls takes no {unknown[0]}={kwargs[unknown[0]]!r}.{did_you_mean(unknown[0], known)} "
                          f"It takes: {', '.join(known)}.")

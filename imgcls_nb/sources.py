@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VALID_FOLDERS', 'TEST_FOLDERS', 'PARTS', 'SOURCES', 'SIGNS', 'read_class_folders', 'class_folders', 'loose_pictures',
-           'name_sides', 'folder_named', 'class_names', 'recognize_source', 'find_pictures', 'read_sides',
-           'split_pictures']
+           'name_sides', 'folder_named', 'class_names', 'recognize_source', 'find_pictures', 'tell_untested',
+           'read_sides', 'split_pictures']
 
 # %% ../nbs/13_sources.ipynb #436c38d1
 import csv, os, re, sys
@@ -370,6 +370,16 @@ def find_pictures(
     "Find the pictures that a plan speaks of"
     train, valid = read_sides(plan, table)
     check_sides(train, valid)
+    return train, valid
+
+def tell_untested(
+    train:PictureList, # To train on
+    valid:PictureList, # To validate on
+) -> tuple: # Both
+    "Say which classes no figure will tell of, since validation has no picture of them"
+    have = valid.counts()
+    if none := [k for k, n in train.counts().items() if n and not have.get(k)]:
+        print(f"Validation has no picture of {some_of(none)}: its figures do not say how well that is recognized.")
     return train, valid
 
 def read_sides(

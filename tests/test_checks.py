@@ -648,6 +648,11 @@ def test_the_limit(tmp_path):
     assert all(f'a/bad{i}.png: ' in str(e.value) for i in range(3))
     assert len(quarantine(pics, limit=.1)[1]) == 3
 
+def test_one_bad_picture_stops_nothing(tmp_path):
+    assert len(quarantine(many(tmp_path, 1, 8))[0]) == 8
+    assert 'Training leaves them out' in str(check_data(tmp_path, valid=.5))
+    with pytest.raises(InputError, match='2 pictures of 10 .* at most 5% are left out, or one'): quarantine(many(tmp_path, 2, 8))
+
 def test_all_bad_pictures_in_one_error(tmp_path):
     with pytest.raises(InputError, match='3 pictures of 43') as e: quarantine(many(tmp_path, 3), 'raise')
     assert [o.split(':')[0].strip() for o in str(e.value).splitlines()[1:]] == [f'a/bad{i}.png' for i in range(3)]

@@ -46,6 +46,7 @@ from imgcls_nb.sources import (
     read_class_folders,
     read_sides,
     recognize_source,
+    tell_untested,
 )
 
 
@@ -1385,3 +1386,8 @@ def test_a_class_whose_name_is_no_text(shapes, tmp_path):
         (folder := tmp_path/os.fsdecode(name)).mkdir()
         (folder/'1.png').write_bytes((shapes/'circle/000.png').read_bytes())
     with pytest.raises(InputError, match=r"class folder b'\\xba\\xec' in .* no UTF-8.*convmv"): read_class_folders(tmp_path)
+
+def test_classes_that_validation_lacks_are_told(capsys):
+    pics = [PictureList('.', Arrays(np.zeros((len(o), 2, 2, 3), np.uint8)), o, 'ab') for o in ([0, 1], [0])]
+    assert tell_untested(*pics) == tuple(pics) and 'Validation has no picture of b: ' in capsys.readouterr().out
+    assert tell_untested(pics[0], pics[0]) and not capsys.readouterr().out
