@@ -86,7 +86,7 @@ def find_arch(
     if own := next((o for o in paddleclas_table().values() if o['library'] == 'torchvision' and not o['kwargs']
                     and o['base'] == name), None): return replace(_from_paddleclas(own), name=name) # torchvision's own name
     raise InputError(f"There is no architecture '{name}'.{did_you_mean(name, [*timm.list_models(), *paddleclas_table()])} "
-                     "timm.list_models('*part*') lists what there is.")
+                     "timm.list_models('*part*') lists what there is, and so does imgcls models PART in the shell.")
 
 # %% ../nbs/24_archs.ipynb #da734ea9
 MOBILENETV3 = dict(

@@ -263,11 +263,12 @@ def find_columns(
     for k in [o for o in COLUMNS if o not in columns]: # in this order, so that all processes refuse the same
         like = [o for o in found if str(o).strip().lower() in COLUMNS[k] and o not in columns.values()]
         if len(like) > 1:
-            raise InputError(f"{where}: any of {some_of(like)} could be the {k}. Say which: columns={{'{k}': '{like[0]}'}}.")
+            raise InputError(f"{where}: any of {some_of(like)} could be the {k}. Say which: columns={{'{k}': '{like[0]}'}}, "
+                             "or rename the others.")
         if like: columns[k] = like[0]
         elif k in ('image', 'label'):
-            raise InputError(f"{where} has no column for the {k}. It has {some_of(found)}. Say which: columns={{'{k}': …}}; "
-                             "if these are no names, the header or the right delimiter is missing.")
+            raise InputError(f"{where} has no column for the {k}. It has {some_of(found)}. Say which: columns={{'{k}': …}}, or "
+                             f"rename it to {k}; if these are no names, the header or the right delimiter is missing.")
     return columns
 
 # %% ../nbs/12_lists.ipynb #8dacd038

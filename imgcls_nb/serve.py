@@ -52,6 +52,8 @@ async def _file_of_form(scope, data):
         return await found[0].read()
 
 def _count(request, most):
+    if odd := [o for o in request.query_params if o != 'k']:
+        raise HTTPException(400, f"predict takes no {odd[0][:20]!r}. It takes k, the number of classes: /predict?k=3.")
     k = request.query_params.get('k', '5')
     if k.isdecimal() and len(k) < 9 and int(k) > 0: return min(int(k), most)
     raise HTTPException(400, f"k={k[:20]!r} is no number of classes.")

@@ -96,6 +96,7 @@ def test_what_there_is(port):
 @pytest.mark.parametrize('how, status, says', [
     (dict(body=b''), 400, 'no picture in the request'), (dict(body=b'not a picture'), 400, 'The file sent: not a picture'),
     (dict(body=b'GIF89a'), 400, 'not a picture'), (dict(path='/predict?k=0', body=b'x'), 400, "k='0'"),
+    (dict(path='/predict?topk=2', body=b'x'), 400, "takes no 'topk'"),
     (dict(path='/predict?k=all', body=b'x'), 400, "k='all'"), (dict(path=f'/predict?k={"9"*999}', body=b'x'), 400, 'no number'),
     (dict(method='GET'), 405, 'Not Allowed'), (dict(path='/predicted', body=b'x'), 404, 'Not Found'),
     (dict(path='/../../etc/passwd', method='GET'), 404, 'Not Found'), (form(), 400, 'holds 0 files'),

@@ -563,7 +563,7 @@ def test_all_bad_rows_in_one_report(pictured):
     ('path,label\n0.png,a\n1.png,b,c\n', {}, 'cannot be read as a table'),
     ('0.png,a\n1.png,b\n', {}, "no column for the (image|label). It has 0.png, a"),
     ('path;label\n0.png;a\n', {}, 'no column for the (image|label). It has path;label. Say which.*the right delimiter'),
-    ('path,image,label\n', {}, "any of path, image could be the image. Say which: columns={'image': 'path'}"),
+    ('path,image,label\n', {}, "any of path, image could be the image. Say which: columns={'image': 'path'}, or rename"),
     ('path,class,label\n', {}, 'any of class, label could be the label'),
     ('path,label,valid,split\n', {}, 'any of valid, split could be the valid'),
     ('path,label\n', dict(columns=dict(image='pth')), "no column 'pth'. It has path, label. Did you mean 'path'"),
