@@ -110,7 +110,7 @@ class BackgroundFit:
     def ask(self,
         request:str, # 'pause', 'resume', 'stop' or 'save'
     ):
-        "Ask the training for something, which it does at the end of the batch"
+        "Ask the training for something, which it does at the end of the batch, or of a validation"
         if not self.running: raise InputError(f"There is nothing to {request}: no training is running. Start one with start().")
         self.learn.control.ask(request)
 

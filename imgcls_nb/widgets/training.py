@@ -320,7 +320,8 @@ class TrainingDashboard(Viewer):
         if self._widget is not None: self.refresh()
 
 _ASKED = dict(pause='Asked to pause; it does at the end of the batch.', resume='Asked to resume.',
-              stop='Asked to stop; it does at the end of the batch.', save='Asked to save; it does at the end of the batch.')
+              stop='Asked to stop; it does at the end of the batch, or of a validation.',
+              save='Asked to save; it does at the end of the batch, or of a validation.')
 
 # %% ../../nbs/72_widgets.training.ipynb #a812a7e0
 @patch
