@@ -1280,11 +1280,13 @@ def test_sides(root, files, plan, sides):
     found = name_sides(DataPlan(str(touch(root, *files)), **plan))
     assert (found.train, found.valid) == sides
 
+@pytest.mark.parametrize('valid', [.3, 'held'])
 @pytest.mark.parametrize('name', ['val', 'Valid', 'test', 'Testing'])
-def test_a_class_that_may_be_a_split(root, name):
+def test_a_class_that_may_be_a_split(root, name, valid):
     touch(folders(root), f'{name}/1.png', '__MACOSX/1.png')
-    with pytest.raises(InputError, match=f"has a folder '{name}', but no 'train'. .*train='.'"): find(root, valid=.3)
-    assert len(find(root, valid=.3, train='.')[0].vocab) == 3
+    if valid == 'held': touch(root, 'held/a/1.png', 'held/b/1.png')
+    with pytest.raises(InputError, match=f"has a folder '{name}', but no 'train'. .*train='.'"): find(root, valid=valid)
+    assert len(find(root, valid=valid, train='.')[0].vocab) == 3
 
 @pytest.mark.parametrize('n', [3000])
 def test_many_classes_take_no_longer_for_each_picture(root, monkeypatch, n):
