@@ -277,7 +277,7 @@ class Preprocess:
         short, long = sorted(im.size)
         if self.resize_short**2*long/short <= MAX_PIXELS: return im
         keep = math.ceil(max(self.crop)*short/self.resize_short) + 8*math.ceil(short/self.resize_short) # 8: filters look aside
-        cut = max(0, long - keep)//2
+        cut = (long - min(long, max(short, keep)))//2 # the shorter side stays the shorter one
         left, top = (cut, 0) if im.width == long else (0, cut)
         return im.crop((left, top, im.width - left, im.height - top))
 

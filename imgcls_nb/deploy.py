@@ -20,6 +20,7 @@ from .archives import index_tar, tar_stamps
 from .core import InputError, ModelFileError, is_one_of_many
 from .foreign import open_foreign
 from .inputs import at_least_one, is_tar, iter_pictures, own_cpus
+from .labels import read_class_map
 from .metadata import find_model, read_card
 from .packed import find_tars
 from .pictures import Members
@@ -72,10 +73,11 @@ def _prepared(own, cfg, named): # the preprocessing, and notes about it
     if short: prep = replace(prep, resize_short=short, resize=None)
     return replace(prep, crop=(crop, crop)) if crop else prep, notes
 
-def _after(cfg, named): # how many classes to name, and a file of names; None: as the model says
+def _after(cfg, named): # how many classes to name, and what they are called; None: as the model says
     topk = Section(cfg.get('PostProcess'), 'PostProcess').sub('Topk')
     k, file = topk.count('topk', 5), topk.text('class_id_map_file')
-    return k, file if 'PostProcess.Topk.class_id_map_file' in named else None
+    asked = file and 'PostProcess.Topk.class_id_map_file' in named
+    return k, read_class_map(file, topk.text('delimiter')) if asked else None
 
 # %% ../nbs/62_deploy.ipynb #2c37ada6
 @dataclass(frozen=True)

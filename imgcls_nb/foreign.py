@@ -21,9 +21,9 @@ from .sections import Section, read_values
 from .transform_ops import read_preprocess
 
 # %% ../nbs/04_foreign.ipynb #ff9716d5
-def _find_class_map(file, folder):
+def _find_class_map(file, folder, delimiter=None):
     near = [o for o in (Path(file), folder/file) if o.is_file()]
-    if near: return read_class_map(near[0])
+    if near: return read_class_map(near[0], delimiter)
     print(f"There is no '{file}' (class_id_map_file): classes are named by their numbers.", file=sys.stderr)
     return {}
 
@@ -54,7 +54,7 @@ def _read_post(post, folder):
     name = post.one_of('main_indicator', POSTS, next((o for o in post.values if o in POSTS), 'Topk'))
     args = post.sub(name)
     given, file = args.get('label_list'), args.text('class_id_map_file')
-    said = dict(labels=given or (_find_class_map(file, folder) if file else {}))
+    said = dict(labels=given or (_find_class_map(file, folder, args.text('delimiter')) if file else {}))
     return said | (dict(activation='sigmoid', threshold=args.above('threshold', .5, most=1)) if name != 'Topk' else {})
 
 # %% ../nbs/04_foreign.ipynb #66bd7d4f

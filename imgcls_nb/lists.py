@@ -17,6 +17,7 @@ from warnings import warn
 import numpy as np
 
 from .core import InputError, did_you_mean
+from .labels import split_names
 from .pictures import Files, PictureList, number_vocab, some_of, tell_apart
 
 # %% ../nbs/12_lists.ipynb #dd75d069
@@ -171,14 +172,8 @@ def read_label_file(
     encoding:str='auto', # Of the text; 'auto': UTF-8, or GBK where it is not
 ) -> tuple: # Names in the order of their ids; an id without a name is named by its number
     "Read the names of the classes"
-    names, bad = {}, {}
     if not os.path.isfile(file): raise InputError(f"There is no file '{file}' of class names. Each line should be 'id name'.")
-    for n, line in enumerate(read_text(file, encoding).split('\n'), 1):
-        if not line.strip(): continue
-        number, *name = line.split(maxsplit=1)
-        if not number.isdecimal() or len(number) > 9: bad[n] = f"'{line}' does not begin with a number"
-        elif int(number) in names: bad[n] = f"the number {number} has a name already"
-        else: names[int(number)] = name[0].strip() if name else number
+    names, bad = split_names(read_text(file, encoding))
     if bad: raise bad_lines(file, bad, "'id name'")
     if not names: raise InputError(f"'{file}' names no classes. Each line should be 'id name'.")
     if not num_classes and max(names) >= max(1000, 10*len(names)):

@@ -189,7 +189,7 @@ def tell_apart(
     names = tuple(names)
     if len(set(names)) == len(names): return names
     times = Counter(names)
-    return tuple(f'{o} ({i})' if times[o] > 1 else o for i, o in enumerate(names))
+    return tell_apart(f'{o} ({i})' if times[o] > 1 else o for i, o in enumerate(names)) # one may have been called so before
 
 # %% ../nbs/11_pictures.ipynb #7b827399
 class PictureList:

@@ -58,6 +58,7 @@ def balanced(
     labels = np.asarray(labels)
     counts = np.bincount(labels)
     upto = np.cumsum(counts*class_weights(labels, len(counts), power)) # shares add up to the epoch, so rounding them does too
+    upto[-1:] = len(labels) # which a sum of a thousand shares misses by a little more in each epoch
     done, then = (np.diff(np.floor(upto*e + 1e-6).astype(int), prepend=0) for e in (epoch, epoch + 1))
     turns = [_take_turns(np.flatnonzero(labels == c), then[c] - done[c], mix_seed(seed, 'turns', c), done[c])
              for c in range(len(counts))]

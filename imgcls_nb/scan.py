@@ -14,6 +14,7 @@ import sys
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -225,12 +226,13 @@ def _save(file, root, keys, rows, old, old_rows):
     stay = [k for k in old if k not in now and _is_there(root, k)] # other lists of the same folder
     keys, rows = [keys[i] for i in good] + stay, np.concatenate([rows[good], old_rows[[old[k] for k in stay]]])
     if not keys: return
-    try:
+    with suppress(OSError): # no place to remember things; the scan itself is done
         file.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=file.parent, suffix='.tmp', delete=False) as tmp:
-            np.savez(tmp, head=np.array(_head()), keys=np.frombuffer(b'\0'.join(keys), np.uint8), rows=rows)
-        os.replace(tmp.name, file)
-    except OSError: pass # no place to remember things; the scan itself is done
+        tmp = NamedTemporaryFile(dir=file.parent, suffix='.tmp', delete=False)
+        try:
+            with tmp: np.savez(tmp, head=np.array(_head()), keys=np.frombuffer(b'\0'.join(keys), np.uint8), rows=rows)
+            os.replace(tmp.name, file)
+        finally: Path(tmp.name).unlink(missing_ok=True)
 
 def _is_there(root, key): return os.path.exists(os.path.join(os.fsencode(root), key)) or os.path.exists(key.rpartition(b':')[0])
 

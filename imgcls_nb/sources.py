@@ -118,11 +118,11 @@ def _find_files(plan, root, found=None): # class folders and list files, also on
     root = Path(plan.path).expanduser()
     read = partial(_read_set, root=root, plan=plan, names=() if plan.relabel else class_names(plan), found=found)
     train = read(plan.train, skip=find_named(plan.valid, root) if isinstance(plan.valid, str) else None)
+    if not plan.train and (odd := [o for o in train.vocab if o.lower() in (*VALID_FOLDERS, *TEST_FOLDERS)]):
+        raise InputError(f"'{root}' has a folder '{odd[0]}', but no 'train'. Is it for validation? Say so: valid='{odd[0]}'. "
+                         "Is it a class? Say so: train='.'. Is it neither? Move it elsewhere.")
     held_root = Path(plan.valid_path or plan.path).expanduser()
     held = read(plan.valid, vocab=train.vocab, root=held_root) if isinstance(plan.valid, str) else None
-    if held is None and not plan.train and (odd := [o for o in train.vocab if o.lower() in (*VALID_FOLDERS, *TEST_FOLDERS)]):
-        raise InputError(f"'{root}' has a folder '{odd[0]}', but no 'train'. Is it for validation? Say so: valid='{odd[0]}'. "
-                         "Is it a class? Say so: train='.'.")
     if plan.relabel and plan.label_file: train, held = _renamed((train, held), class_names(plan))
     return train, held
 

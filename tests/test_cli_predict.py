@@ -85,6 +85,9 @@ def test_top_k_threads_and_batches(imgcls):
 def test_names_from_a_class_id_map_file(imgcls, deploy):
     (deploy/'names.txt').write_text('0 rose, red\n1 oak, English oak\n2 sea\n')
     assert "['oak, English oak', " in imgcls(*guide('PostProcess.Topk.class_id_map_file=../names.txt'))[0]
+    (deploy/'commas.txt').write_text('1,oak tree\n')
+    commas = 'PostProcess.Topk.class_id_map_file=../commas.txt', 'PostProcess.Topk.delimiter=,'
+    assert "['oak tree', " in imgcls(*guide(*commas))[0]
     plain, _ = imgcls('predict', '../inference', f'../dataset/flowers102/jpg/{NAMES[0]}', '--labels', '../names.txt')
     assert ': rose, red ' in plain
 

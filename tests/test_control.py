@@ -1,6 +1,7 @@
 "Pause, stop and save from anywhere; trainings in a thread; the pictures that validation is most wrong about"
 import json
 import math
+import os
 import threading
 import time
 from contextlib import nullcontext
@@ -157,8 +158,10 @@ def test_unknown_requests(tmp_path, request_, words):
     with pytest.raises(InputError, match=words): ask_run(tmp_path, request_)
     with pytest.raises(InputError, match=words): Control().ask(request_)
 
-def test_asking_a_folder_that_is_gone(tmp_path):
-    with pytest.raises(InputError, match='Is the folder there'): ask_run(tmp_path/'gone', 'stop')
+@pytest.mark.parametrize('name', ['gone', ''])
+def test_asking_what_is_no_run(tmp_path, name):
+    with pytest.raises(InputError, match='is no run folder'): ask_run(tmp_path/name, 'stop')
+    assert os.listdir(tmp_path) == []
 
 # In the background
 

@@ -207,6 +207,12 @@ def test_a_thread_is_resized_where_the_crop_is(monkeypatch, hw, how):
     assert np.array_equal(core.channels_first(pre.fit(Image.fromarray(pic))), whole)
     assert sizes[0] > 20_000 and sizes[1] < 500
 
+def test_a_long_picture_is_not_cut_below_its_shorter_side(monkeypatch):
+    monkeypatch.setattr(core, 'MAX_PIXELS', 64*500)
+    pic = noise(64, 3000, 3)
+    got = Preprocess(crop=(8, 8), resize_short=64).fit(Image.fromarray(pic))
+    assert np.array_equal(np.asarray(got), pic[28:36, 1496:1504])
+
 def test_the_thinnest_picture_there_can_be():
     assert Preprocess().pixels(noise(1, 65_000, 3)).shape == Preprocess().pixels(noise(65_000, 1, 3)).shape == (3, 224, 224)
 

@@ -102,12 +102,19 @@ def test_several_labels_a_picture(folder):
 
 @pytest.mark.parametrize('text, want', [
     ('0 a\n1 b c\n', {0: 'a', 1: 'b c'}), ('\ufeff1 goldfish, Carassius auratus\r\n\n', {1: 'goldfish, Carassius auratus'}),
-    (' 7 x ', {})])
+    ('0\tcat\r1  dog\n', {0: 'cat', 1: 'dog'}), (' 7\n', {7: '7'}), ('x 7', {}), ('0,x', {}), ('1 a\n1 b', {})])
 def test_class_maps(tmp_path, text, want):
     (tmp_path/'m.txt').write_text(text, encoding='utf-8')
     if want: assert read_class_map(tmp_path/'m.txt') == want
     else:
-        with pytest.raises(InputError, match='m.txt.*line 1: expected a number and a name'): read_class_map(tmp_path/'m.txt')
+        with pytest.raises(InputError, match=r'm.txt.*line \d: expected a number and a name'): read_class_map(tmp_path/'m.txt')
+
+@pytest.mark.parametrize('delimiter, between', [('\t', '\t'), ('\\t', '\t'), (None, ' '), (',', ','), ('', ' ')])
+def test_class_maps_have_a_delimiter(tmp_path, delimiter, between):
+    (tmp_path/'m.txt').write_text(f'0{between}red fox\n')
+    topk = dict(class_id_map_file=str(tmp_path/'m.txt'), delimiter=delimiter)
+    config = yaml.safe_load(SHIPPED) | dict(PostProcess=dict(Topk=topk))
+    assert read_inference_config(config)['labels'] == {0: 'red fox'}
 
 def test_class_maps_in_chinese(tmp_path):
     (tmp_path/'m.txt').write_bytes('0 猫科动物\n'.encode('gbk'))

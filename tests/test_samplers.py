@@ -38,6 +38,10 @@ def test_balanced_classes(counts):
     assert np.array_equal(orders[0], balanced(labels, 5, 0))
     assert len(labels) < 20 or not np.array_equal(orders[0], balanced(labels, 6, 0))
 
+def test_a_balanced_epoch_is_whole_whatever_the_shares_add_up_to():
+    labels = np.repeat(np.arange(500), np.arange(500) % 80 + 10)
+    assert len(balanced(labels, 42, 4607)) == len(labels)
+
 def test_power_is_between():
     labels = np.repeat([0, 1], [900, 100])
     shares = [np.mean(labels[balanced(labels, 0, 0, power)]) for power in (0, .5, 1)]

@@ -1,5 +1,6 @@
 "What a scan remembers, what it makes of deep pictures, and how long a search for copies may take"
 import os
+from contextlib import suppress
 from itertools import count
 from types import SimpleNamespace
 
@@ -56,6 +57,16 @@ def test_another_decoder_looks_again(tmp_path, looks, monkeypatch, owner, name, 
     monkeypatch.setattr(owner, name, value)
     for _ in range(2): scanned(tmp_path/'data')
     assert len(looks) == 2
+
+@pytest.mark.parametrize('error', [OSError, KeyboardInterrupt])
+def test_a_full_disk_gets_no_drafts(tmp_path, monkeypatch, error):
+    save(tmp_path/'data/a.png', noise(0))
+    def stopped(file, **kwargs):
+        file.write(b'half')
+        raise error
+    monkeypatch.setattr(np, 'savez', stopped)
+    with suppress(KeyboardInterrupt): scanned(tmp_path/'data')
+    assert os.listdir(tmp_path/'memory/scans') == []
 
 def test_a_bar_is_taken_away(tmp_path, monkeypatch):
     for i in range(3): save(tmp_path/f'data/{i}.png', noise(i))

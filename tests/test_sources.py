@@ -35,7 +35,7 @@ from imgcls_nb.lists import (
     write_split,
 )
 from imgcls_nb.packed import FASHION, FASHION_CRC, read_cifar_folder, read_flowers102, read_idx_folder, read_shards
-from imgcls_nb.pictures import Arrays, Files, PictureList, name_vocab, names_below, number_vocab
+from imgcls_nb.pictures import Arrays, Files, PictureList, name_vocab, names_below, number_vocab, tell_apart
 from imgcls_nb.plan import DataPlan
 from imgcls_nb.seeds import mix_seed, name_bytes
 from imgcls_nb.sources import (
@@ -161,6 +161,8 @@ def test_two_classes_of_one_name(root):
     assert train.vocab == valid.vocab == class_names(DataPlan(str(root), label_file='n.txt')) == ('crane (0)', 'dog', 'crane (2)')
     assert train.counts() == {'crane (0)': 2, 'dog': 2, 'crane (2)': 2}
     assert train.replace(vocab=['a', 'a', 'b']).counts() == {'a (0)': 2, 'a (1)': 2, 'b': 2}
+
+def test_a_name_that_looks_told_apart(): assert tell_apart(('a', 'a', 'a (0)')) == ('a (0) (0)', 'a (1)', 'a (0) (2)')
 
 def test_a_list_in_a_new_folder(root):
     pics = read_class_folders(touch(root, 'a/1.png', 'b/1.png'))
@@ -1281,11 +1283,13 @@ def test_sides(root, files, plan, sides):
     found = name_sides(DataPlan(str(touch(root, *files)), **plan))
     assert (found.train, found.valid) == sides
 
+@pytest.mark.parametrize('valid', [.3, 'held'])
 @pytest.mark.parametrize('name', ['val', 'Valid', 'test', 'Testing'])
-def test_a_class_that_may_be_a_split(root, name):
+def test_a_class_that_may_be_a_split(root, name, valid):
     touch(folders(root), f'{name}/1.png', '__MACOSX/1.png')
-    with pytest.raises(InputError, match=f"has a folder '{name}', but no 'train'. .*train='.'"): find(root, valid=.3)
-    assert len(find(root, valid=.3, train='.')[0].vocab) == 3
+    if valid == 'held': touch(root, 'held/a/1.png', 'held/b/1.png')
+    with pytest.raises(InputError, match=f"has a folder '{name}', but no 'train'. .*train='.'"): find(root, valid=valid)
+    assert len(find(root, valid=valid, train='.')[0].vocab) == 3
 
 @pytest.mark.parametrize('n', [3000])
 def test_many_classes_take_no_longer_for_each_picture(root, monkeypatch, n):

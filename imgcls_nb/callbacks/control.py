@@ -11,28 +11,29 @@ import os
 import time
 from collections import deque
 from functools import wraps
-from pathlib import Path
 from threading import get_ident
 
 from fastai.callback.core import Callback, CancelFitException
 
 from ..core import InputError, did_you_mean
 from ..ranks import from_first, is_together, rank
+from ..runs import Run
 
 # %% ../../nbs/43_callbacks.control.ipynb #44e19eb8
 REQUESTS = ('pause', 'resume', 'stop', 'save')
 
 def ask_run(
-    path, # The run folder
+    path, # The run folder, which must be one
     request:str, # One of `REQUESTS`
 ):
     "Ask the training that writes a run folder for something"
     _check_request(request)
+    run = Run.open(path)
     line = json.dumps(dict(ask=request, time=round(time.time(), 3)))
     try:
-        with open(Path(path)/'requests.jsonl', 'ab') as f: f.write(line.encode() + b'\n')
+        with open(run.path/'requests.jsonl', 'ab') as f: f.write(line.encode() + b'\n')
     except OSError as e:
-        raise InputError(f"Nothing can be asked of the run '{path}' ({e.strerror}). Is the folder there, and yours?") from e
+        raise InputError(f"Nothing can be asked of the run '{path}' ({e.strerror}). Is the folder yours?") from e
 
 def _check_request(request):
     if request in REQUESTS: return
