@@ -51,6 +51,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'imgcls_nb.archs._LikeTimm.set_in_chans': ('archs.html#_liketimm.set_in_chans', 'imgcls_nb/archs.py'),
                                  'imgcls_nb.archs._build_timm': ('archs.html#_build_timm', 'imgcls_nb/archs.py'),
                                  'imgcls_nb.archs._build_torchvision': ('archs.html#_build_torchvision', 'imgcls_nb/archs.py'),
+                                 'imgcls_nb.archs._check_loading': ('archs.html#_check_loading', 'imgcls_nb/archs.py'),
                                  'imgcls_nb.archs._check_tag': ('archs.html#_check_tag', 'imgcls_nb/archs.py'),
                                  'imgcls_nb.archs._from_paddleclas': ('archs.html#_from_paddleclas', 'imgcls_nb/archs.py'),
                                  'imgcls_nb.archs._load_published': ('archs.html#_load_published', 'imgcls_nb/archs.py'),
