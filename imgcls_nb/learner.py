@@ -129,18 +129,6 @@ class ImageLearner(Idioms, ResumableLearner):
         self.origin, self.resumption, self.dls.train.first = None, None, 0
         self._end_cleanup()
 
-    @wraps(Learner.load)
-    def load(self, *args, **kwargs):
-        try: loaded = super().load(*args, **kwargs)
-        except (RuntimeError, FileNotFoundError) as e:
-            file, why = args[0] if args else kwargs.get('file'), ' '.join(str(e).split())
-            why = why if len(why) < 200 else f'{why[:200]}…'
-            raise InputError(f"'{file}' cannot be loaded into this {self.plan.model.arch}: {why}") from e
-        if self.clock.searching: return loaded # a search puts back what it found
-        self._add_custom('loaded weights')
-        if hasattr(self, 'ema'): self.ema.forget()
-        return loaded
-
     @contextmanager
     def no_bar(self):
         "Within the block, training shows nothing"
