@@ -247,6 +247,13 @@ def published_metrics(
     return dict(top1=found['acc@1'], top5=found['acc@5'], gmacs=weights.meta['_ops'])
 
 # %% ../nbs/24_archs.ipynb #3f45c985
+_LOADING = ('checkpoint_path', 'pretrained_cfg', 'pretrained_cfg_overlay', 'cache_dir', 'weights')
+
+def _check_loading(kwargs):
+    for k in filter(kwargs.__contains__, _LOADING):
+        raise InputError(f"{k}={kwargs[k]!r} is not handed on: it makes timm or torchvision load what it names, unchecked. "
+                         "Give weights by pretrained: True, a file or a run folder. HF_HOME says where downloads are kept.")
+
 def build_arch(
     arch:Arch, # From `find_arch`
     pretrained:bool=False, # With the published weights
@@ -254,6 +261,7 @@ def build_arch(
     **kwargs # Handed to the library, such as `drop_rate` and `in_chans`
 ) -> nn.Module: # With `pretrained_cfg` and `num_classes`
     "Build a network from its recipe"
+    _check_loading(kwargs)
     kwargs = arch.kwargs | kwargs
     if arch.library == 'torchvision': model = _build_torchvision(arch, pretrained, num_classes, **kwargs)
     else: model = _build_timm(arch.full_name, pretrained=pretrained, num_classes=num_classes, **kwargs)

@@ -271,10 +271,12 @@ def evaluate_plan(
     **kwargs # Handed to `evaluate`
 ) -> Evaluation:
     "Evaluate weights on the validation pictures of a plan"
+    from imgcls_nb.callbacks.precision import at_hand
     from imgcls_nb.learner import learner_from_plan
     from imgcls_nb.models import load_weights
     held = tuple(o for o in plan.custom if o == 'table') # how it was trained does not matter
     judged = dict(callbacks=(), mix=(), monitor=None, custom=held)
+    plan = at_hand(plan, say=lambda text: None) # and where it is judged neither
     learn = learner_from_plan(replace(plan, model=replace(plan.model, pretrained=False), run=None, **judged))
     load_weights(learn.model, weights)
     return evaluate(learn, **kwargs)

@@ -17,6 +17,7 @@ from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ShowGraphCallback
 from fastai.optimizer import OptimWrapper
+from fastai.torch_core import join_path_file
 from fastcore.basics import patch
 from torch import nn
 
@@ -28,6 +29,7 @@ from .metrics import counts_of, valid_names
 from .models import count_channels, try_size
 from .names import is_number
 from .pictures import some_of
+from .weights import why_unread
 
 # %% ../nbs/44_idioms.ipynb #161e7102
 SETTINGS = 'lr', 'moms', 'wd', 'wd_bn_bias', 'train_bn' # numbers of a learner that its plan does not know
@@ -226,6 +228,29 @@ def export(self:Idioms,
     raise InputError("learn.export would pickle the learner, and a pickle runs code where it is loaded. "
                      "from imgcls_nb.export import export_onnx; export_onnx(learn, 'model.onnx') writes a model file "
                      "that Predictor('model.onnx') reads.")
+
+# %% ../nbs/44_idioms.ipynb #d813674d
+@patch
+def load(self:Idioms,
+    file, # As fastai has it
+    device=None, # As fastai has it
+    **kwargs # As fastai has them
+): # The learner
+    "Load weights that `save` has written"
+    try: super(Idioms, self).load(file, device, **kwargs)
+    except InputError: raise
+    except Exception as e: # torch's reader raises a dozen types
+        why = _why_unloaded(join_path_file(file, self.path/self.model_dir, '.pth'), e)
+        raise InputError(f"'{file}' cannot be loaded into this {self.plan.model.arch}: {why}") from e
+    if self.clock.searching: return self # a search puts back what it found
+    self._add_custom('loaded weights')
+    if hasattr(self, 'ema'): self.ema.forget()
+    return self
+
+def _why_unloaded(file, e):
+    if not (isinstance(e, (RuntimeError, TypeError)) and 'state_dict' in str(e)): return f'{why_unread(file, e)}.'
+    why = ' '.join(str(e).split()) # of a network that it does not fit
+    return why if len(why) < 200 else f'{why[:200]}…'
 
 # %% ../nbs/44_idioms.ipynb #5a22fa9b
 class FitCheck(Callback):

@@ -32,7 +32,7 @@ from .callbacks.control import Control, check_idle, when_idle
 from .callbacks.guards import DivergenceGuard, TimeLimit
 from .callbacks.mixing import MixBatch
 from .callbacks.parallel import JointStep, Parallel, check_sync_bn, joint_preds, out_of_memory, without_back_off
-from .callbacks.precision import describe_hardware, precision_callbacks, read_channels_last, read_precision
+from .callbacks.precision import at_hand, describe_hardware, precision_callbacks, read_channels_last, read_precision
 from .callbacks.progress import EpochTable
 from .callbacks.recording import Checkpointer, RunWriter
 from .callbacks.resizing import GrowSize
@@ -128,18 +128,6 @@ class ImageLearner(Idioms, ResumableLearner):
         if self.opt: self.opt.zero_grad()
         self.origin, self.resumption, self.dls.train.first = None, None, 0
         self._end_cleanup()
-
-    @wraps(Learner.load)
-    def load(self, *args, **kwargs):
-        try: loaded = super().load(*args, **kwargs)
-        except (RuntimeError, FileNotFoundError) as e:
-            file, why = args[0] if args else kwargs.get('file'), ' '.join(str(e).split())
-            why = why if len(why) < 200 else f'{why[:200]}…'
-            raise InputError(f"'{file}' cannot be loaded into this {self.plan.model.arch}: {why}") from e
-        if self.clock.searching: return loaded # a search puts back what it found
-        self._add_custom('loaded weights')
-        if hasattr(self, 'ema'): self.ema.forget()
-        return loaded
 
     @contextmanager
     def no_bar(self):
@@ -310,7 +298,10 @@ def learner_from_plan(
     if not plan.replayable:
         raise InputError(f"This plan cannot be replayed: {', '.join(plan.custom)} were objects. "
                          "Build it with image_learner and hand them in.")
-    return _build(plan, dls_from_plan(plan.data, plan.device))
+    here = at_hand(plan)
+    learn = _build(here, dls_from_plan(plan.data, here.device))
+    if plan.device and not here.device: learn.plan = replace(learn.plan, device=plan.device) # for a machine that has it
+    return learn
 
 def run_schedule(
     learn:ImageLearner, # Is trained

@@ -122,6 +122,7 @@ def create_model(
     fixed = size and arch_cfg(found).get('fixed_input_size', False)
     if fixed: kwargs.setdefault('img_size', size_hw(size))
     try: model = build_arch(found, pretrained is True, num_classes, **kwargs)
+    except InputError: raise # which says it all
     except OSError as e: raise InputError(_broke_off(found, e)) from e
     except (TypeError, ValueError, AssertionError) as e: raise InputError(f"'{arch}' cannot be built with {kwargs} ({e}).") from e
     if found.differs: print(f"{arch} is built as {found.full_name}: {found.differs}. The count of parameters is another one.")

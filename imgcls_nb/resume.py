@@ -195,9 +195,10 @@ def take_up(
     learn.note_loss()
     changes = plan_changes(then, learn.plan) | data_changes(run, learn.run_writer.facts)
     if 'data.seed' in changes: changes = {k: v for k, v in changes.items() if not k.startswith('pictures.')} # it splits them
+    env = env_changes(run) | {k: changes.pop(k) for k in ('device',) if k in changes}
     exact = check_changes(changes, allow, f"The run '{run.path}'")
     facts = found.facts
-    _go_on(learn, Resumption(then, found.name, facts['epoch'], facts['step'], changes, env_changes(run), exact=exact), found)
+    _go_on(learn, Resumption(then, found.name, facts['epoch'], facts['step'], changes, env, exact=exact), found)
     wait_for_all('the run is read') # the first process writes into it from now on
 
 # %% ../nbs/44_resume.ipynb #275d174e

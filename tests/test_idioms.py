@@ -1,5 +1,6 @@
 "What a fastai user does to a learner: it does here what it does there, or says in one line what to do"
 import json
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -243,6 +244,16 @@ def test_weights_of_another_network(dls, tmp_path):
     with pytest.raises(InputError, match='cannot be loaded into this test_vit: ') as e: make(dls, 'test_vit').load(tmp_path/'a')
     assert len(str(e.value)) < 1000
     with pytest.raises(InputError, match='cannot be loaded'): make(dls).load(tmp_path/'none')
+
+@pytest.mark.parametrize('write, says', [
+    (lambda file: torch.save(dict(model=Hostile(), opt=None), file), r'it wants to run (posix|nt)\.system'),
+    (lambda file: file.write_text('notes'), 'it is cut short, or torch has not written it')], ids=['hostile', 'text'])
+def test_weights_that_are_none(dls, tmp_path, write, says):
+    write(tmp_path/'a.pth')
+    with pytest.raises(InputError, match=rf"a' cannot be loaded into this test_resnet: {says}\.$"): make(dls).load(tmp_path/'a')
+
+class Hostile:
+    def __reduce__(self): return os.system, ('true',)
 
 # Counts of classes, sizes of batches
 

@@ -42,6 +42,12 @@ def test_any_size_and_any_number_of_classes(arch, size):
 def test_arguments_that_an_architecture_does_not_take(arch, kwargs):
     with pytest.raises(InputError, match=f"'{arch}'"): create_model(arch, **kwargs)
 
+@pytest.mark.parametrize('name', ['checkpoint_path', 'pretrained_cfg', 'pretrained_cfg_overlay', 'cache_dir', 'weights'])
+@pytest.mark.parametrize('arch', ['test_resnet', 'AlexNet', 'MobileNetV3_small_x0_35']) # timm, torchvision, timm's parts
+def test_arguments_by_which_a_library_would_load_a_file(arch, name):
+    with pytest.raises(InputError, match=f"^{name}='x.pth' is not handed on: .* Give weights by pretrained"):
+        create_model(arch, **{name: 'x.pth'})
+
 @pytest.mark.parametrize('arch, stride, left', [
     ('resnet18', 2, 2), ('resnet18', 1, 4), ('test_resnet', 1, 4), ('resnetv2_50', 1, 4), ('densenet121', 2, 2),
     ('mobilenetv2_100', 1, 2), ('mobilenetv3_small_050', 1, 2), ('test_convnext', 1, 3), ('regnetx_002', 1, 2)])

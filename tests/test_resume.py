@@ -282,6 +282,28 @@ def test_what_may_change(pictures, copied, cut, tmp_path, change):
     assert hash_of(same.model.state_dict()) == hash_of(other.model.state_dict()) and Run(copied).events('resume')[-1]['exact']
 
 @posix
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without the device of the run")
+@pytest.mark.parametrize('precision', ['fp16', 'fp32'])
+def test_a_run_of_a_machine_with_another_device(copied, capsys, precision):
+    plan = replace(Run(copied).plan, device='cuda:0', precision=precision, sync_bn=precision == 'fp16')
+    Run(copied).write_plan(plan)
+    assert len(evaluate(copied)) == 6 and 'The plan is for' not in capsys.readouterr().out
+    if precision == 'fp16':
+        with pytest.raises(InputError, match="precision was 'fp16' and is.*sync_bn was True and is False.*--allow precision"):
+            resume_run(copied)
+    assert resume_run(copied, allow=['precision', 'sync_bn']).clock.epochs == 2 and Run(copied).plan.device == 'cuda:0'
+    said = f'The plan is for cuda:0, {precision}, and this machine has no cuda:0: cpu, '
+    assert said in capsys.readouterr().out and train_plan(replace(plan, run=None)).clock.epochs == 2
+    with pytest.raises(InputError, match="device='cudaa' is not to be had"): learner_from_plan(replace(plan, device='cudaa'))
+
+@posix
+def test_a_device_is_part_of_the_machine(pictures, copied, capsys):
+    Run(copied).write_plan(replace(Run(copied).plan, device='mps'))
+    resumed(make(pictures, copied), one_cycle)
+    assert "processes differ: device was 'mps' and is 'cpu'" in capsys.readouterr().out
+    assert not Run(copied).events('resume')[-1]['exact']
+
+@posix
 def test_more_epochs_are_another_schedule(pictures, copied):
     learn = make(pictures, copied)
     with learn.no_bar(): learn.fit_one_cycle(4, 4e-3, resume=True)

@@ -4,15 +4,20 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'read_precision', 'auto_precision', 'auto_channels_last', 'read_channels_last', 'describe_hardware',
-           'Precision', 'precision_callbacks']
+           'at_hand', 'Precision', 'precision_callbacks']
 
 # %% ../../nbs/35_callbacks.precision.ipynb #4d64113b
+from dataclasses import replace
+
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 
 from ..core import InputError
+from ..devices import is_elsewhere, known_device
 from ..names import find_name
+from ..plan import Plan
+from ..ranks import join, rank
 
 # %% ../../nbs/35_callbacks.precision.ipynb #5f682638
 PRECISIONS = ('auto', 'fp32', 'bf16', 'fp16')
@@ -24,10 +29,12 @@ def read_precision(
     device, # Where the training happens
 ) -> str: # 'fp32', 'bf16' or 'fp16'
     "The number format that is meant, on a device that has it"
-    name = find_name('precision', str(precision).removeprefix('torch.'), PRECISIONS, _WORDS)
+    name = _name_precision(precision)
     if name == 'fp16' and torch.device(device).type != 'cuda':
         raise InputError(f"fp16 needs a CUDA device to scale its losses; the device is {device}. Use bf16 or auto.")
     return auto_precision(device) if name == 'auto' else name
+
+def _name_precision(precision): return find_name('precision', str(precision).removeprefix('torch.'), PRECISIONS, _WORDS)
 
 def _cpu_bf16(): # the instructions, not an emulation of them
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -72,6 +79,21 @@ def describe_hardware(
     layout = 'channels_last' if channels_last else 'channels_first'
     return (f"{torch.device(device)}{f' ({where})' if where else ''}: {precision}, {layout}, "
             f"{num_workers} loader process{'' if num_workers == 1 else 'es'}")
+
+# %% ../../nbs/35_callbacks.precision.ipynb #029f5743
+def at_hand(
+    plan:Plan, # Perhaps of another machine
+    say=print, # Is told what is taken instead
+) -> Plan: # Its `device` is None, if that is not here
+    "A plan with what this machine has"
+    if not is_elsewhere(plan.device): return plan
+    join() # so that one of several processes says it
+    device = known_device(None)
+    here = replace(plan, device=None) if device.type == 'cuda' else replace(
+        plan, device=None, sync_bn=False, precision='auto' if _name_precision(plan.precision) == 'fp16' else plan.precision)
+    if not rank(): say(f"The plan is for {plan.device}, {plan.precision}, and this machine has no {plan.device}: {device}, "
+                       f"{read_precision(here.precision, device)} is taken. The last digits may come out differently.")
+    return here
 
 # %% ../../nbs/35_callbacks.precision.ipynb #127edfd4
 class Precision(Callback):
