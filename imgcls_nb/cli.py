@@ -238,7 +238,7 @@ def _add_lookups(verbs):
 def _add_paddle(verbs):
     p = _add_verb(verbs, 'convert', run_convert, "Make a safetensors file of PaddleClas's .pdparams; needs no Paddle")
     p.add_argument('weights', help='a .pdparams file; nothing in it is run')
-    p.add_argument('out', nargs='?', help='the file to write (default: beside it, with the suffix .safetensors)')
+    p.add_argument('out', nargs='?', help='the file to write (default: beside it, as .safetensors, if there is none)')
     p.add_argument('--arch', required=True, help='the PaddleClas name of its network, such as ResNet50_vd')
     p.add_argument('--dropout', type=float, default=.2,
                    help='dropout_prob that MobileNetV3 or PP-LCNet was trained with (default: %(default)s)')

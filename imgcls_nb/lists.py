@@ -17,6 +17,7 @@ from warnings import warn
 import numpy as np
 
 from .core import InputError, did_you_mean
+from .files import write_atomic
 from .labels import split_names
 from .pictures import Files, PictureList, number_vocab, some_of, tell_apart
 
@@ -208,10 +209,9 @@ def _checked(name, where):
     return name
 
 def _write(file, text):
-    part = Path(file).with_name(f'.{Path(file).name}.{os.getpid()}.part')
-    part.parent.mkdir(parents=True, exist_ok=True)
-    part.write_bytes(text.encode())
-    return part.replace(file)
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, text.encode())
+    return Path(file)
 
 # %% ../nbs/12_lists.ipynb #8f0ecdea
 def write_label_file(

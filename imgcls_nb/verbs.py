@@ -317,13 +317,17 @@ def run_convert(args): # Of the command line
     "Make weights of PaddleClas into weights for here"
     from pathlib import Path
 
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
+    from imgcls_nb.files import write_atomic
     from imgcls_nb.paddle import convert_pdparams
     out = Path(args.out or Path(args.weights).with_suffix('.safetensors'))
     if out.suffix != '.safetensors': raise InputError(f"'{out}' should end in .safetensors, which is what is written.")
+    if not args.out and out.exists():
+        raise InputError(f"'{out}' is there already, perhaps with other weights. Say where these go: imgcls convert "
+                         f"{args.weights} {out} --arch {args.arch} replaces it.")
     state, kwargs = convert_pdparams(args.weights, args.arch, args.dropout)
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, out)
+    write_atomic(out, save(state))
     more = ''.join(f' -o Arch.{k}={v}' for k, v in kwargs.items())
     print(f"{out} holds {len(state)} tensors of {args.arch}.\nNext: -o Global.pretrained_model={out}{more}")

@@ -9,6 +9,7 @@ from PIL import Image
 
 from imgcls_nb.cli import main
 from imgcls_nb.config import plan_from_config, read_config
+from imgcls_nb.config.inference import save_answers
 from imgcls_nb.learner import train_plan
 from imgcls_nb.runs import Run
 from imgcls_nb.words import plan_in_words
@@ -119,6 +120,13 @@ def test_the_guide_command_for_command(small, capsys):
     assert main(['infer', '-c', QUICK, *args(small, weights, 'Infer.infer_imgs=data/1.png', 'Infer.save_dir=out/x')]) == 0
     assert '"file_name": "data/1.png"' in Path('out/x.json').read_text()
     assert main(['export', '-c', QUICK, *args(small, weights)]) == 0 and Path('inference/inference.onnx').exists()
+
+def test_answers_that_end_early_leave_no_draft(tmp_path):
+    def answers():
+        yield dict(class_ids=[0])
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): save_answers(answers(), tmp_path/'x.json')
+    assert not list(tmp_path.iterdir())
 
 @pytest.mark.parametrize('verb', ['eval', 'infer', 'export'])
 @pytest.mark.parametrize('weights, says', [

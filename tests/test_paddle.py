@@ -99,6 +99,16 @@ def test_the_shell_converts_and_the_network_loads(tmp_path, capsys):
     assert load_weights(loaded, out) == []
     assert loaded.state_dict()['conv_stem.weight'].equal(model.state_dict()['conv_stem.weight'])
 
+def test_a_file_that_nobody_named_is_not_replaced(tmp_path, capsys):
+    model = shaken('MobileNetV3_large_x1_0', width=1.)
+    write_pdparams(tmp_path/'x.pdparams', model, theirs_of_mobilenet(model))
+    own = tmp_path/'x.safetensors'
+    own.write_bytes(b'mine')
+    command = ['convert', str(tmp_path/'x.pdparams'), '--arch', 'MobileNetV3_large_x1_0']
+    assert main(command) == 2 and own.read_bytes() == b'mine'
+    assert f"convert {tmp_path/'x.pdparams'} {own} --arch" in capsys.readouterr().err
+    assert main([*command[:2], str(own), *command[2:]]) == 0 and own.stat().st_size > 1000
+
 # What is no file of weights, or of another network
 
 class Runs:

@@ -31,6 +31,7 @@ from imgcls_nb.lists import (
     read_list_file,
     read_rows,
     read_text,
+    write_label_file,
     write_list_file,
     write_split,
 )
@@ -167,6 +168,11 @@ def test_a_name_that_looks_told_apart(): assert tell_apart(('a', 'a', 'a (0)')) 
 def test_a_list_in_a_new_folder(root):
     pics = read_class_folders(touch(root, 'a/1.png', 'b/1.png'))
     assert len(read_list_file(write_list_file(pics, root/'new/deep/l.txt'), root)) == 2
+
+def test_a_list_that_cannot_be_written_leaves_no_draft(root):
+    (root/'l.txt').mkdir()
+    with pytest.raises(OSError): write_label_file(['a'], root/'l.txt')
+    assert os.listdir(root) == ['l.txt']
 
 def test_missing_files(root):
     paths = [str(root/o) for o in (*(f'many/{i}.png' for i in range(20)), 'few/x.png', 'few/y.png', 'none/z.png', 'many')]

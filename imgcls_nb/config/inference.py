@@ -123,9 +123,11 @@ def save_answers(
     "Write answers as JSON, while they come"
     path.parent.mkdir(parents=True, exist_ok=True)
     draft, n = path.with_name(f'.{path.name}.part'), 0
-    with open(draft, 'w', encoding='utf-8', errors='surrogateescape') as f:
-        for n, o in enumerate(answers, 1):
-            f.write((',\n' if n > 1 else '[\n') + json.dumps([o], ensure_ascii=False, indent=1)[2:-2])
-        f.write('\n]' if n else '[]')
-    draft.replace(path)
+    try:
+        with open(draft, 'w', encoding='utf-8', errors='surrogateescape') as f:
+            for n, o in enumerate(answers, 1):
+                f.write((',\n' if n > 1 else '[\n') + json.dumps([o], ensure_ascii=False, indent=1)[2:-2])
+            f.write('\n]' if n else '[]')
+        draft.replace(path)
+    finally: draft.unlink(missing_ok=True)
     return n
