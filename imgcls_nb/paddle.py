@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .archives import ArrayUnpickler
+from .archives import unpickle_arrays
 from .archs import build_arch, find_arch
 from .core import InputError, check_probability, did_you_mean
 
@@ -24,7 +24,7 @@ def read_pdparams(
 ) -> dict: # Name to array
     "Read Paddle's weights, without Paddle, and without running anything"
     try:
-        with open(path, 'rb') as f: held = ArrayUnpickler(f, encoding='bytes').load()
+        held = unpickle_arrays(path)
         named = {_text(k): v for k, v in held.items() if _text(k) != 'StructuredToParameterName@@'}
         return {k: _array(v) for k, v in named.items()}
     except OSError as e: raise InputError(f"'{path}' cannot be read ({e.strerror}).") from e

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import resource
 import shutil
 import struct
@@ -17,10 +18,12 @@ import safetensors.torch
 import torch
 import yaml
 
+from imgcls_nb.archives import read_pickled_batch
 from imgcls_nb.checkpoints import newest_checkpoint, read_checkpoint, save_checkpoint
 from imgcls_nb.config import read_config
 from imgcls_nb.core import InputError
 from imgcls_nb.documents import MAX_DEPTH, read_json, read_yaml
+from imgcls_nb.paddle import read_pdparams
 from imgcls_nb.plan import DataPlan, ModelPlan, Plan, plan_from_yaml, plan_to_yaml
 from imgcls_nb.runs import Run
 from imgcls_nb.states import state_from_bytes, state_to_bytes
@@ -109,6 +112,21 @@ PICKLES = {'deep': b'\x80\x02' + b']'*10**5 + b'a'*(10**5 - 1) + b'.', 'long num
 def test_pickles_that_are_no_pickles(case, tmp_path):
     (tmp_path/'x.pth').write_bytes(PICKLES[case])
     assert 'cannot be read as weights' in confined(lambda: read_weights(tmp_path/'x.pth'))
+
+GREEDY = {'a number in nine bytes': b'\x80\x02}r\x00\x00\x00\x20.', 'in digits': b'}p999999999\n.',
+          'bytes': b'\x80\x04\x8e' + struct.pack('<Q', 2**35), 'a bytearray': b'\x80\x05\x96' + struct.pack('<Q', 2**35),
+          'a frame': b'\x80\x04\x95' + struct.pack('<Q', 2**35) + b'}.',
+          'lists': b'\x80\x02}X\x01\x00\x00\x00a]q\x00'
+          + b''.join(b'0]q%c(' % i + b'h%c' % (i - 1)*20 + b'e' for i in range(1, 9)) + b's.'}
+SAID = {'a number in nine bytes': 'wants room for 536,870,912 things after 3 bytes', 'in digits': 'wants room for 999,999,999',
+        'lists': '(lists within lists|file of Paddle)'}
+
+@posix
+@pytest.mark.parametrize('case', PICKLES | GREEDY)
+@pytest.mark.parametrize('read', [read_pickled_batch, read_pdparams])
+def test_pickled_arrays_that_are_none(case, read, tmp_path):
+    (tmp_path/'x').write_bytes((PICKLES | GREEDY)[case])
+    assert re.search(f"x' is no.*{SAID.get(case, '')}", confined(lambda: read(tmp_path/'x')))
 
 @posix
 @pytest.mark.parametrize('change, how, says', [
