@@ -317,6 +317,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'imgcls_nb/callbacks/clock.py'),
                                            'imgcls_nb.callbacks.clock.Clock.before_train': ( 'callbacks.clock.html#clock.before_train',
                                                                                              'imgcls_nb/callbacks/clock.py'),
+                                           'imgcls_nb.callbacks.clock.Clock.close': ( 'callbacks.clock.html#clock.close',
+                                                                                      'imgcls_nb/callbacks/clock.py'),
                                            'imgcls_nb.callbacks.clock.Clock.load_state': ( 'callbacks.clock.html#clock.load_state',
                                                                                            'imgcls_nb/callbacks/clock.py'),
                                            'imgcls_nb.callbacks.clock.Clock.searching': ( 'callbacks.clock.html#clock.searching',

@@ -21,6 +21,7 @@ from imgcls_nb.data import image_dls
 from imgcls_nb.evaluate import evaluate
 from imgcls_nb.label_errors import picture_features
 from imgcls_nb.learner import image_learner
+from imgcls_nb.seeds import GENERATORS, seeded
 
 
 class At(Callback): # does something when so many steps are made
@@ -238,6 +239,48 @@ def test_prints_are_kept_apart(capsys):
     thread.join()
     print('after')
     assert ''.join(kept) == 'from the thread\n' and capsys.readouterr().out == 'from the cell\nafter\n'
+
+def test_what_another_thread_draws_waits_for_the_end_of_a_step(shapes):
+    within, learn = threading.Event(), make(shapes)
+    class Slow(Callback):
+        def after_pred(self):
+            if not self.training or within.is_set(): return
+            within.set()
+            time.sleep(.3)
+    training = BackgroundFit(learn)
+    learn.add_cb(Slow())
+    training.start('fit', 1)
+    assert within.wait(20)
+    with seeded(1): assert learn.clock.steps >= 1 and not learn.clock.drawing
+    training.wait()
+    class Fail(Callback):
+        def after_pred(self): raise KeyError('x')
+    learn.add_cb(Fail())
+    with pytest.raises(KeyError): quiet(learn, 'fit', 1)
+    assert free_for_others(), "what was cut short holds nothing"
+
+def free_for_others():
+    got = []
+    def look():
+        got.append(GENERATORS.acquire(timeout=5))
+        if got[0]: GENERATORS.release()
+    (thread := threading.Thread(target=look)).start()
+    thread.join()
+    return got[0]
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason="needs fork")
+def test_a_child_is_not_kept_waiting_by_a_thread_it_has_not():
+    within = threading.Event()
+    def draw():
+        with seeded(1):
+            within.set()
+            time.sleep(.3)
+    (thread := threading.Thread(target=draw)).start()
+    within.wait()
+    pid = os.fork()
+    if not pid: os._exit(0 if free_for_others() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0 and free_for_others()
+    thread.join()
 
 def test_a_thread_with_loader_processes(shapes):
     dls = image_dls(shapes, size=32, bs=8, aug='none', device='cpu', num_workers=1, cache=False)

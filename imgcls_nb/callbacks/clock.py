@@ -14,7 +14,7 @@ from fastai.callback.core import Callback
 
 from ..ranks import is_together, rank, summed
 from ..samplers import is_lent
-from ..seeds import mix_seed
+from ..seeds import GENERATORS, mix_seed
 
 # %% ../../nbs/36_callbacks.clock.ipynb #944e7abb
 class Clock(Callback):
@@ -22,7 +22,7 @@ class Clock(Callback):
     order = -50
     def __init__(self,
         seed:int=42, # Of everything that is drawn while training
-    ): self.seed, self.epochs, self.steps, self.begun = seed, 0, 0, 0 # the last: steps that began, also those cut short
+    ): self.seed, self.epochs, self.steps, self.begun, self.drawing = seed, 0, 0, 0, False # `begun`: also steps that were cut
 
     @property
     def searching(self) -> bool: return hasattr(self.learn, 'lr_finder') # a learning rate search leaves no trace
@@ -35,6 +35,8 @@ class Clock(Callback):
     def before_batch(self):
         if not self.training: return
         self.begun += 1
+        if not self.drawing: GENERATORS.acquire()
+        self.drawing = True # until the step is made, nobody else does
         seed = mix_seed(self.seed, 'step', self.steps, rank())
         random.seed(seed)
         np.random.seed(seed & 0xffffffff)
@@ -42,6 +44,11 @@ class Clock(Callback):
 
     def after_batch(self):
         if self.training: self.steps += 1
+        self.close()
+
+    def close(self): # also called when a fit is interrupted
+        if self.drawing: GENERATORS.release()
+        self.drawing = False
 
     def after_train(self): self.epochs += 1
 
