@@ -347,6 +347,9 @@ def launch_cell(
     _check_code(cell)
     _check_restarts(args.max_restarts, cell)
     folder = Path(args.run).expanduser()
+    if Run(folder).status == 'running':
+        raise InputError(f"%%launch {line}: the run '{folder}' is being written by another launch or learner. Wait for its end, "
+                         "stop it, or give another folder: --run runs/other.")
     head = f'{_ASK}; run, resume = {str(folder)!r}, has_begun() # %%launch {line}' # in that line's place: numbers stay the same
     text = f'{head}\n{cell.rstrip()}\n{HAND_BACK.format(folder=str(folder.absolute()))}'
     command = _command(args.nproc, args.gpus, args.max_restarts, args.timeout) + ['python', folder/'cell.py']

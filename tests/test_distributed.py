@@ -617,6 +617,13 @@ def test_only_a_training_that_is_at_work_is_asked(pictures, tmp_path):
 def test_a_cell_that_would_begin_anew_is_refused(tmp_path):
     with pytest.raises(InputError, match='resume=resume'): launch_cell('--nproc 2 --max-restarts 1', 'learn.fit(1)')
 
+def test_a_cell_does_not_take_the_place_of_one_that_runs(tmp_path):
+    with Run(tmp_path).locked():
+        (tmp_path/'cell.py').write_text('1')
+        with pytest.raises(InputError, match="is being written by another.*--run runs/other"):
+            launch_cell(f'--nproc 1 --run {tmp_path}', '2', wait=False)
+        assert (tmp_path/'cell.py').read_text() == '1' and not list(tmp_path.glob('cell-*'))
+
 def test_the_text_of_a_cell_is_kept(tmp_path):
     for text in ('a = 1', 'a = 1', 'a = 2', 'a = 3'): _write_cell(tmp_path, text)
     assert [(tmp_path/f'cell{o}.py').read_text() for o in ('', '-1', '-2')] == ['a = 3', 'a = 1', 'a = 2']
