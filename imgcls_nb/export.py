@@ -8,7 +8,7 @@ __all__ = ['to_onnx', 'opset_of', 'add_activation', 'ExportReport', 'export_onnx
 # %% ../nbs/60_export.ipynb #f6bd1b04
 import copy
 import math
-import os
+import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ import onnx
 import torch
 
 from .core import ACTIVATIONS, CARD_KEY, BadPictureError, InputError, ModelCard, check_count, check_probability
-from .files import in_words
+from .files import drafted, in_words
 from .learner import ImageLearner
 from .losses import activation_name
 from .pictures import PictureList
@@ -168,11 +168,8 @@ def _check_place(path):
     if path.is_dir(): raise InputError(f"'{path}' is a folder. Give the name of a file, such as {path.name}/model.onnx.")
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _part(path).touch()
-        _part(path).unlink()
+        tempfile.NamedTemporaryFile(dir=path.parent, prefix=f'.{path.name}').close()
     return path
-
-def _part(path): return path.with_name(f'.{path.name}.part')
 
 @contextmanager
 def _writing(path):
@@ -192,17 +189,14 @@ def _report(path, proto, trials, kept, logits, asked, output):
                         opset_of(proto), kept.megabytes, asked, kept, tuple(trials), output)
 
 def _write(path, proto, card, report, pictures, logits):
-    part = _part(path)
     if card.output == 'probabilities': add_activation(proto, card.activation, card.temperature)
     onnx.helper.set_model_props(proto, {CARD_KEY: card.to_json()})
-    try:
-        with _writing(path): onnx.save(proto, part)
-        _check_file(part, path, replace(card, output='logits'), pictures[:64],
+    with _writing(path), drafted(path) as f:
+        f.write(proto.SerializeToString())
+        f.flush()
+        _check_file(Path(f.name), path, replace(card, output='logits'), pictures[:64],
                     logits[report.kept.variant, 'onnxruntime', card.precision])
-        report = replace(report, megabytes=part.stat().st_size/1e6)
-        with _writing(path): os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
-    return report
+        return replace(report, megabytes=f.tell()/1e6)
 
 def _check_file(part, path, card, pictures, logits): # opened as its users will open it
     predictor = Predictor(part, engine='onnxruntime', precision=card.precision)

@@ -11,15 +11,12 @@ import os
 import platform
 import time
 import uuid
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .core import InputError
 from .documents import read_json
-
-try: import fcntl
-except ImportError: fcntl = None # Windows
+from .files import one_at_a_time
 
 # %% ../nbs/39_locks.ipynb #e1e1501c
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ class Lock:
     def take(self):
         "Become the holder, or say who is"
         if self.mine: return
-        with _one_at_a_time(self.file) as f:
+        with one_at_a_time(self.file) as f:
             other = _read(f.read())
             if other and other.alive: raise InputError(f"{self.what} is being written by {_who(other)}. {self._advice(other)}")
             if other: print(f"{self.what} was left by {other}, which has ended; it is taken over.")
@@ -103,20 +100,3 @@ def _write(f, text):
     f.truncate()
     f.write(text.encode())
     f.flush()
-
-def _still_there(f, file):
-    try: return os.path.samestat(os.fstat(f.fileno()), os.stat(file))
-    except FileNotFoundError: return False # given back meanwhile
-
-@contextmanager
-def _one_at_a_time(file): # the file is open, and nobody else is between these two lines
-    while True:
-        with open(file, 'a+b') as f:
-            with suppress(OSError): fcntl and fcntl.flock(f, fcntl.LOCK_EX) # some network drives have none
-            f.seek(0)
-            try:
-                if not _still_there(f, file): continue
-                yield f
-                return
-            finally:
-                with suppress(OSError): fcntl and fcntl.flock(f, fcntl.LOCK_UN) # for children too, which inherited it

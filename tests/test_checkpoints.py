@@ -253,11 +253,12 @@ def test_without_hard_links(tmp_path, monkeypatch):
 def test_a_clock_that_stands_still(tmp_path, monkeypatch, links): # one network makes files of one size, and FAT counts 2 s
     def no_link(*args): raise OSError(errno.EPERM, 'not permitted')
     if not links: monkeypatch.setattr(os, 'link', no_link)
-    real = files._write_synced
-    def write(file, data):
-        real(file, data)
-        os.utime(file, (1000, 1000))
-    monkeypatch.setattr(files, '_write_synced', write)
+    real = files._write_pieces
+    def write(f, data):
+        real(f, data)
+        f.flush()
+        os.utime(f.fileno(), (1000, 1000))
+    monkeypatch.setattr(files, '_write_pieces', write)
     def w(name): return safetensors.torch.load_file(tmp_path/f'{name}.safetensors')['w'][0].item()
     inodes = {}
     for step in range(1, 6):

@@ -605,6 +605,21 @@ def test_write_atomic_leaves_the_old_file_when_it_dies(tmp_path, monkeypatch):
     write_atomic(tmp_path/'x', b'new')
     assert [o.name for o in tmp_path.iterdir()] == ['x'] and (tmp_path/'x').read_bytes() == b'new'
 
+def test_two_writers_of_one_file_take_turns(tmp_path, monkeypatch):
+    (tmp_path/'.x.part').write_bytes(b'of a process that was killed')
+    second = threading.Thread(target=write_atomic, args=(tmp_path/'x', b'two'), daemon=True)
+    seen = []
+    def reached(point):
+        if point == 'x has its name': seen.append((tmp_path/'x').read_bytes())
+        if point != '.x.part is partly written' or second.ident: return
+        second.start()
+        second.join(.2)
+        assert second.is_alive() and not (tmp_path/'x').exists()
+    monkeypatch.setattr('imgcls_nb.files.reached', reached)
+    write_atomic(tmp_path/'x', b'first')
+    second.join(10)
+    assert seen == [b'first', b'two'] and os.listdir(tmp_path) == ['x']
+
 def test_a_line_after_a_cut_one(tmp_path):
     (tmp_path/'log').write_bytes(b'{"a": 1}\n{"b"')
     with appending(tmp_path/'log') as f: append_line(f, json.dumps(dict(c=3)).encode())

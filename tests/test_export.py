@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from PIL import Image
 from imgcls_nb import export
 from imgcls_nb.core import CARD_KEY, BadPictureError, InputError, ModelFileError, list_images
 from imgcls_nb.export import export_onnx
+from imgcls_nb.files import write_atomic
 from imgcls_nb.pictures import PictureList
 from imgcls_nb.predict import Predictor, softmax
 from imgcls_nb.trained import TorchPredictor, load_trained
@@ -52,6 +54,19 @@ def test_a_network_that_was_not_exported_predicts_alike(trained_run, predictor, 
     ours, theirs = (list(o.batch(files, k=3)) for o in (predictor, TorchPredictor(load_trained(trained_run))))
     assert [o.label for o in ours] == [o.label for o in theirs]
     assert np.allclose([o.prob for o in ours], [o.prob for o in theirs], atol=1e-4)
+
+def test_nobody_else_writes_what_is_being_checked(trained_run, tmp_path, monkeypatch):
+    path, check = tmp_path/'model.onnx', export._check_file
+    other = threading.Thread(target=write_atomic, args=(path, b'of another export'), daemon=True)
+    def wait(*args):
+        other.start()
+        other.join(.2)
+        assert not path.exists()
+        check(*args)
+    monkeypatch.setattr(export, '_check_file', wait)
+    assert export_onnx(trained_run, path).megabytes > 0
+    other.join(10)
+    assert path.read_bytes() == b'of another export', "whoever came second"
 
 def test_one_file_holds_everything(model_file, tmp_path, files):
     assert [o.name for o in model_file.parent.iterdir()] == ['model.onnx']

@@ -726,7 +726,7 @@ def test_one_writer_at_a_time(pictures, tmp_path):
 
 def fill_the_disk(monkeypatch): # as far as the run writes
     def full(*args, **kwargs): raise OSError(errno.ENOSPC, 'No space left on device')
-    monkeypatch.setattr(files, '_write_synced', full)
+    monkeypatch.setattr(files, '_write_pieces', full)
 
 def test_a_full_disk(pictures, tmp_path, monkeypatch, capsys):
     class Fill(Callback):

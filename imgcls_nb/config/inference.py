@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..core import InputError
 from ..deploy import find_all, open_tars
+from ..files import drafted
 from ..inputs import at_least_one
 from ..sections import Section
 
@@ -122,12 +123,10 @@ def save_answers(
 ) -> int: # How many there are
     "Write answers as JSON, while they come"
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft, n = path.with_name(f'.{path.name}.part'), 0
-    try:
-        with open(draft, 'w', encoding='utf-8', errors='surrogateescape') as f:
-            for n, o in enumerate(answers, 1):
-                f.write((',\n' if n > 1 else '[\n') + json.dumps([o], ensure_ascii=False, indent=1)[2:-2])
-            f.write('\n]' if n else '[]')
-        draft.replace(path)
-    finally: draft.unlink(missing_ok=True)
+    n = 0
+    with drafted(path) as f:
+        for n, o in enumerate(answers, 1):
+            text = (',\n' if n > 1 else '[\n') + json.dumps([o], ensure_ascii=False, indent=1)[2:-2]
+            f.write(text.encode('utf-8', 'surrogateescape'))
+        f.write(b'\n]' if n else b'[]')
     return n
