@@ -27,7 +27,7 @@ from fastcore.foundation import L
 
 from .augment import augment_ops
 from .callbacks.catalog import callback_ops, make_callbacks
-from .callbacks.clock import Clock, EpochMetrics
+from .callbacks.clock import Clock, EpochMetrics, TakeTurns
 from .callbacks.control import Control, check_idle, when_idle
 from .callbacks.guards import DivergenceGuard, TimeLimit
 from .callbacks.mixing import MixBatch
@@ -232,8 +232,8 @@ def _build(plan, dls, loss_func=None, opt_func=None, metrics=None, cbs=None):
     learn = ImageLearner(dls, model, as_loss(loss_func) if loss_func else _loss(obj, dls), opt_func or _optimizer(obj, model),
                          splitter=_splitter(obj), wd=obj.weight_decay, wd_bn_bias=obj.decay_norm_bias or not opt_func,
                          metrics=metrics, path=plan.run or '.',
-                         cbs=[Clock(plan.data.seed), EpochMetrics(), StepTimer(), EpochTable(), FitCheck(), PlainValidation(),
-                              *precise, *_joint(plan), *_varying(plan), *_watching(device, given), *given])
+                         cbs=[TakeTurns(), Clock(plan.data.seed), EpochMetrics(), StepTimer(), EpochTable(), FitCheck(),
+                              PlainValidation(), *precise, *_joint(plan), *_varying(plan), *_watching(device, given), *given])
     learn.remove_cbs(ProgressCallback)
     learn.recorder.loss = MeanLoss()
     learn.plan = replace(plan, data=dls.plan, model=replace(plan.model, num_classes=dls.c), mix=mix_ops(plan.mix),
