@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelEpochException, CancelFitException, CancelTrainException
 
 import imgcls_nb.data  # noqa: F401 (imports fastai without its warning)
 from imgcls_nb.background import BackgroundFit, kept_apart
@@ -253,11 +253,16 @@ def test_what_another_thread_draws_waits_for_the_end_of_a_step(shapes):
     assert within.wait(20)
     with seeded(1): assert learn.clock.steps >= 1
     training.wait()
-    class Fail(Callback):
-        def after_pred(self): raise KeyError('x')
-    learn.add_cb(Fail())
-    with pytest.raises(KeyError): quiet(learn, 'fit', 1)
-    assert free_for_others(), "what was cut short holds nothing"
+
+@pytest.mark.parametrize('how', [KeyError, KeyboardInterrupt, CancelFitException, CancelEpochException, CancelTrainException])
+def test_a_step_that_is_cut_short_keeps_nobody_waiting(shapes, how):
+    class Cut(Callback):
+        def after_pred(self):
+            if self.training: raise how('x')
+    learn = make(shapes)
+    learn.add_cb(Cut())
+    with pytest.raises(how) if how in (KeyError, KeyboardInterrupt) else nullcontext(): quiet(learn, 'fit', 1)
+    assert free_for_others() and not learn.take_turns.holding
 
 def free_for_others():
     got = []

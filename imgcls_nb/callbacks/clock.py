@@ -64,6 +64,8 @@ class TakeTurns(Callback):
 
     def after_batch(self): self.close()
 
+    after_train = after_epoch = after_fit = after_batch # what ends one of these in the middle of a step ends that, too
+
     def close(self): # also called when a fit is interrupted
         if self.holding: GENERATORS.release()
         self.holding = False
