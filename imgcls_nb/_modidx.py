@@ -2477,7 +2477,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'imgcls_nb/metrics.py'),
                                    'imgcls_nb.metrics.Counts.f1': ('metrics.html#counts.f1', 'imgcls_nb/metrics.py'),
                                    'imgcls_nb.metrics.Counts.matrix': ('metrics.html#counts.matrix', 'imgcls_nb/metrics.py'),
-                                   'imgcls_nb.metrics.Counts.merge': ('metrics.html#counts.merge', 'imgcls_nb/metrics.py'),
                                    'imgcls_nb.metrics.Counts.pairs': ('metrics.html#counts.pairs', 'imgcls_nb/metrics.py'),
                                    'imgcls_nb.metrics.Counts.per_class': ('metrics.html#counts.per_class', 'imgcls_nb/metrics.py'),
                                    'imgcls_nb.metrics.Counts.precision': ('metrics.html#counts.precision', 'imgcls_nb/metrics.py'),

@@ -43,16 +43,6 @@ class Counts:
         found = logits.topk(self.ks[-1]).indices == targ[:, None]
         for k in self.ks: self.hits[k] = self.hits[k] + found[:, :k].sum()
 
-    def merge(self,
-        other:'Counts', # Of other pictures, such as those of another process
-    ):
-        "Count the pictures of `other` too"
-        if (self.n_classes, self.ks) != (other.n_classes, other.ks):
-            raise InputError(f"Counts of {self.n_classes} classes and first guesses {self.ks} do not add up with counts of "
-                             f"{other.n_classes} classes and {other.ks}. Count the same things.")
-        self.cells = self.cells + other.cells
-        self.hits = {k: int(v) + int(other.hits[k]) for k, v in self.hits.items()}
-
     @property
     def pairs(self) -> tuple: # Class numbers of the labels and of the guesses, two arrays (N,)
         cells = np.concatenate([np.zeros(0, np.int64), *(o.cpu().numpy() for o in self.cells)])

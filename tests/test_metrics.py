@@ -1,6 +1,5 @@
 "Metrics: equal to scikit-learn however the pictures are cut into batches, counted once, and never a silent 1.0"
 import math
-import pickle
 from types import SimpleNamespace
 from warnings import catch_warnings, simplefilter
 
@@ -75,16 +74,6 @@ def test_a_class_that_does_not_occur_says_nothing():
     assert (counts.precision, counts.recall, counts.balanced_accuracy) == (.75, .75, .75)
     counts.add(torch.eye(4)[[2]], torch.tensor([0])) # 2 is guessed
     assert counts.recall == pytest.approx((1/3 + 1 + 0)/3) and counts.balanced_accuracy == pytest.approx((1/3 + 1)/2)
-
-def test_counts_of_several_processes_add_up():
-    logits, y = draw(90, 7, 1)
-    parts = [pickle.loads(pickle.dumps(counted(o, t, [5]))) for o, t in zip(logits.split(40), y.split(40))]
-    for o in parts[1:]: parts[0].merge(o)
-    whole = counted(logits, y, [])
-    assert np.array_equal(parts[0].matrix, whole.matrix) and parts[0].hits == {k: int(v) for k, v in whole.hits.items()}
-    assert parts[0].topk(3) == whole.topk(3) and parts[0].f1 == whole.f1 and len(parts[1].pairs[0]) == 40
-    for other in (Counts(6, [3, 5]), Counts(7, [3])):
-        with pytest.raises(InputError, match='do not add up'): whole.merge(other)
 
 def test_many_classes_need_no_matrix():
     counts = Counts(21_841, [5])
