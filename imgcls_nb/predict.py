@@ -199,7 +199,7 @@ class Predictor:
 
     def _made_by(self, k):
         card = _hash(BytesIO(self.card.to_json().encode()))
-        return dict(draft=1, model=self.fingerprint()[:16], card=card[:16], k=k, reject=self.reject)
+        return dict(draft=1, model=self.fingerprint()[:16], card=card[:16], k=k, reject=self.reject, **vars(self.way))
 
     def fingerprint(self) -> str: # Hexadecimal
         "Hash of the network, by which two are told apart"

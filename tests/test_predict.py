@@ -335,7 +335,9 @@ def test_a_draft_of_other_work_is_refused(model, predictor, pictures, tmp_path):
     with pytest.raises(KeyboardInterrupt): predictor.stream(pictures, out, progress=fail)
     before = (tmp_path/'o.csv.part').read_bytes()
     other = Predictor(write_model(tmp_path/'other.onnx', temperature=2.))
-    for who, how in ((other, {}), (predictor, dict(k=1)), (Predictor(model, threshold=.5), {})):
+    bf16 = Predictor(model)
+    bf16.way = replace(bf16.way, precision='bf16')
+    for who, how in ((other, {}), (predictor, dict(k=1)), (Predictor(model, threshold=.5), {}), (bf16, {})):
         with pytest.raises(InputError, match='made otherwise'): who.stream(pictures, out, **how)
     with pytest.raises(InputError, match=f"picture 1 is .*{NAMES[0]}.*{NAMES[1]}"):
         predictor.stream(list_images(pictures)[1:], out)
