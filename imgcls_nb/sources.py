@@ -39,7 +39,7 @@ def read_class_folders(
     _check_links(files)
     if not files:
         loose = len(loose_pictures(path))
-        what = f"holds {loose} pictures but no class folders" if loose else "holds no pictures"
+        what = f"holds {loose} picture{'s'*(loose > 1)} but no class folders" if loose else "holds no pictures"
         raise InputError(f"'{path}' {what}. Put each class in a subfolder of its own, such as {path}/cat and {path}/dog.")
     if vocab: check_known(files, vocab, path)
     elif len(files) == 1:

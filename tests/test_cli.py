@@ -162,7 +162,7 @@ def touch(folder, *names):
         (folder/o).touch()
 
 @pytest.mark.parametrize('files, says', [
-    ([], 'holds no pictures'), (['a/1.png', 'a/2.png'], "one class only, 'a'"), (['1.png'], '1 pictures but no class folders'),
+    ([], 'holds no pictures'), (['a/1.png', 'a/2.png'], "one class only, 'a'"), (['1.png'], '1 picture but no class folders'),
     ([f'{p}/{c}/1.png' for p, cs in (('train', 'ab'),
     ('valid', 'abc')) for c in cs], r"\['c'\] are not in the training set, which has a, b")])
 def test_train_on_folders_that_will_not_do(refused, tmp_path, files, says):
