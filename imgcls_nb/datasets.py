@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from .core import InputError, did_you_mean
+from .files import one_at_a_time
 from .places import cache_folder
 
 # %% ../nbs/08_datasets.ipynb #99b60a2e
@@ -188,22 +189,26 @@ def named_dataset(
     if name not in (known := [*MAKERS, *PUBLISHED]):
         raise InputError(f"There is no data set '{name}'. Known: {', '.join(known)}.{did_you_mean(name, known)}")
     root = Path(root).expanduser() if root else cache_folder('datasets')
-    if name in PUBLISHED and (found := _find_dataset(name, root)): return found
-    try: (root/name).mkdir(parents=True, exist_ok=True)
+    if found := _find_dataset(name, root): return found
+    try:
+        (root/name).mkdir(parents=True, exist_ok=True)
+        (root/name/'.lock').touch()
     except OSError as e: raise InputError(f"'{root/name}' cannot be made ({e}). Give another folder as root.") from e
-    return _make_dataset(MAKERS[name], root/name) if name in MAKERS else _get_dataset(name, root)
+    with one_at_a_time(root/name/'.lock'): # who waits for another process finds what that has made
+        return _find_dataset(name, root) or (_make_dataset if name in MAKERS else _get_dataset)(name, root)
 
-def _make_dataset(maker, path):
-    if (path/'.complete').exists(): return path
+def _make_dataset(name, root):
+    path = root/name
     with _beside(path/'all') as temp:
-        maker(temp)
+        MAKERS[name](temp)
         for o in sorted(o for o in temp.rglob('*') if o.is_file()):
             (to := path/o.relative_to(temp)).parent.mkdir(parents=True, exist_ok=True)
-            o.replace(to) # its equal, where another process was faster
+            o.replace(to) # its equal, where another process was faster on a drive without locks
     (path/'.complete').touch()
     return path
 
 def _find_dataset(name, root):
+    if name in MAKERS: return root/name if (root/name/'.complete').exists() else None
     data, bases = PUBLISHED[name], os.environ.get('XDG_DATA_DIRS') or os.pathsep.join(('/usr/local/share', '/usr/share'))
     names = [o for o in (name, data.inner, *data.elsewhere) if o != '.']
     places = [root/name/data.inner, *(root/o for o in names)]
@@ -213,7 +218,7 @@ def _find_dataset(name, root):
 def _get_dataset(name, root):
     data, path = PUBLISHED[name], root/name
     try: fetched = _fetch_and_unpack(data, path)
-    except (InputError, FileNotFoundError) as e: # another process may have finished, and removed its archives
+    except (InputError, FileNotFoundError) as e: # without locks, another may have finished, and removed its archives
         if found := _find_dataset(name, root): return found
         if isinstance(e, InputError): raise
         raise InputError(f"'{e.filename}' has vanished while '{name}' was put into place. Try again.") from e

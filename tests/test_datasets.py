@@ -1,4 +1,5 @@
 "Data sets by name: found, downloaded, checked, unpacked"
+import errno
 import functools
 import hashlib
 import http.server
@@ -12,6 +13,7 @@ import time
 import pytest
 from PIL import Image
 
+import imgcls_nb.files
 from imgcls_nb import datasets
 from imgcls_nb.core import InputError
 from imgcls_nb.datasets import (
@@ -86,7 +88,7 @@ def planted(site, monkeypatch):
 
 def fetch(url, data, path): return download_file(Download((url,), md5(data), 1), path)
 
-def left_over(folder): return [o for o in folder.rglob('.*') if o.name != '.complete']
+def left_over(folder): return [o for o in folder.rglob('.*') if o.name not in ('.complete', '.lock')]
 
 # The catalogue
 
@@ -164,8 +166,16 @@ def at_once(work, n=3):
     for o in processes: o.join()
     return found
 
+@pytest.fixture(params=[True, False], ids=['locks', 'no locks'])
+def locks(request, monkeypatch):
+    "Whether the drive has locks, as some of the network have none"
+    def refuse(f): raise OSError(errno.ENOLCK, 'No locks available')
+    if not request.param: monkeypatch.setattr(imgcls_nb.files, '_lock', refuse)
+    return request.param
+
 @pytest.mark.parametrize('name, n', [('shapes', 60), ('digits', 1797)])
-def test_processes_that_make_a_set_see_whole_files(tmp_path, monkeypatch, name, n):
+def test_processes_that_make_a_set_see_whole_files(tmp_path, monkeypatch, locks, name, n):
+    makers = []
     def slow(path, make=MAKERS[name]): # leaves time to look at what is half there
         save = Image.Image.save
         def in_two_steps(self, file):
@@ -174,19 +184,22 @@ def test_processes_that_make_a_set_see_whole_files(tmp_path, monkeypatch, name, 
             file.write_bytes(data[:20])
             if file.stem.endswith('7'): time.sleep(.01)
             file.write_bytes(data)
+        makers.append(1)
         with pytest.MonkeyPatch.context() as m:
             m.setattr(Image.Image, 'save', in_two_steps)
             make(path)
     monkeypatch.setitem(MAKERS, name, slow)
     def work():
-        files = sorted(named_dataset(name, tmp_path).glob('*/*.png'))
+        files = sorted(named_dataset(name, tmp_path).glob('*/*.png' if locks else '[!.]*/*.png'))
         for _ in range(3):
             for o in files: Image.open(o).load()
-        return len(files)
-    assert at_once(work) == [n]*3 and not left_over(tmp_path)
+        return len(files), len(makers)
+    said = at_once(work)
+    assert [o[0] for o in said] == [n]*3 and not left_over(tmp_path)
+    if locks: assert sum(o[1] for o in said) == 1 # nobody sees another's draft vanish
 
 @pytest.mark.parametrize('round', range(3))
-def test_processes_that_fetch_one_set(planted, tmp_path, monkeypatch, round):
+def test_processes_that_fetch_one_set(planted, tmp_path, monkeypatch, locks, round):
     is_tarfile = tarfile.is_tarfile
     def slow(path): # the winner removes the archive before the others look into it
         time.sleep(int.from_bytes(os.urandom(1))/500)
@@ -196,7 +209,8 @@ def test_processes_that_fetch_one_set(planted, tmp_path, monkeypatch, round):
         path = named_dataset('planted', tmp_path/'root')
         return (path/'pics/b/2.png').read_bytes() + (path/'ids.mat').read_bytes()
     assert at_once(work, 4) == [b'twoids']*4
-    assert sorted(o.name for o in (tmp_path/'root/planted').iterdir()) == ['ids.mat', 'pics']
+    assert sorted(o.name for o in (tmp_path/'root/planted').iterdir()) == ['.lock', 'ids.mat', 'pics']
+    if locks: assert planted[2].count('/pics.tgz') == 1
 
 def test_an_archive_that_vanishes_with_nothing_in_its_place(planted, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, 'unpack_file', lambda archive, *args: archive.unlink() or open(archive))
@@ -207,7 +221,7 @@ def test_an_archive_that_vanishes_with_nothing_in_its_place(planted, tmp_path, m
 def test_download(planted, tmp_path):
     path = named_dataset('planted', tmp_path/'root')
     assert path == tmp_path/'root/planted' and (path/'pics/b/2.png').read_bytes() == b'two'
-    assert sorted(o.name for o in path.iterdir()) == ['ids.mat', 'pics'] # the archive is gone
+    assert sorted(o.name for o in path.iterdir()) == ['.lock', 'ids.mat', 'pics'] # the archive is gone
     assert planted[2] == ['/pics.tgz', '/ids.mat']
     assert named_dataset('planted', tmp_path/'root') == path and len(planted[2]) == 2
 
