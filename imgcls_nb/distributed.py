@@ -265,7 +265,8 @@ def launch(
 def _placed(run): # where nothing can be written, that is said before anything starts
     try: yield
     except OSError as e:
-        raise InputError(f"The run folder '{run}' cannot be written: {in_words(e)}, or give another one as run=….") from e
+        raise InputError(f"The run folder '{run}' cannot be written: {in_words(e)}, or give another as run=…, "
+                         "in a shell as --run ….") from e
 
 def _command(nproc, gpus, max_restarts, timeout_s):
     gpus = ','.join(map(str, gpus)) if isinstance(gpus, (list, tuple)) else gpus

@@ -82,8 +82,8 @@ def plan_moves(
             moves.append((name, _free_name(edits.root, to, taken)))
             taken.add(moves[-1][1].lower())
     if not wrong: return moves
-    raise InputError(f"{len(wrong)} pictures cannot be moved, so none is. Take these edits back, or write new lists with "
-                     "apply_edits:\n  " + '\n  '.join(wrong[:20]))
+    raise InputError(f"{len(wrong)} of the pictures cannot be moved, so none is. Take these edits back, or write new lists "
+                     "with apply_edits:\n  " + '\n  '.join(wrong[:20]))
 
 # %% ../nbs/59_moves.ipynb #ee1a3803
 def _target(root, name, changes, sides, classes):

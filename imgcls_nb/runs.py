@@ -163,7 +163,7 @@ def check_alone(self:Run,
     if not there.is_dir(): raise InputError(f"The run folder '{self.path}' cannot be made: '{there}' is a file. Give another.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise InputError(f"The run folder '{self.path}' cannot be written: nothing may be written to '{there}'. "
-                         "Allow it, or give another one as run=….")
+                         "Allow it, or give another as run=…, in a shell as --run ….")
 
 @patch
 def _is_saved(self:Run, file): # by fastai's `learn.save`, by a start that was killed, by a cell that makes the run
@@ -207,7 +207,8 @@ def lock(self:Run):
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock.take()
     except OSError as e:
-        raise InputError(f"The run folder '{self.path}' cannot be written: {in_words(e)}, or give another as run=….") from e
+        raise InputError(f"The run folder '{self.path}' cannot be written: {in_words(e)}, or give another as run=…, "
+                         "in a shell as --run ….") from e
 
 @patch
 def unlock(self:Run):

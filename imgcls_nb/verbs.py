@@ -324,8 +324,8 @@ def run_convert(args): # Of the command line
     out = Path(args.out or Path(args.weights).with_suffix('.safetensors'))
     if out.suffix != '.safetensors': raise InputError(f"'{out}' should end in .safetensors, which is what is written.")
     if not args.out and out.exists():
-        raise InputError(f"'{out}' is there already, perhaps with other weights. Say where these go: imgcls convert "
-                         f"{args.weights} {out} --arch {args.arch} replaces it.")
+        raise InputError(f"'{out}' is there already, perhaps with other weights. Say where these go: "
+                         f"{command('convert', args.weights, out.as_posix())} --arch {args.arch} replaces it.")
     state, kwargs = convert_pdparams(args.weights, args.arch, args.dropout)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, save(state))

@@ -568,7 +568,7 @@ def test_what_cannot_be_moved_stops_all(pictures, edit, says):
     before, edits = contents(pictures), Edits(pictures)
     edits.ignore('square/000.png')
     edits.add(*edit)
-    with pytest.raises(InputError, match=f'1 pictures cannot be moved, so none is[^$]*{says}'): move_pictures(edits)
+    with pytest.raises(InputError, match=f'1 of the pictures cannot be moved, so none is[^$]*{says}'): move_pictures(edits)
     assert contents(pictures) == before and not list(pictures.glob('moves-*'))
 
 @pytest.mark.skipif(not os.path.isdir('/dev/shm') or os.stat('/dev/shm').st_dev == os.stat('/tmp').st_dev, reason="one disk only")
