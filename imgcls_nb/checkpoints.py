@@ -194,7 +194,8 @@ def _is_part(item):
 def _find_part(folder, link, part):
     parts = [] if (folder/PARTS).is_symlink() else [folder/PARTS/part['file']]
     for o in (*parts, folder/link):
-        if o.is_file() and not o.is_symlink() and o.stat().st_size == part['bytes'] and sha256(o) == part['sha256']: return o
+        with suppress(FileNotFoundError): # replaced meanwhile
+            if o.is_file() and not o.is_symlink() and o.stat().st_size == part['bytes'] and sha256(o) == part['sha256']: return o
     raise InputError(f"'{folder/link}' is damaged: its content is not what the checkpoint recorded. "
                      "Use another checkpoint of the run.")
 

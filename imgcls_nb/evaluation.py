@@ -409,7 +409,13 @@ def load(cls:Evaluation,
         has = f"It has: {', '.join(found)}." if found else "Make it with evaluate(learn)."
         raise InputError(f"'{path}' holds no saved evaluation '{name}'. {has}")
     folder = found.get('', found.get(name))
-    said = _read_manifest(folder/MANIFEST)
+    while True:
+        said = _read_manifest(folder/MANIFEST)
+        try: return _opened(cls, folder, said, check)
+        except InputError:
+            if _read_manifest(folder/MANIFEST) == said: raise # else a new evaluation has taken its place meanwhile
+
+def _opened(cls, folder, said, check):
     try:
         files = {k: _checked_file(folder, o, check) for k, o in said['files'].items()}
         probs, targs = (np.load(files[k], mmap_mode='r' if k == 'probs' and said['pictures'] else None, allow_pickle=False)

@@ -38,8 +38,10 @@ def one_at_a_time(
                 if not _still_there(f, path): continue
                 yield f
                 return
-            finally:
-                with suppress(OSError): fcntl and fcntl.flock(f, fcntl.LOCK_UN) # for children too, which inherited it
+            finally: _unlock(f)
+
+def _unlock(f): # for children too, which inherited it
+    with suppress(OSError): fcntl and fcntl.flock(f, fcntl.LOCK_UN)
 
 def _lock(f): # until it is closed
     if fcntl: return fcntl.flock(f, fcntl.LOCK_EX)
@@ -72,7 +74,7 @@ def drafted(
         except BaseException:
             with suppress(OSError): draft.unlink()
             raise
-    reached(f'{path.name} has its name')
+        reached(f'{path.name} has its name')
     sync_folder(path.parent)
     reached(f'{path.name} keeps its name')
 
@@ -139,7 +141,8 @@ def appending(
     "Within the block this process alone reads and appends to a file, as far as others ask as well"
     with open(path, 'a+b') as f:
         _lock(f)
-        yield f
+        try: yield f
+        finally: _unlock(f)
 
 # %% ../nbs/04_files.ipynb #51541032
 def append_line(

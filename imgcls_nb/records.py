@@ -93,7 +93,7 @@ class Records:
         self._file, self._head = _open_draft(self.part), json_line(made_by) + b'\n'
         try: self._begin()
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
     def _begin(self):
@@ -141,7 +141,10 @@ class Records:
         self.close()
         self.part.unlink(missing_ok=True) # who took it since then has all rows, and comes to the same file
 
-    def close(self): self._file.close() # what is written stays
+    def close(self): # what is written stays
+        _unlock(self._file)
+        self._file.close()
+
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
 
@@ -167,6 +170,11 @@ def _lock(f, path): # until it is closed
     try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as e:
         raise InputError(f"'{path}' is being written by another process. Wait for it, or name another file.") from e
+
+def _unlock(f): # for children too, which inherited it
+    if os.name != 'posix' or f.closed: return
+    import fcntl
+    fcntl.flock(f, fcntl.LOCK_UN)
 
 def _other(path, first, head):
     try: was, now = json.loads(first), json.loads(head)

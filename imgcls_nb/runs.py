@@ -13,7 +13,7 @@ import platform
 import subprocess
 import time
 from bisect import bisect_left
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -83,8 +83,9 @@ def _runs_near(path): # in it, or beside it
     return ''
 
 def _read(file):
-    if not file.is_file(): raise InputError(f"There is no file '{file}'.") # a pipe would be waited for
-    with open(file, 'rb') as f: return f.read(MAX_BYTES + 1) # one too many is told from enough
+    if file.is_file(): # a pipe would be waited for
+        with suppress(FileNotFoundError), open(file, 'rb') as f: return f.read(MAX_BYTES + 1) # one too many is told from enough
+    raise InputError(f"There is no file '{file}'.")
 
 # %% ../nbs/40_runs.ipynb #005859bd
 @patch
@@ -116,7 +117,7 @@ def events(self:Run,
 
 def _lines(file): # never more of them at once than a document may have
     if not file.is_file(): return
-    with open(file, 'rb') as f:
+    with suppress(FileNotFoundError), open(file, 'rb') as f: # the run may be moved aside meanwhile
         while line := f.readline(MAX_BYTES): yield line
 
 def _read_event(line):
@@ -157,7 +158,8 @@ def check_alone(self:Run,
     here = self.path.absolute().resolve()
     if pictures.resolve().is_relative_to(here) or Path.cwd().resolve().is_relative_to(here):
         raise InputError(f"The run folder '{self.path}' holds the pictures or the working directory. Give one of its own.")
-    if not self.exists and (other := next((o for o in self.path.rglob('*') if o.is_file() and not self._is_saved(o)), None)):
+    other = None if self.exists else next((o for o in self.path.rglob('*') if o.is_file() and not self._is_saved(o)), None)
+    if other and not self.exists: # which another process may have begun meanwhile
         raise InputError(f"The run folder '{self.path}' holds files that are no run, such as {other.name}. Give another.")
     there = next(o for o in (here, *here.parents) if o.exists())
     if not there.is_dir(): raise InputError(f"The run folder '{self.path}' cannot be made: '{there}' is a file. Give another.")

@@ -99,8 +99,10 @@ def few_of_each(
         new.mkdir()
         _write_few(sides or _sides_of(source), new, n, seed)
         (new/MADE).write_text(json.dumps(told), 'utf-8')
-        new.rename(folder)
-    return folder
+        try: new.rename(folder)
+        except OSError:
+            if not folder.is_dir(): raise # else another process was faster
+    return _same(folder, told)
 
 MADE = '.few_of_each.json'
 

@@ -223,6 +223,16 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, '_find_part', find_part)
     assert steps_of(read_checkpoint(tmp_path, 'latest')) == {3}
 
+def test_a_part_that_is_replaced_while_it_is_read(tmp_path, monkeypatch):
+    from imgcls_nb import checkpoints
+    save(tmp_path, 1)
+    def faster(path, sha256=checkpoints.sha256): # training is, once
+        monkeypatch.setattr(checkpoints, 'sha256', sha256)
+        save(tmp_path, 2)
+        return sha256(path)
+    monkeypatch.setattr(checkpoints, 'sha256', faster)
+    assert steps_of(read_checkpoint(tmp_path, 'latest')) == {2}
+
 def test_disk_use_is_bounded(tmp_path):
     for step in range(1, 30):
         save(tmp_path, step)

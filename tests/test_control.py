@@ -12,6 +12,7 @@ import torch
 from fastai.callback.core import Callback, CancelEpochException, CancelFitException, CancelTrainException
 
 import imgcls_nb.data  # noqa: F401 (imports fastai without its warning)
+from imgcls_nb import checkpoints
 from imgcls_nb.background import BackgroundFit, kept_apart
 from imgcls_nb.callbacks.control import Control, RequestFile, ask_run
 from imgcls_nb.callbacks.worst import WorstPictures, batch_worst
@@ -103,6 +104,17 @@ def test_what_is_asked_for_during_validation_is_done_after_it(shapes, tmp_path, 
     assert more.clock.steps == whole.clock.steps and more.run_folder.history().epoch.tolist() == [1, 2, 3]
     for a, b in ((whole.model, more.model), (whole.ema.average, more.ema.average)):
         assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+
+def test_the_folder_of_a_paused_run_can_be_copied(shapes, tmp_path, monkeypatch):
+    def slow(*args, write=checkpoints.write_snapshot, **kwargs):
+        time.sleep(.3)
+        return write(*args, **kwargs)
+    monkeypatch.setattr('imgcls_nb.callbacks.recording.write_snapshot', slow)
+    learn = make(shapes, run=tmp_path/'run')
+    n = len(learn.dls.train) + 1 # the first step after an epoch, whose checkpoint is being written
+    learn.add_cb(At(**{f'_{n}': lambda: [learn.control.ask(o) for o in ('pause', 'resume')]}))
+    quiet(learn, 'fit', 2)
+    assert names(learn.run_folder, 'checkpoint', 'paused', 'resumed')[:3] == ['checkpoint', 'paused', 'resumed']
 
 def test_other_processes_ask_through_the_folder(shapes, tmp_path):
     path = tmp_path/'run'
@@ -198,9 +210,12 @@ def test_who_looks_from_another_thread_is_told_to_wait(shapes, tmp_path):
     assert len(evaluate(learn)) == len(picture_features(learn, learn.dls.valid_ds)) == len(learn.dls.valid_ds)
 
 def test_a_stop_before_the_first_batch_counts(shapes):
-    training = BackgroundFit(make(shapes)).start('fit', 1000)
+    learn, told = make(shapes), threading.Event()
+    learn.add_cb(Callback(before_train=lambda self: told.wait(30)))
+    training = BackgroundFit(learn).start('fit', 1000)
     training.stop()
-    assert training.wait(30) and training.learn.clock.steps <= 2
+    told.set()
+    assert training.wait(30) and learn.clock.steps <= 1
 
 def test_an_old_stop_does_not(shapes):
     training = BackgroundFit(make(shapes))

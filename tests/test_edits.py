@@ -7,6 +7,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from imgcls_nb.files import append_line, appending, write_atomic
 from imgcls_nb.lists import read_list_file, write_split
 from imgcls_nb.moves import IGNORED, finish_moves, move_file, move_pictures, plan_moves, revert_moves
 from imgcls_nb.plan import DataPlan, ModelPlan, Plan, plan_to_yaml
+from imgcls_nb.records import Records
 from imgcls_nb.revise import apply_edits, lists_of
 from imgcls_nb.runs import Run
 from imgcls_nb.sources import find_pictures, read_class_folders
@@ -619,6 +621,29 @@ def test_two_writers_of_one_file_take_turns(tmp_path, monkeypatch):
     write_atomic(tmp_path/'x', b'first')
     second.join(10)
     assert seen == [b'first', b'two'] and os.listdir(tmp_path) == ['x']
+
+@contextmanager
+def forked():
+    "A child, such as a loader process, that has inherited what is open here"
+    wait, go = os.pipe()
+    if not (child := os.fork()):
+        os.close(go)
+        os.read(wait, 1)
+        os._exit(0)
+    os.close(wait)
+    try: yield
+    finally:
+        os.close(go)
+        os.waitpid(child, 0)
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason="needs fork")
+@pytest.mark.parametrize('held', [appending, lambda file: Records(file, {})], ids=['appending', 'Records'])
+def test_a_child_keeps_no_lock(tmp_path, held):
+    import fcntl
+    with ExitStack() as until_the_end:
+        with held(tmp_path/'x.csv'): until_the_end.enter_context(forked())
+        file, = tmp_path.iterdir()
+        with open(file) as f: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 def test_a_line_after_a_cut_one(tmp_path):
     (tmp_path/'log').write_bytes(b'{"a": 1}\n{"b"')

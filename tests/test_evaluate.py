@@ -232,6 +232,17 @@ def test_a_new_one_takes_the_place_of_the_old(tmp_path):
     assert new.top1 != old.top1 and np.isfinite(old.probs).all(), "who has the old one mapped keeps it"
     assert len(list(tmp_path.iterdir())) == len(files) and not set(files) >= {o.name for o in tmp_path.iterdir()}
 
+def test_one_that_is_replaced_while_it_is_opened(tmp_path, monkeypatch):
+    from imgcls_nb import evaluation
+    old, new = made(), made(seed=1)
+    old.save(tmp_path)
+    def faster(file, sha256=evaluation.sha256): # another evaluation is, once
+        monkeypatch.setattr(evaluation, 'sha256', sha256)
+        new.save(tmp_path)
+        return sha256(file)
+    monkeypatch.setattr(evaluation, 'sha256', faster)
+    assert Evaluation.load(tmp_path).top1 == new.top1 != old.top1
+
 class Killed(BaseException): pass
 
 @pytest.fixture

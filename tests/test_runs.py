@@ -198,6 +198,22 @@ def test_a_folder_that_is_a_file(tmp_path):
     for path in ('file', 'file/run'):
         with pytest.raises(InputError, match='file'): Run(tmp_path/path).check_alone(tmp_path/'photos')
 
+def test_a_run_that_another_begins_meanwhile_is_no_other_file(run, tmp_path, monkeypatch):
+    seen = iter([False, True])
+    with monkeypatch.context() as m:
+        m.setattr(Run, 'exists', property(lambda self: next(seen)))
+        run.check_alone(tmp_path/'photos')
+    assert next(seen, None) is None
+
+@pytest.mark.parametrize('file', ['config.yaml', 'run.jsonl'])
+def test_files_that_vanish_while_they_are_looked_at(run, monkeypatch, file): # the run is moved aside
+    run.log('epoch', epoch=1)
+    monkeypatch.setattr(type(run.path), 'is_file', lambda self: True)
+    (run.path/file).unlink()
+    if file == 'run.jsonl': assert run.events() == []
+    else:
+        with pytest.raises(InputError, match='There is no file'): run.plan # noqa: B018
+
 # What happened
 
 def epoch(run, n, loss=1., step=None): run.log('epoch', epoch=n, step=step or 10*n, train_loss=loss, top1=1 - loss/2)

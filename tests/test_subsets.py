@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from imgcls_nb import subsets
 from imgcls_nb.core import InputError, list_images, open_image
 from imgcls_nb.data import image_dls
 from imgcls_nb.datasets import make_shapes
@@ -23,6 +24,15 @@ def test_a_class_is_chosen_from_alone():
     a = choose_few([0]*50 + [1]*50, ('cat', 'dog'), 5)
     b = choose_few([0]*50, ('cat',), 5)
     assert a[:5].tolist() == b.tolist()
+
+def test_two_that_choose_at_once(shapes, tmp_path, monkeypatch):
+    def slow(*args, write=subsets._write_few): # another process is faster
+        monkeypatch.setattr(subsets, '_write_few', write)
+        few_of_each(shapes, tmp_path, 2)
+        write(*args)
+    monkeypatch.setattr(subsets, '_write_few', slow)
+    path = few_of_each(shapes, tmp_path, 2)
+    assert counts(path) == dict(circle=2, square=2, triangle=2) and list(tmp_path.iterdir()) == [path]
 
 def test_another_seed_takes_others(shapes, tmp_path):
     assert names(few_of_each(shapes, tmp_path, 3, 1)) != names(few_of_each(shapes, tmp_path, 3, 2))

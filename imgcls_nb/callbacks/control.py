@@ -138,8 +138,7 @@ class Control(Callback):
 
     def after_epoch(self): # its own checkpoint has what was asked for while it was validated
         if not (self.active and (self.to_save or self.stopped)): return
-        if saver := getattr(self.learn, 'checkpointer', None): saver.wait()
-        done = dict(checkpoint='latest' if saver else None)
+        done = dict(checkpoint='latest' if self._written() else None)
         if self.to_save: self._log('saved', **done)
         self.to_save = False
         if self.stopped: self._stop(**done)
@@ -152,10 +151,15 @@ class Control(Callback):
             elif request == 'save': self.to_save = True
             elif self.paused != (request == 'pause'):
                 self.paused = request == 'pause'
+                if self.paused: self._written() # the folder of a paused run can be copied
                 self._log('paused' if self.paused else 'resumed')
         if self.to_save and self._between_steps:
             self._log('saved', **self._save())
             self.to_save = False
+
+    def _written(self): # what the last epoch has left to be saved; whether there is anything that saves
+        if saver := getattr(self.learn, 'checkpointer', None): saver.wait()
+        return saver is not None
 
     def _requests(self):
         found = [self.asked.popleft() for _ in range(len(self.asked))] + (self.file.read() if self.file else [])

@@ -314,9 +314,9 @@ class RunFollower:
         return self.killed != before
 
     def _read_plan(self):
-        config = self.run.path/'config.yaml'
-        changed = config.stat().st_mtime_ns if config.exists() else None
-        if changed in (None, self.planned): return
+        try: changed = (self.run.path/'config.yaml').stat().st_mtime_ns
+        except FileNotFoundError: return
+        if changed == self.planned: return
         self.planned = changed
         try: self.state.plan = self.run.plan
         except InputError: self.state.plan = None # of another version; the curves can be shown all the same
