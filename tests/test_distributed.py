@@ -496,7 +496,7 @@ from imgcls_nb.ranks import first_alone, join, rank
 join()
 with first_alone('it is done', each_machine=True):
     began = time.time()
-    if os.environ['LOCAL_RANK'] == '0': time.sleep(1)
+    if os.environ['LOCAL_RANK'] == '0': time.sleep(4)
     Path(sys.argv[1], str(rank())).write_text(f'{began} {time.time()}')
 """
 

@@ -168,9 +168,11 @@ def test_decoding_and_the_network_overlap(predictor, monkeypatch):
     x = np.zeros(PREPROCESS.shape, np.float32)
     monkeypatch.setattr(predictor, '_read', lambda o: time.sleep(.01) or x)
     monkeypatch.setattr(predictor, '_run', lambda x: time.sleep(.01*len(x)) or np.zeros((len(x), 3), np.float32))
-    start = time.perf_counter()
-    assert len(list(predictor.batch([b'']*40, bs=4, workers=1))) == 40
-    assert time.perf_counter() - start < .01*40*1.7, "one after the other takes .8 s"
+    def seconds():
+        start = time.perf_counter()
+        assert len(list(predictor.batch([b'']*40, bs=4, workers=1))) == 40
+        return time.perf_counter() - start
+    assert min(seconds() for _ in range(3)) < .01*40*1.7, "one after the other takes .8 s"
 
 def test_an_error_of_the_source_is_the_callers(predictor, pictures):
     def sources():
@@ -310,7 +312,7 @@ import sys, time
 from imgcls_nb.predict import Predictor
 def slow(n):
     print(n, flush=True)
-    time.sleep(.02)
+    time.sleep(.3)
 Predictor(sys.argv[1], threads=1).stream(sys.argv[2], sys.argv[3], bs=2, progress=slow)
 '''
 

@@ -143,7 +143,7 @@ def test_too_large(predictor, pictures):
         assert said(port, body=pictures[0].read_bytes())[0] == 200
 
 def test_too_slow_to_arrive(predictor, pictures):
-    with running(predictor, timeout_s=.3) as port:
+    with running(predictor, timeout_s=2) as port:
         with socket.create_connection(('127.0.0.1', port), 10) as s:
             s.sendall(b'POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nx')
             assert s.recv(100).startswith(b'HTTP/1.1 408')
@@ -180,7 +180,7 @@ def held(predictor, monkeypatch):
     finally: go.set()
 
 def test_too_slow_to_answer(predictor, pictures, monkeypatch):
-    with running(predictor, timeout_s=.3) as port, held(predictor, monkeypatch):
+    with running(predictor, timeout_s=2) as port, held(predictor, monkeypatch):
         assert said(port, body=pictures[0].read_bytes())[0] == 503
         assert said(port, 'GET', '/health')[0] == 200, "others are still answered"
 

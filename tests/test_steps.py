@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = ('.venv', '.git', '.ipynb_checkpoints', '__pycache__', '.*_cache', '*.egg-info', 'build', 'dist',
-            'runs', 'output', 'inference')
+            'runs', 'output', 'inference', '.hypothesis')
 
 def run(cwd, *args):
     env = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'MAKEFLAGS', 'MFLAGS', 'MAKELEVEL')}

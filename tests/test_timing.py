@@ -62,13 +62,13 @@ def test_every_step():
 class Busy(Callback):
     "Takes its time at every event of a step"
     def __init__(self, order): self.order = order
-    def before_batch(self): time.sleep(.01)
-    def after_batch(self): time.sleep(.01)
+    def before_batch(self): time.sleep(.05)
+    def after_batch(self): time.sleep(.05)
 
 @pytest.mark.parametrize('order', [-100, 0, 100])
 def test_other_callbacks_are_no_data(order): # whether they come before the timer or after it
     t = fit(make(.004, 0, [Busy(order)]))
-    assert all(o.wait < .012 and o.seconds > .02 for o in t.steps)
+    assert all(o.wait < .04 and o.seconds > .1 for o in t.steps)
 
 def test_an_epoch_is_counted_anew():
     learn = make(.01)
@@ -76,8 +76,8 @@ def test_an_epoch_is_counted_anew():
     assert len(fit(learn, 2).steps) == 4 and learn.step_timer.values != first
 
 def test_validation_is_not_counted():
-    t = fit(make(0, 0, wait=.05))
-    assert t.values['seconds'] < .1
+    t = fit(make(0, 0, wait=.1))
+    assert t.values['seconds'] < .3
 
 def test_beside_a_bar(): # which puts itself around the loader as well
     learn = make(.01)
@@ -119,8 +119,8 @@ class Stop(Callback):
 @pytest.mark.parametrize('event, n', [('after_pred', 2), ('after_batch', 2)])
 def test_an_epoch_cut_short_counts_as_far_as_it_went(event, n, error):
     t = fit(make(.01), cbs=[Stop(event, error)])
-    time.sleep(.05)
-    assert len(t.steps) == n and sum(o.seconds for o in t.steps) < .05
+    time.sleep(.3)
+    assert len(t.steps) == n and sum(o.seconds for o in t.steps) < .25
     if error is CancelFitException: assert t.values == {}, "fastai ends no epoch then"
     else: assert t.values['images_per_s'] == pytest.approx(2*BS/t.values['seconds'])
 
@@ -144,10 +144,10 @@ class Lines(Callback):
 
 def test_recent():
     lines = Lines(2)
-    fit(make(.01, .02, [lines]), 2)
+    fit(make(.05, .1, [lines]), 2)
     assert len(lines.told) == 8 and all(o.keys() == {'batch_cost', 'reader_cost', 'ips', 'eta'} for o in lines.told)
     for i, o in enumerate(lines.told):
-        assert .03 <= o['batch_cost'] < .06 and .01 <= o['reader_cost'] < .03
+        assert .15 <= o['batch_cost'] < .28 and .05 <= o['reader_cost'] < .12
         assert o['eta'] == pytest.approx(o['batch_cost']*(7 - i))
         assert o['ips'] == pytest.approx((8, 8, 8, 7)[i % 4]/o['batch_cost'])
 
