@@ -10,8 +10,11 @@ import argparse
 import io
 import os
 import re
+import signal
 import sys
+import threading
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 from .core import InputError, did_you_mean, is_one_of_many
@@ -277,9 +280,16 @@ def main(
     warnings.filterwarnings('ignore', message='This DataLoader will create') # as many as were asked for
     if args.verb in LAUNCHABLE and is_one_of_many(): return take_part(lambda: _answer(args))
     if os.environ.get('IMGCLS_TRACEBACK'): return args.func(args) or 0
-    status, message = _answer(args)
+    with _terminated_as_interrupted(args.verb): status, message = _answer(args)
     if message: print(f'imgcls: {message}', file=sys.stderr)
     return status
+
+@contextmanager
+def _terminated_as_interrupted(verb): # so schedulers and container engines end a training
+    if verb not in ('train', 'resume') or threading.current_thread() is not threading.main_thread(): return (yield)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try: yield
+    finally: signal.signal(signal.SIGTERM, before)
 
 def _take_any_text(stream): # a class may have a name that the encoding of a terminal, or of a file on Windows, lacks
     if isinstance(stream, io.TextIOWrapper) and stream.errors == 'strict': stream.reconfigure(errors='backslashreplace')

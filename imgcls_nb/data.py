@@ -268,7 +268,7 @@ def _raised(b):
 def _start(dl, workers): # its generator is its own, for torch draws from the global one otherwise
     ahead = 4 if dl.bs*math.prod(dl.size) < 2**22 else 2
     loader = DataLoader(dl.maker, None, sampler=_Todo(), num_workers=workers, pin_memory=dl.pin_memory, prefetch_factor=ahead,
-                        persistent_workers=True, worker_init_fn=_ignore_interrupt, generator=torch.Generator())
+                        persistent_workers=True, worker_init_fn=_leave_interrupts, generator=torch.Generator())
     weakref.finalize(dl, _end, loader) # left to the garbage collector, each process takes seconds to end
     return loader
 
@@ -284,7 +284,8 @@ class _Todo:
     def __iter__(self): return iter(self.todo)
     def __len__(self): return self.n
 
-def _ignore_interrupt(worker): signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_interrupts(worker): # to the process that trains, which ends its loaders with the other signal
+    for o, do in ((signal.SIGINT, signal.SIG_IGN), (signal.SIGTERM, signal.SIG_DFL)): signal.signal(o, do)
 
 # %% ../nbs/20_data.ipynb #c48e55d3
 BALANCE = {None: (0., 0.), 'sampler': (1., 0.), 'loss': (0., 1.), 'both': (.5, .5)} # powers of sampler and loss weights

@@ -172,8 +172,9 @@ class Soak:
     def check_end(self, run, command, status, how):
         "Of a process that was sent a signal, perhaps when it had come to its end"
         ended = any(o['event'] == 'end' for o in self.events(run))
-        wanted = (0, -how, 130) if how == signal.SIGINT else (0, -how)
-        if not (ended and how == signal.SIGINT): # Python itself may be interrupted while it leaves
+        gentle = how in (signal.SIGINT, signal.SIGTERM)
+        wanted = (0, -how, 130) if gentle else (0, -how)
+        if not (ended and gentle): # Python itself may be interrupted while it leaves
             self.check_words(command)
             need(status in wanted, f'{command} ended with {status}: {self.said}')
         run.done = status == 0

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from contextlib import suppress
@@ -17,9 +18,11 @@ import torch
 from browsing import wait_for
 
 from imgcls_nb import verbs
+from imgcls_nb.checkpoints import read_manifest
 from imgcls_nb.cli import main
 from imgcls_nb.core import InputError, list_images
 from imgcls_nb.metadata import read_card
+from imgcls_nb.runs import Run
 from imgcls_nb.shipped import list_shipped
 
 QUICK = 'configs/quick_start/MobileNetV3_large_x1_0.yaml'
@@ -328,6 +331,17 @@ def test_an_interrupted_training_names_its_run(monkeypatch, capsys, shapes, tmp_
     monkeypatch.setattr('imgcls_nb.callbacks.recording.Checkpointer.after_fit', stop)
     assert main(['train', str(shapes), '--arch', 'test_resnet', '--size', '32', '--epochs', '2', '--run', str(run)]) == 130
     assert f"interrupted. Next: imgcls resume '{run}'" in capsys.readouterr().err
+
+@pytest.mark.skipif(os.name != 'posix', reason="signals")
+@pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGTERM], ids=lambda o: o.name) # as people do, and schedulers
+def test_a_training_that_is_told_to_end_has_saved(shapes, tmp_path, how):
+    process = start(tmp_path, 'train', shapes, *SMALL[:-1], 500, '--run', 'run', '--num-workers', 0)
+    log = tmp_path/'run/run.jsonl'
+    while process.poll() is None and not (log.exists() and b'"epoch"' in log.read_bytes()): time.sleep(.02)
+    process.send_signal(how)
+    assert 'imgcls: interrupted. Next: imgcls resume run' in done(process, 130)[1]
+    event, = Run(tmp_path/'run').events('interrupted')
+    assert read_manifest(tmp_path/'run', 'latest')['step'] == event['step'] and not (tmp_path/'run/run.lock').exists()
 
 def test_output_to_a_pipe_that_closes(model_file, shapes, tmp_path):
     command = [sys.executable, '-m', 'imgcls_nb.cli', 'predict', str(model_file), *[str(shapes)]*50] # more than a pipe holds

@@ -2,8 +2,10 @@
 import json
 import math
 import os
+import signal
 import threading
 import time
+from _thread import interrupt_main
 from contextlib import nullcontext
 
 import numpy as np
@@ -104,6 +106,51 @@ def test_what_is_asked_for_during_validation_is_done_after_it(shapes, tmp_path, 
     assert more.clock.steps == whole.clock.steps and more.run_folder.history().epoch.tolist() == [1, 2, 3]
     for a, b in ((whole.model, more.model), (whole.ema.average, more.ema.average)):
         assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+
+def interrupt(): signal.raise_signal(signal.SIGINT)
+
+@pytest.mark.parametrize('during', ['training', 'validation', 'a pause'])
+def test_an_interrupt_saves_first(shapes, tmp_path, capsys, during):
+    whole, cut, more = (make(shapes, run=tmp_path/o) for o in ('whole', 'run', 'run'))
+    quiet(whole, 'fit_one_cycle', 3)
+    n = len(cut.dls.train)
+    at = {f'_{n if during == "validation" else n + 2}': interrupt}
+    if during == 'a pause':
+        def pause():
+            cut.control.ask('pause')
+            threading.Timer(.3, interrupt_main).start()
+        at = {f'_{n + 2}': pause}
+    cut.add_cb(At(valid=during == 'validation', **at))
+    cut.planned = tuple(cut.cbs)
+    with pytest.raises(KeyboardInterrupt): quiet(cut, 'fit_one_cycle', 3)
+    assert cut.clock.steps == read_checkpoint(tmp_path/'run', 'latest').facts['step'] == (n if during == 'validation' else n + 2)
+    assert cut.run_folder.last_status == 'interrupted' and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert capsys.readouterr().out.count('Interrupt again to end at once') == (during == 'validation')
+    quiet(more, 'fit_one_cycle', 3, resume=True)
+    weights = more.model.state_dict()
+    assert all(torch.equal(v, weights[k]) for k, v in whole.model.state_dict().items())
+
+@pytest.mark.parametrize('again, run', [(True, 'run'), (False, None)], ids=['the second', 'without a run'])
+def test_an_interrupt_that_acts_at_once(shapes, tmp_path, again, run):
+    class Press(Callback):
+        def before_step(self):
+            if self.clock.steps < 2: return
+            if again: interrupt()
+            interrupt()
+    learn = make(shapes, run=run and tmp_path/run)
+    learn.add_cb(Press())
+    with pytest.raises(KeyboardInterrupt): quiet(learn, 'fit', 3)
+    assert learn.clock.steps == 2 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert not run or read_checkpoint(tmp_path/'run', 'latest').facts['step'] == 0
+
+def test_who_handles_signals_keeps_them(shapes, tmp_path):
+    heard, learn = [], make(shapes, run=tmp_path/'run')
+    before = signal.signal(signal.SIGINT, lambda *_: heard.append(True))
+    try:
+        learn.add_cb(At(_2=interrupt))
+        quiet(learn, 'fit', 1)
+    finally: signal.signal(signal.SIGINT, before)
+    assert heard == [True] and learn.clock.epochs == 1
 
 def test_the_folder_of_a_paused_run_can_be_copied(shapes, tmp_path, monkeypatch):
     def slow(*args, write=checkpoints.write_snapshot, **kwargs):

@@ -68,7 +68,8 @@ def test_where_a_run_goes_on_is_noticed(soak):
 
 def test_how_a_process_ends_is_noticed(soak, monkeypatch):
     run = Soaked('never', 1, 2)
-    for status, how in ((-9, signal.SIGKILL), (0, signal.SIGKILL), (-15, signal.SIGTERM), (130, signal.SIGINT)):
+    for status, how in ((-9, signal.SIGKILL), (0, signal.SIGKILL), (-15, signal.SIGTERM), (130, signal.SIGTERM),
+                        (130, signal.SIGINT)):
         soak.check_end(run, 'train', status, how)
         assert run.done == (status == 0)
     for status, how in ((1, signal.SIGKILL), (2, signal.SIGINT), (-11, signal.SIGTERM)):

@@ -8,10 +8,11 @@ __all__ = ['REQUESTS', 'ask_run', 'RequestFile', 'save_now', 'check_idle', 'when
 # %% ../../nbs/43_callbacks.control.ipynb #d36e7217
 import json
 import os
+import signal
 import time
 from collections import deque
 from functools import wraps
-from threading import get_ident
+from threading import current_thread, get_ident, main_thread
 
 from fastai.callback.core import Callback, CancelFitException
 
@@ -107,6 +108,7 @@ class Control(Callback):
     ):
         self.every_s, self.asked, self.file, self.heard = every_s, deque(), None, None
         self.active, self.paused, self.stopped, self.to_save, self.looks = False, False, False, False, 0
+        self.signals, self.signalled, self.told = [], False, False
 
     def ask(self,
         request:str, # One of `REQUESTS`
@@ -123,13 +125,29 @@ class Control(Callback):
             self.file = RequestFile(run.path) if run else None
         if self.stopped: raise CancelFitException
         self.active = True
+        self._take_signals()
+
+    def _take_signals(self): # where there is something to save, and nobody else does anything about them
+        if current_thread() is not main_thread() or is_together() or not getattr(self.learn, 'checkpointer', None): return
+        for o in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(o) is not signal.default_int_handler: continue
+            self.signals.append(o)
+            signal.signal(o, self._interrupt)
+
+    def _interrupt(self, *_):
+        self.signalled = True
+        self._give_back_signals() # the next one acts at once
+
+    def _give_back_signals(self):
+        while self.signals: signal.signal(self.signals.pop(), signal.default_int_handler)
 
     def after_batch(self):
         if not self.active: return
         self._hear()
-        while self.paused and not self.stopped:
+        while self.paused and not (self.stopped or self.signalled):
             time.sleep(self.every_s)
             self._hear()
+        if self.signalled: self._end_interrupted()
         if self.stopped and self._between_steps: self._stop(**self._save())
 
     @property
@@ -137,11 +155,20 @@ class Control(Callback):
         return self.training and not getattr(vars(self.learn).get('accumulate'), 'done', 0)
 
     def after_epoch(self): # its own checkpoint has what was asked for while it was validated
-        if not (self.active and (self.to_save or self.stopped)): return
+        if not (self.active and (self.to_save or self.stopped or self.signalled)): return
         done = dict(checkpoint='latest' if self._written() else None)
         if self.to_save: self._log('saved', **done)
         self.to_save = False
+        if self.signalled: raise KeyboardInterrupt
         if self.stopped: self._stop(**done)
+
+    def _end_interrupted(self):
+        if self._between_steps:
+            save_now(self.learn)
+            raise KeyboardInterrupt
+        if not (self.training or self.told): print("Interrupted: what is validated now is finished and saved first. "
+                                                   "Interrupt again to end at once.")
+        self.told = not self.training
 
     def _hear(self):
         self.looks += self.training
@@ -175,6 +202,11 @@ class Control(Callback):
         run = getattr(self.learn, 'run_folder', None) or getattr(self.learn, 'learner_log', None)
         if run and run.exists and rank() == 0: run.log(event, epoch=self.clock.epochs, step=self.clock.steps, **more)
 
-    def after_fit(self): self.close()
+    def after_fit(self):
+        signalled = self.signalled
+        self.close()
+        if signalled: raise KeyboardInterrupt # when nothing was left to save
 
-    def close(self): self.active, self.paused, self.to_save = False, False, False # also called when a fit is interrupted
+    def close(self): # also called when a fit is interrupted
+        self._give_back_signals()
+        self.active, self.paused, self.to_save, self.signalled, self.told = False, False, False, False, False
