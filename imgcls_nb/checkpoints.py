@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'PARTS', 'FORMAT', 'Snapshot', 'take_snapshot', 'save_checkpoint', 'write_snapshot', 'Checkpoint',
-           'read_checkpoint', 'read_manifest', 'link_checkpoint', 'drop_checkpoint', 'drop_later', 'newest_checkpoint',
-           'Background']
+           'read_checkpoint', 'read_manifest', 'link_checkpoint', 'drop_checkpoint', 'later_checkpoints', 'drop_later',
+           'newest_checkpoint', 'Background']
 
 # %% ../nbs/39_checkpoints.ipynb #f0f096b4
 import hashlib
@@ -221,13 +221,19 @@ def drop_checkpoint(
     sync_folder(file.parent)
     _tidy(file.parent)
 
+def later_checkpoints(
+    folder, # A run's
+    step:int, # After which they were saved
+) -> list: # Names
+    "The checkpoints of later steps"
+    return [name for name, o in _manifests(Path(folder)) if o['facts'].get('step', 0) > step]
+
 def drop_later(
     folder, # A run's
     step:int, # Whose checkpoints stay, and those before it
 ) -> list: # The names of the others
     "Remove the checkpoints of later steps"
-    later = [name for name, o in _manifests(Path(folder)) if o['facts'].get('step', 0) > step]
-    for name in later: drop_checkpoint(folder, name)
+    for name in (later := later_checkpoints(folder, step)): drop_checkpoint(folder, name)
     return later
 
 # %% ../nbs/39_checkpoints.ipynb #bfd4c967

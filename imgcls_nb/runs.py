@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from bisect import bisect_left
@@ -24,7 +25,7 @@ from .checkpoints import Checkpoint, read_checkpoint
 from .core import InputError
 from .documents import MAX_BYTES, read_json
 from .engines import cpu_features, cpu_name
-from .files import in_words, sync_folder, write_atomic
+from .files import in_words, link_file, sync_folder, write_atomic
 from .locks import Lock
 from .plan import Plan, plan_from_yaml, plan_to_yaml
 from .ranks import rank, world
@@ -142,13 +143,29 @@ def start(self:Run,
         self.log('start')
 
 @patch
+def _beside(self:Run): # a name that is free
+    return next(o for i in range(1, 10**6) if not (o := self.path.with_name(f'{self.path.name}-{i}')).exists())
+
+@patch
 def _move_aside(self:Run):
-    n = next(i for i in range(1, 10**6) if not self.path.with_name(f'{self.path.name}-{i}').exists())
-    aside = self.path.with_name(f'{self.path.name}-{n}')
-    os.replace(self.path, aside)
+    os.replace(self.path, aside := self._beside())
     (aside/'run.lock').unlink() # ours
     print(f"{self.path} held a run already; it is kept as {aside}.")
     self.lock()
+
+@patch
+def copy_aside(self:Run) -> Path: # The copy, a run of its own
+    "Keep a run as it is beside it; its weights take no room where the file system has links"
+    draft = self.path.with_name(f'.{self.path.name}.part')
+    shutil.rmtree(draft, ignore_errors=True) # of a process that was killed
+    with self._explained('copy'):
+        ours = shutil.ignore_patterns('run.lock', 'requests.jsonl')
+        shutil.copytree(self.path, draft, copy_function=_copy_or_link, ignore=ours)
+        os.replace(draft, aside := self._beside())
+    return aside
+
+def _copy_or_link(src, dst): # what is only ever replaced as a whole
+    (link_file if src.endswith(('.safetensors', '.npy')) else shutil.copy2)(src, dst)
 
 @patch
 def check_alone(self:Run,

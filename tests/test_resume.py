@@ -680,6 +680,28 @@ def test_going_back_is_kept_by_a_crash(pictures, tmp_path, how):
     assert run.events('resume')[-1]['checkpoint'] == 'latest' and run.history().epoch.tolist() == [1, 2, 3, 4]
     assert again.clock.steps == names_of(run)['latest'] == 12
 
+@pytest.mark.parametrize('name', ['epoch_2', 'latest'])
+def test_who_goes_back_loses_nothing(pictures, tmp_path, capsys, name):
+    run, aside = Run(tmp_path/'run'), Run(tmp_path/'run-1')
+    learn = make(pictures, run.path, save_interval=1, keep_last=None)
+    with learn.no_bar(): learn.fit(4, 4e-3)
+    before, weights = names_of(run), safetensors.torch.load_file(run.path/'best_model.safetensors')
+    inodes = {o.stat().st_ino for o in run.path.rglob('*.safetensors')}
+    events, back = run.events(), make(pictures, run.path, save_interval=1, keep_last=None)
+    with back.no_bar(): back.fit(4, .5, resume=name, allow='lr')
+    said = capsys.readouterr().out
+    assert aside.path.exists() == ('goes back' in said) == (name != 'latest')
+    if name == 'latest': return
+    assert f"{run.path} goes back to 'epoch_2', before " in said
+    assert f"epoch_4, latest; as it was it is kept as {aside.path}." in said
+    assert names_of(aside) == before and aside.events() == events and aside.last_status == 'finished'
+    assert {o.stat().st_ino for o in aside.path.rglob('*.safetensors')} == inodes, "no room is taken"
+    assert all(torch.equal(v, weights[k]) for k, v in safetensors.torch.load_file(aside.path/'best_model.safetensors').items())
+    assert len(evaluate(aside.path)) and names_of(run)['latest'] == before['latest'] and not list(tmp_path.glob('.*'))
+    more = make(pictures, aside.path, save_interval=1, keep_last=None)
+    with more.no_bar(): more.fit(5, 4e-3, resume=True, allow='n_epoch')
+    assert more.clock.epochs == 5, "it can be gone on with"
+
 def test_the_best_of_what_is_left(pictures, tmp_path):
     learn = make(pictures, tmp_path/'run', save_interval=0)
     with learn.no_bar(): learn.fit(1, 1e-3)

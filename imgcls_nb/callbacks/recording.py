@@ -18,8 +18,8 @@ import torch
 from fastai.callback.core import Callback
 from torch import nn
 
-from ..checkpoints import (Background, drop_checkpoint, drop_later, link_checkpoint, read_checkpoint, read_manifest,
-                                   take_snapshot, write_snapshot)
+from ..checkpoints import (Background, drop_checkpoint, drop_later, later_checkpoints, link_checkpoint,
+                                   read_checkpoint, read_manifest, take_snapshot, write_snapshot)
 from ..core import InputError
 from ..files import write_atomic
 from ..metrics import counts_of, lower_is_better
@@ -81,6 +81,7 @@ class RunWriter(Callback):
     def _open(self):
         self.check_there()
         self.run_folder.lock() # until the training call ends
+        if self.resumed is not None: self._keep_later()
         if self.started or self.resumed is not None: self.run_folder.write_plan(self.learn.whole_plan)
         else: self.run_folder.start(self.learn.whole_plan, self.facts)
         if self.resumed is not None: self._go_on()
@@ -91,6 +92,12 @@ class RunWriter(Callback):
         if any(o.startswith(('pictures', 'teacher')) for o in self.resumed['changed']):
             write_atomic(self.run_folder.path/'data.json', json.dumps(self.facts, indent=1, ensure_ascii=False).encode())
         self.run_folder.log('resume', epoch=self.clock.epochs, step=self.clock.steps, **self.resumed)
+
+    def _keep_later(self): # for somebody goes back on purpose, and may want them after all
+        run, name = self.run_folder, self.resumed['checkpoint']
+        later = [o for o in later_checkpoints(run.path, self.clock.steps) if _is_whole(run, o)]
+        if name == 'latest' or not later: return
+        print(f"{run.path} goes back to '{name}', before {', '.join(later)}; as it was it is kept as {run.copy_aside()}.")
 
     def after_batch(self):
         if not (self.training and self.trained): return
@@ -170,6 +177,10 @@ class RunWriter(Callback):
         for act in (self.log_steps, whole, partial(self.run_folder.log, event, **self._counts, error=str(error or '') or None)):
             try: act()
             except InputError as e: print(e) # what ended the fit is to be heard, and this may be its consequence
+
+def _is_whole(run, name):
+    try: return bool(read_checkpoint(run.path, name))
+    except InputError: return False
 
 def _short(v): return None if v is None else _number(f'{v:.6g}')
 
