@@ -284,8 +284,7 @@ class _Todo:
     def __iter__(self): return iter(self.todo)
     def __len__(self): return self.n
 
-def _leave_interrupts(worker): # to the process that trains, which ends its loaders with the other signal
-    for o, do in ((signal.SIGINT, signal.SIG_IGN), (signal.SIGTERM, signal.SIG_DFL)): signal.signal(o, do)
+def _leave_interrupts(worker): signal.signal(signal.SIGINT, signal.SIG_IGN), signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 # %% ../nbs/20_data.ipynb #c48e55d3
 BALANCE = {None: (0., 0.), 'sampler': (1., 0.), 'loss': (0., 1.), 'both': (.5, .5)} # powers of sampler and loss weights
