@@ -97,7 +97,8 @@ class RunWriter(Callback):
         run, name = self.run_folder, self.resumed['checkpoint']
         if name == 'latest': return # as after a crash
         later = [o for o in later_checkpoints(run.path, self.clock.steps) if _is_whole(run, o)]
-        if later: print(f"{run.path} goes back to '{name}', before {', '.join(later)}; as it was it is kept as {run.copy_aside()}.")
+        if not later: return
+        print(f"{run.path} goes back to '{name}', before {', '.join(later)}; as it was it is kept as {run.copy_aside()}.")
 
     def after_batch(self):
         if not (self.training and self.trained): return
