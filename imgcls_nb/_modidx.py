@@ -1415,6 +1415,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'imgcls_nb.cli._interrupted': ('cli.html#_interrupted', 'imgcls_nb/cli.py'),
                                'imgcls_nb.cli._missing': ('cli.html#_missing', 'imgcls_nb/cli.py'),
                                'imgcls_nb.cli._new_file': ('cli.html#_new_file', 'imgcls_nb/cli.py'),
+                               'imgcls_nb.cli._port': ('cli.html#_port', 'imgcls_nb/cli.py'),
                                'imgcls_nb.cli._reached': ('cli.html#_reached', 'imgcls_nb/cli.py'),
                                'imgcls_nb.cli._run_launch': ('cli.html#_run_launch', 'imgcls_nb/cli.py'),
                                'imgcls_nb.cli._take_any_text': ('cli.html#_take_any_text', 'imgcls_nb/cli.py'),

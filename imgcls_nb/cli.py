@@ -29,6 +29,10 @@ def _count(text): # of the command line, as `above_zero` is
     if text.strip().isdecimal() and int(text): return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
 
+def _port(text): # 0: any that is free
+    if text.strip().isdecimal() and int(text) < 2**16: return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no port; they are numbers from 0 to 65535")
+
 def _above_zero(text):
     try: number = float(text)
     except ValueError: number = 0.
@@ -111,12 +115,12 @@ def _add_notebooks(verbs):
                              ('lab', run_lab, 'Open JupyterLab on the tutorials, on this machine only')):
         p = _add_verb(verbs, name, func, text)
         p.add_argument('folder', nargs='?', default='tutorials', help='where the copies are or go (default: %(default)s)')
-    p.add_argument('--port', type=int, default=8888, help='the next that is free is taken (default: %(default)s)')
+    p.add_argument('--port', type=_port, default=8888, help='the next that is free is taken (default: %(default)s)')
     _add_no_browser(p)
 
     p = _add_verb(verbs, 'app', run_app, 'Show models to people who do not read code: a page, on this machine only')
     p.add_argument('runs', nargs='?', default='runs', help='a run with a model.onnx, or a folder of runs (default: %(default)s)')
-    p.add_argument('--port', type=int, default=8866, help='0: any that is free (default: %(default)s)')
+    p.add_argument('--port', type=_port, default=8866, help='0: any that is free (default: %(default)s)')
     _add_no_browser(p)
 
 def _add_no_browser(p): p.add_argument('--no-browser', action='store_true', help='print the address instead of opening it')
@@ -216,7 +220,7 @@ def _add_models(verbs):
     _add_options(p, _RUNNING)
     for name, kind, usual, text in (
             ('host', str, '127.0.0.1', 'address to listen on; 0.0.0.0: for every machine'),
-            ('port', int, 8000, '0: any that is free'), ('max-mb', _above_zero, 16., 'largest file of a picture'),
+            ('port', _port, 8000, '0: any that is free'), ('max-mb', _above_zero, 16., 'largest file of a picture'),
             ('timeout', _above_zero, 30., 'seconds for a picture to arrive, and again for its answer')):
         p.add_argument(f'--{name}', type=kind, default=usual, help=f'{text} (default: %(default)s)')
 

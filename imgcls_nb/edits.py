@@ -232,6 +232,7 @@ def relabel(self:Edits,
     why:str='', # The reason
 ) -> dict:
     "Give a picture another class"
+    if not new: raise InputError(f"The right class of '{picture}' is not said. Name one; ignore leaves a picture out.")
     return self.add(picture, 'label', old, new, why)
 
 # %% ../nbs/57_edits.ipynb #97cde9ed

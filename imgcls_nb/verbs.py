@@ -73,6 +73,7 @@ def run_export(args): # Of the command line
     from imgcls_nb.trained import trained_from_plan
     trained = _config_trained(args) if args.config else trained_from_plan(*_checkpoint(args))
     out = args.out or (_save_dir(args) if args.config else f'{args.run}/model.onnx')
+    if args.out and (args.out.endswith('/') or os.path.isdir(args.out)): out = os.path.join(args.out, 'model.onnx')
     print(export_onnx(trained, out, precision=args.precision, softmax=args.softmax,
                       threshold=args.threshold, max_drop=args.max_drop))
     print(f"Next: {command('predict', out, 'PICTURES')}")
@@ -156,7 +157,11 @@ def run_config(args): # Of the command line
     from imgcls_nb.config import plan_from_config, read_config
     from imgcls_nb.plan import plan_to_yaml
     from imgcls_nb.words import plan_in_words
-    plan = plan_from_config(read_config(args.config, args.override), _overridden(args))
+    config = read_config(args.config, args.override)
+    if 'PreProcess' in config and 'Arch' not in config:
+        raise InputError(f"'{args.config}' is for a model file and trains nothing. Label pictures with it: "
+                         f"imgcls predict -c {shlex.quote(args.config)}.")
+    plan = plan_from_config(config, _overridden(args))
     print(plan_to_yaml(plan) if args.yaml else f'{plan_in_words(plan)}\n', end='')
 
 # %% ../nbs/84_verbs.ipynb #a5c1e0d7

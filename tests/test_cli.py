@@ -332,6 +332,23 @@ def test_an_interrupted_training_names_its_run(monkeypatch, capsys, shapes, tmp_
     assert main(['train', str(shapes), '--arch', 'test_resnet', '--size', '32', '--epochs', '2', '--run', str(run)]) == 130
     assert f"interrupted. Next: imgcls resume '{run}'" in capsys.readouterr().err
 
+@pytest.mark.parametrize('verb', ['lab', 'app', 'serve'])
+@pytest.mark.parametrize('port', ['-1', '65536', 'http'])
+def test_what_is_no_port(verb, port, capsys):
+    with pytest.raises(SystemExit): main([verb, *['model.onnx']*(verb == 'serve'), f'--port={port}'])
+    assert f"'{port}' is no port; they are numbers from 0 to 65535" in capsys.readouterr().err
+
+@pytest.mark.parametrize('out', ['made/', '.'])
+def test_a_folder_to_export_into(imgcls, trained_run, tmp_path, out):
+    assert main(['export', str(trained_run), '--out', out]) == 0
+    assert (tmp_path/out/'model.onnx').is_file()
+
+def test_a_config_for_a_model_file_is_not_for_training(imgcls, tmp_path, capsys):
+    (tmp_path/'deploy it.yaml').write_text('Global: {use_gpu: False}\nPreProcess: {transform_ops: []}\nPostProcess: {}\n')
+    assert main(['config', 'deploy it.yaml']) == 2
+    said = capsys.readouterr().err
+    assert "is for a model file and trains nothing. Label pictures with it: imgcls predict -c 'deploy it.yaml'" in said
+
 @pytest.mark.skipif(os.name != 'posix', reason="signals")
 @pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGTERM], ids=lambda o: o.name) # as people do, and schedulers
 def test_a_training_that_is_told_to_end_has_saved(shapes, tmp_path, how):

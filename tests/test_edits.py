@@ -622,6 +622,11 @@ def test_two_writers_of_one_file_take_turns(tmp_path, monkeypatch):
     second.join(10)
     assert seen == [b'first', b'two'] and os.listdir(tmp_path) == ['x']
 
+def test_a_class_without_a_name_is_refused(tmp_path):
+    with pytest.raises(InputError, match="right class of 'circle/000.png' is not said.*ignore leaves a picture out"):
+        Edits(make_shapes(tmp_path/'few', n=1)).relabel('circle/000.png', 'circle', '')
+    assert not list(tmp_path.rglob('*.jsonl'))
+
 @contextmanager
 def forked():
     "A child, such as a loader process, that has inherited what is open here"
