@@ -3056,6 +3056,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'imgcls_nb.runs.Run._beside': ('runs.html#run._beside', 'imgcls_nb/runs.py'),
                                 'imgcls_nb.runs.Run._draw_rate': ('runs.html#run._draw_rate', 'imgcls_nb/runs.py'),
                                 'imgcls_nb.runs.Run._explained': ('runs.html#run._explained', 'imgcls_nb/runs.py'),
+                                'imgcls_nb.runs.Run._followed': ('runs.html#run._followed', 'imgcls_nb/runs.py'),
                                 'imgcls_nb.runs.Run._is_saved': ('runs.html#run._is_saved', 'imgcls_nb/runs.py'),
                                 'imgcls_nb.runs.Run._move_aside': ('runs.html#run._move_aside', 'imgcls_nb/runs.py'),
                                 'imgcls_nb.runs.Run.begun': ('runs.html#run.begun', 'imgcls_nb/runs.py'),

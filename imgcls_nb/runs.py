@@ -15,6 +15,7 @@ import subprocess
 import time
 from bisect import bisect_left
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -58,10 +59,16 @@ class Run:
     def plan(self) -> Plan:
         "What was asked for, from config.yaml"
         file = self.path/'config.yaml'
-        try: return plan_from_yaml(_read(file), str(file))
+        try: return self._followed(plan_from_yaml(_read(file), str(file)))
         except InputError as e:
             raise InputError(f"{e} Without it the run cannot go on. Put the file back as it was; or start a new run from its "
                              f"weights: pretrained='{self.path/'latest.safetensors'}'.") from e
+
+    def _followed(self, plan): # from where the training was begun, if the pictures are found there and not from here
+        data, run = Path(plan.data.path), Path(plan.run or '')
+        home = Path(*self.path.absolute().parts[:-len(run.parts) or None])
+        if data.exists() or run.is_absolute() or home/run != self.path.absolute() or not (home/data).exists(): return plan
+        return replace(plan, data=replace(plan.data, path=(home/data).as_posix()))
 
     @property
     def data(self) -> dict:

@@ -332,6 +332,18 @@ def test_an_interrupted_training_names_its_run(monkeypatch, capsys, shapes, tmp_
     assert main(['train', str(shapes), '--arch', 'test_resnet', '--size', '32', '--epochs', '2', '--run', str(run)]) == 130
     assert f"interrupted. Next: imgcls resume '{run}'" in capsys.readouterr().err
 
+def test_a_run_is_used_from_another_folder(shapes, tmp_path, monkeypatch, capsys):
+    shutil.copytree(shapes, tmp_path/'project/photos')
+    (tmp_path/'elsewhere').mkdir()
+    monkeypatch.chdir(tmp_path/'project')
+    assert main(['train', 'photos', *SMALL, '--num-workers', '0']) == 0
+    assert Run('runs/photos').plan.data.path == 'photos'
+    (tmp_path/'project').rename(tmp_path/'moved')
+    monkeypatch.chdir(tmp_path/'elsewhere')
+    for verb in ('eval', 'export', 'resume'): assert main([verb, '../moved/runs/photos']) == 0, capsys.readouterr().err
+    (tmp_path/'moved/photos').rename(tmp_path/'gone')
+    assert main(['eval', '../moved/runs/photos']) == 2 and 'There is no folder' in capsys.readouterr().err
+
 @pytest.mark.parametrize('verb', ['lab', 'app', 'serve'])
 @pytest.mark.parametrize('port', ['-1', '65536', 'http'])
 def test_what_is_no_port(verb, port, capsys):
