@@ -65,7 +65,9 @@ function render({ model, el: root }) {
   const reveal = card => { // the pictures are scrolled, and the notebook only for who has the keyboard on them
     const [top, bottom] = [card.offsetTop - 4, card.offsetTop + card.offsetHeight + 4]
     list.scrollTop = Math.min(Math.max(list.scrollTop, bottom - list.clientHeight), top)
-    if (list.matches(":focus")) card.scrollIntoView({ block: "nearest" })
+    if (!list.matches(":focus")) return
+    for (const o of [chips.querySelector("[aria-pressed=true]"), big, card]) // where not all have room, the last wins
+      o?.scrollIntoView({ block: "nearest" })
   }
   const frame = () => {
     cards.forEach((o, i) => o.classList.toggle("icd-at", i === at))
@@ -117,7 +119,6 @@ function render({ model, el: root }) {
       o.setAttribute("aria-label", [c.name, ...(c.lines ?? []), c.tag].filter(Boolean).join(", "))
       o.title = c.name ?? ""
     })
-    frame()
     ;[what.textContent, where.textContent] = m.status
     what.title = m.status[0]
     back.disabled = m.first
@@ -139,6 +140,7 @@ function render({ model, el: root }) {
     }))
     editing.hidden = chips.hidden = find.hidden = !m.editable
     help.textContent = m.help
+    frame()
   }
   const drawNames = () => names.replaceChildren(...model.get("vocab").map(o => el("option", { value: o })))
 
