@@ -148,9 +148,11 @@ def _add_resume(verbs):
     p.add_argument('run', help='a run folder')
     p.add_argument('--checkpoint', help='go on from this one, such as epoch_3 (default: the newest that is whole)')
     p.add_argument('--epochs', type=int, help='length of the last training call, to train longer')
-    p.add_argument('--data', metavar='FOLDER', help='where the pictures are now, if they were moved')
+    _add_data(p)
     p.add_argument('--num-workers', type=int, help='loader processes')
     _add_allow(p)
+
+def _add_data(p): p.add_argument('--data', metavar='FOLDER', help='where the pictures are now, if they were moved')
 
 def _add_allow(p):
     p.add_argument('--allow', action='append', default=[], metavar='NAME',
@@ -181,7 +183,7 @@ def _add_runs(verbs):
         p = _add_verb(verbs, name, func, text, config=True)
         p.add_argument('run', nargs='?', help='a run folder')
         p.add_argument('--weights', default='best_model', help='which checkpoint of the run (default: %(default)s)')
-        if name == 'infer': _add_labelling(p)
+        _add_labelling(p) if name == 'infer' else _add_data(p)
     p.add_argument('--out', help='the model file (default: RUN/model.onnx)')
     p.add_argument('--precision', default='fp32', help='fp32, fp16, int8, or auto: the fastest that passes')
     p.add_argument('--max-drop', type=float, default=.5, help='points of accuracy that it may cost (default: %(default)s)')

@@ -35,7 +35,9 @@ def run_resume(args): # Of the command line
     "Go on with a run"
     from imgcls_nb.learner import resume_run
     from imgcls_nb.ranks import has_begun
-    settings = {k: v for k, v in dict(path=args.data, num_workers=args.num_workers).items() if v is not None}
+    from imgcls_nb.runs import Run
+    path = _find_data(Run.open(args.run).plan, args).data.path
+    settings = {k: v for k, v in dict(path=path, num_workers=args.num_workers).items() if v is not None}
     checkpoint = True if has_begun() else args.checkpoint or True # a restart keeps what was trained since
     _tell_run(resume_run(args.run, checkpoint, args.allow, args.epochs, **settings))
 
@@ -55,7 +57,7 @@ def run_eval(args): # Of the command line
     if args.config: ev = _eval_config(args)
     else:
         from imgcls_nb.evaluate import evaluate_plan
-        ev = evaluate_plan(*_checkpoint(args)[:2])
+        ev = evaluate_plan(*_with_data(args)[:2])
     print(ev.report().to_string(float_format='{:.4f}'.format))
     print(f'\n{ev}')
 
@@ -71,7 +73,7 @@ def run_export(args): # Of the command line
     "Write a model file"
     from imgcls_nb.export import export_onnx
     from imgcls_nb.trained import trained_from_plan
-    trained = _config_trained(args) if args.config else trained_from_plan(*_checkpoint(args))
+    trained = _config_trained(args) if args.config else trained_from_plan(*_with_data(args))
     out = args.out or (_save_dir(args) if args.config else f'{args.run}/model.onnx')
     if args.out and (args.out.endswith('/') or os.path.isdir(args.out)): out = os.path.join(args.out, 'model.onnx')
     print(export_onnx(trained, out, precision=args.precision, softmax=args.softmax,
@@ -182,7 +184,7 @@ def _config_plan(args):
     return plan
 
 def _check_root(root, config): # a folder that nobody typed
-    if not root or os.path.exists(os.path.expanduser(root)) or any(o in root for o in '*?[{'): return
+    if _is_there(root): return
     key = 'DataLoader.{}.dataset.image_root'.format
     raise InputError(f"There is no folder '{root}', which {config} names as {key('Train')}. Put the pictures there, or say where "
                      f"they are: -o {key('Train')}=FOLDER -o {key('Eval')}=FOLDER.")
@@ -217,6 +219,19 @@ def _checkpoint(args): # its plan, its weights, its facts
     from imgcls_nb.trained import checkpoint_of
     return checkpoint_of(args.run, args.weights)
 
+def _with_data(args): # the same, for what looks at the pictures of the run
+    plan, weights, facts = _checkpoint(args)
+    return _find_data(plan, args), weights, facts
+
+def _find_data(plan, args): # where the pictures are now
+    if args.data: return replace(plan, data=replace(plan.data, path=args.data))
+    root = plan.data.path
+    if _is_there(root): return plan
+    raise InputError(f"There is no folder '{root}', where config.yaml in '{args.run}' has the pictures. If they were moved, say "
+                     f"where they are: {command(args.verb, args.run)} --data FOLDER")
+
+def _is_there(root): return not root or os.path.exists(os.path.expanduser(root)) or any(o in root for o in '*?[{')
+
 def _save_dir(args):
     from imgcls_nb.config import read_config
     g = read_config(args.config, args.override).get('Global') or {}
@@ -244,10 +259,10 @@ def _asked_plainly(args):
                           reject=args.reject, labels=args.labels, idle=True)
     return Inference(predictor, args.pictures, 5, 16)
 
-def _check_beside(args, names):
+def _check_beside(args, names, example='Global.cpu_num_threads=2'):
     if lost := [f'--{o}' for o in names.split() if getattr(args, o) is not None]:
         raise InputError(f"{', '.join(lost)} cannot stand beside -c. Change the value in the YAML file with -o, "
-                         "such as -o Global.cpu_num_threads=2.")
+                         f"such as -o {example}.")
 
 def _label(predictor, pictures, k, args, bs=16, line=None):
     from imgcls_nb.deploy import plain_line, save_predictions, show_predictions
@@ -263,6 +278,7 @@ def _check_source(args):
 def _config_trained(args):
     from imgcls_nb.config.inference import trained_from_config
     _check_source(args)
+    if args.verb == 'export': _check_beside(args, 'data', 'DataLoader.Eval.dataset.image_root=FOLDER')
     return trained_from_config(_config_plan(args), args.verb)
 
 def _is_first(): return not is_one_of_many() or os.environ['RANK'] == '0'
@@ -277,6 +293,7 @@ def _log(plan, name, line): # a run's log; a folder that is not there is not mad
 def _eval_config(args):
     from imgcls_nb.config.inference import eval_line, evaluate_config
     _check_source(args)
+    _check_beside(args, 'data', 'DataLoader.Eval.dataset.image_root=FOLDER')
     plan = _config_plan(args)
     ev = evaluate_config(plan)
     _log(plan, 'eval', eval_line(ev))

@@ -241,6 +241,11 @@ def test_runs_that_are_none(refused, tmp_path, trained_run, shapes, verb):
     assert 'needs weights: -o Global.pretrained_model=' in refused(verb, '-c', QUICK)
     assert "no weights at 'nowhere'" in refused(verb, '-c', QUICK, '-o', 'Global.pretrained_model=nowhere')
 
+@pytest.mark.parametrize('verb', ['eval', 'export'])
+def test_where_the_pictures_are_beside_a_config(refused, verb):
+    said = refused(verb, '-c', QUICK, '--data', 'photos')
+    assert '--data cannot stand beside -c' in said and '-o DataLoader.Eval.dataset.image_root=FOLDER' in said
+
 def test_a_run_that_was_not_exported_yet(refused, trained_run, shapes, tmp_path):
     shutil.copytree(trained_run, tmp_path/'run', ignore=shutil.ignore_patterns('*.onnx'))
     for o in ('run', 'run/model.onnx'): assert refused('predict', o, shapes).endswith(' Write it: imgcls export run\n')
@@ -253,7 +258,11 @@ def test_a_damaged_checkpoint(refused, trained_run, tmp_path):
 def test_pictures_that_moved_away(refused, imgcls, trained_run, shapes, tmp_path):
     run = shutil.copytree(trained_run, tmp_path/'run')
     (run/'config.yaml').write_text((run/'config.yaml').read_text().replace(str(shapes), 'gone'))
-    assert "no folder 'gone'" in refused('eval', 'run')
+    for verb in ('eval', 'export', 'resume'):
+        said = refused(verb, 'run')
+        assert "no folder 'gone', where config.yaml in 'run' has" in said and f'imgcls {verb} run --data FOLDER' in said
+        assert "no folder 'nowhere'" in refused(verb, 'run', '--data', 'nowhere')
+        imgcls(verb, 'run', '--data', shapes)
     assert labels(imgcls('infer', 'run', shapes/'circle')[0]), "to label other pictures they are not needed"
 
 def test_infer_without_pictures(refused, trained_run):
