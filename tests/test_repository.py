@@ -206,6 +206,15 @@ def test_readme_is_the_rendered_index():
     done = python('tools/readme.py', '--check')
     assert done.returncode == 0, done.stderr
 
+@pytest.mark.parametrize('path', [*PAGES, *NOTEBOOKS], ids=lambda o: o if isinstance(o, str) else name(o))
+def test_links_lead_to_files(path): # from where the page lies: README is rendered from a notebook in another folder
+    text = read(path)
+    if isinstance(path, Path):
+        text = '\n\n'.join(''.join(o['source']) for o in json.loads(text)['cells'] if o['cell_type'] == 'markdown')
+    prose = re.sub(r'^```.*?^```$|`[^`\n]*`', '', text, flags=re.M | re.S)
+    links = re.findall(r'\]\((?![a-z]+:|#|attachment:)([^)\s#]+)', prose)
+    assert not [o for o in links if not (ROOT/path).parent.joinpath(o).exists()]
+
 # Docments: every parameter of what is public says what it is
 
 def public(nodes): return [o for o in nodes if not getattr(o, 'name', '_').startswith('_')]

@@ -1,4 +1,5 @@
 "Render nbs/index.ipynb to README.md; with --check, only say whether they agree"
+import posixpath
 import re
 import sys
 from pathlib import Path
@@ -22,19 +23,24 @@ MARK = re.compile(r'<!-- table of (\S+) -->') # a notebook shows nothing in its 
 
 def first_table(page): return re.search(r'(?:^\|.*\n)+', page.read_text(encoding='utf-8'), re.M)[0].rstrip('\n')
 
-def blocks(nb):
+def from_root(text, folder):
+    "A text of a notebook in `folder` for a page at the root: links lead where they led"
+    return re.sub(r'\]\((?![a-z]+:|#)([^)\s]+)', lambda m: f']({posixpath.normpath(posixpath.join(folder, m[1]))}', text)
+
+def blocks(nb, folder):
     for cell in nb.cells:
         if cell.has_directive('hide'): continue
         cell.remove_directives()
         source = cell.source.strip()
         if not source: continue
-        if cell.cell_type == 'markdown': yield MARK.sub(lambda m: first_table(ROOT/m[1]), source)
+        if cell.cell_type == 'markdown': yield MARK.sub(lambda m: first_table(ROOT/m[1]), from_root(source, folder))
         elif cell.cell_type == 'code':
             shell = re.match(r'%%(?:ba)?sh\b.*\n', source)
             yield fence(source[shell.end():], 'sh') if shell else fence(source, 'python')
             yield from texts(cell.get('outputs', []))
 
-def render(path=ROOT/'nbs/index.ipynb'): return '\n\n'.join(blocks(read_nb(path))) + '\n'
+def render(path=ROOT/'nbs/index.ipynb'):
+    return '\n\n'.join(blocks(read_nb(path), path.parent.relative_to(ROOT).as_posix())) + '\n'
 
 def main(check=False, readme=ROOT/'README.md'):
     text = render()
