@@ -1400,7 +1400,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'imgcls_nb.cli._add_no_browser': ('cli.html#_add_no_browser', 'imgcls_nb/cli.py'),
                                'imgcls_nb.cli._add_notebooks': ('cli.html#_add_notebooks', 'imgcls_nb/cli.py'),
                                'imgcls_nb.cli._add_options': ('cli.html#_add_options', 'imgcls_nb/cli.py'),
-                               'imgcls_nb.cli._add_override': ('cli.html#_add_override', 'imgcls_nb/cli.py'),
                                'imgcls_nb.cli._add_paddle': ('cli.html#_add_paddle', 'imgcls_nb/cli.py'),
                                'imgcls_nb.cli._add_resume': ('cli.html#_add_resume', 'imgcls_nb/cli.py'),
                                'imgcls_nb.cli._add_runs': ('cli.html#_add_runs', 'imgcls_nb/cli.py'),

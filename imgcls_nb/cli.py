@@ -92,12 +92,9 @@ def _add_verb(verbs, name, func, text, config=False):
     p.set_defaults(func=func)
     if config:
         p.add_argument('-c', '--config', help='a PaddleClas YAML file')
-        _add_override(p)
+        p.add_argument('-o', '--override', action='append', default=[], metavar='KEY=VALUE',
+                       help='change one value of it; repeatable')
     return p
-
-def _add_override(p):
-    p.add_argument('-o', '--override', action='append', default=[], metavar='KEY=VALUE',
-                   help='change one value of it; repeatable')
 
 def _add_options(p, options): # name, kind, help
     for name, kind, text in options: p.add_argument(f'--{name}', type=kind, help=text)
@@ -252,10 +249,10 @@ def _add_paddle(verbs):
     p.add_argument('--dropout', type=float, default=.2,
                    help='dropout_prob that MobileNetV3 or PP-LCNet was trained with (default: %(default)s)')
 
-    p = _add_verb(verbs, 'config', run_config, 'Say in plain words what a YAML file does here, and where that departs from it')
-    p.add_argument('config', help='a PaddleClas YAML file')
+    text = 'Say in plain words what a YAML file does here, and where that departs from it'
+    p = _add_verb(verbs, 'config', run_config, text, config=True)
+    p.add_argument('file', nargs='?', help='a PaddleClas YAML file, as with -c')
     p.add_argument('--yaml', action='store_true', help='print the whole plan instead')
-    _add_override(p)
 
 # %% ../nbs/85_cli.ipynb #045208fe
 class _Version(argparse.Action):

@@ -159,10 +159,13 @@ def run_config(args): # Of the command line
     from imgcls_nb.config import plan_from_config, read_config
     from imgcls_nb.plan import plan_to_yaml
     from imgcls_nb.words import plan_in_words
-    config = read_config(args.config, args.override)
+    if bool(args.file) == bool(args.config):
+        raise InputError("imgcls config takes one YAML file: imgcls config configs/quick_start/digits.yaml")
+    file = args.file or args.config
+    config = read_config(file, args.override)
     if 'PreProcess' in config and 'Arch' not in config:
-        raise InputError(f"'{args.config}' is for a model file and trains nothing. Label pictures with it: "
-                         f"imgcls predict -c {shlex.quote(args.config)}.")
+        raise InputError(f"'{file}' is for a model file and trains nothing. Label pictures with it: "
+                         f"imgcls predict -c {shlex.quote(file)}.")
     plan = plan_from_config(config, _overridden(args))
     print(plan_to_yaml(plan) if args.yaml else f'{plan_in_words(plan)}\n', end='')
 

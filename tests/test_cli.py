@@ -273,9 +273,7 @@ def test_infer_without_pictures(refused, trained_run):
     (['train', 'x', '--epohcs=3'], "unrecognized arguments: --epohcs=3. Did you mean '--epochs'?"),
     (['train', 'x', '--epochs', 'three'], "invalid int value: 'three'"),
     (['quickstart', 'x', '--epochs', '0'], "'0' is no whole number from 1"), # and not as many as without it
-    (['models', 'resnet18', '--limit', '-5'], "'-5' is no whole number from 1"),
-   
-    (['config'], 'required')], ids=words)
+    (['models', 'resnet18', '--limit', '-5'], "'-5' is no whole number from 1")], ids=words)
 def test_what_cannot_be_parsed(imgcls, args, says):
     out, err = imgcls(*args, status=2)
     assert says in err and 'usage: imgcls' in err and not out
@@ -296,7 +294,8 @@ def test_an_unknown_verb_in_a_process_of_its_own(tmp_path):
     assert "invalid choice: 'tarin'" in done(start(tmp_path, 'tarin'), status=2)[1]
 
 @pytest.mark.parametrize('args, says', [
-    (['config', 'nowhere.yaml'], "no config file 'nowhere.yaml'"), (['train'], 'a folder of pictures, or -c'),
+    (['config', 'nowhere.yaml'], "no config file 'nowhere.yaml'"), (['config'], 'takes one YAML file'),
+    (['config', QUICK, '-c', QUICK], 'takes one YAML file'), (['train'], 'a folder of pictures, or -c'),
     (['train', 'nowhere', '-c', QUICK], 'a folder of pictures, or -c'),
     (['config', QUICK, '-o', 'Globl.x=1'], "no 'Globl'.*Did you mean 'Global'"),
     (['config', QUICK, '-o', 'Global.epoch=1'], "Did you mean 'epochs'"),
@@ -312,6 +311,7 @@ def test_a_device_that_is_asked_for(refused, imgcls, monkeypatch):
     monkeypatch.setattr('torch.cuda.is_available', lambda: False)
     assert 'Global.device=gpu was asked for' in refused('config', QUICK, '-o', 'Global.device=gpu')
     out, err = imgcls('config', QUICK)
+    assert out == imgcls('config', '-c', QUICK)[0]
     assert re.search('device +cpu', out) and 'the CPU is used' in out
 
 @pytest.mark.parametrize('error, status, says', [
