@@ -421,11 +421,17 @@ def _opened(cls, folder, said, check):
         probs, targs = (np.load(files[k], mmap_mode='r' if k == 'probs' and said['pictures'] else None, allow_pickle=False)
                         for k in ('probs', 'targs'))
         names = json.loads(files['names'].read_text('utf-8'))
-        return cls(probs, targs, said['vocab'], names, said['root'], said['temperature'], said['facts'],
-                   next((o for o in folder.absolute().parents[:2] if (o/'config.yaml').is_file()), None))
+        run = next((o for o in folder.absolute().parents[:2] if (o/'config.yaml').is_file()), None)
+        return cls(probs, targs, said['vocab'], names, _root(said['root'], run), said['temperature'], said['facts'], run)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         if isinstance(e, InputError): raise
         raise InputError(f"'{folder}' is damaged: {e}. Evaluate again.") from e
+
+def _root(root, run): # as it was typed where the run was trained; a damaged plan is another matter
+    if root is None or run is None or os.path.isdir(root): return root
+    from imgcls_nb.plan import follow_path, plan_from_yaml
+    try: return follow_path(root, plan_from_yaml((run/'config.yaml').read_text('utf-8')).run, run)
+    except (InputError, OSError): return root
 
 # %% ../nbs/54_evaluation.ipynb #48c13acb
 def _read_manifest(file):

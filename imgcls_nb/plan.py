@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'MOST', 'CHOICES', 'DataPlan', 'ModelPlan', 'ObjectivePlan', 'FitPlan', 'Plan', 'plan_to_dict',
-           'plan_to_yaml', 'plan_from_dict', 'plan_from_yaml']
+           'plan_to_yaml', 'plan_from_dict', 'plan_from_yaml', 'follow_path']
 
 # %% ../nbs/05_plan.ipynb #d1d9b958
 import json
+import os
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
 import yaml
@@ -204,3 +206,15 @@ def plan_from_yaml(
 ) -> Plan:
     "Read a plan; nothing in the text can run code"
     return plan_from_dict(read_yaml(text, where), Plan, where)
+
+# %% ../nbs/05_plan.ipynb #c06a50e6
+def follow_path(
+    path:str, # As it was typed
+    run:str|None, # The run folder as the plan has it
+    folder, # Where that folder is now
+) -> str: # The same, or an absolute path
+    "Where a path leads: if it is not found from here, from where the training was begun"
+    if os.path.exists(path) or not run or os.path.isabs(run): return path
+    folder, parts = Path(folder).absolute(), Path(run).parts
+    home = Path(*folder.parts[:-len(parts)])
+    return (home/path).as_posix() if home/run == folder and (home/path).exists() else path

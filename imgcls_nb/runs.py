@@ -28,7 +28,7 @@ from .documents import MAX_BYTES, read_json
 from .engines import cpu_features, cpu_name
 from .files import in_words, link_file, sync_folder, write_atomic
 from .locks import Lock
-from .plan import Plan, plan_from_yaml, plan_to_yaml
+from .plan import Plan, follow_path, plan_from_yaml, plan_to_yaml
 from .ranks import rank, world
 
 # %% ../nbs/40_runs.ipynb #e62b1de5
@@ -57,18 +57,13 @@ class Run:
 
     @property
     def plan(self) -> Plan:
-        "What was asked for, from config.yaml"
+        "What was asked for, from config.yaml; its pictures are where `follow_path` finds them"
         file = self.path/'config.yaml'
-        try: return self._followed(plan_from_yaml(_read(file), str(file)))
+        try: plan = plan_from_yaml(_read(file), str(file))
         except InputError as e:
             raise InputError(f"{e} Without it the run cannot go on. Put the file back as it was; or start a new run from its "
                              f"weights: pretrained='{self.path/'latest.safetensors'}'.") from e
-
-    def _followed(self, plan): # from where the training was begun, if the pictures are found there and not from here
-        data, run = Path(plan.data.path), Path(plan.run or '')
-        home = Path(*self.path.absolute().parts[:-len(run.parts) or None])
-        if data.exists() or run.is_absolute() or home/run != self.path.absolute() or not (home/data).exists(): return plan
-        return replace(plan, data=replace(plan.data, path=(home/data).as_posix()))
+        return replace(plan, data=replace(plan.data, path=follow_path(plan.data.path, plan.run, self.path)))
 
     @property
     def data(self) -> dict:

@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import suppress
+from pathlib import Path
 
 import onnx
 import pytest
@@ -21,6 +22,9 @@ from imgcls_nb import verbs
 from imgcls_nb.checkpoints import read_manifest
 from imgcls_nb.cli import main
 from imgcls_nb.core import InputError, list_images
+from imgcls_nb.edits import Edits
+from imgcls_nb.evaluate import evaluate
+from imgcls_nb.evaluation import Evaluation
 from imgcls_nb.metadata import read_card
 from imgcls_nb.runs import Run
 from imgcls_nb.shipped import list_shipped
@@ -347,9 +351,12 @@ def test_a_run_is_used_from_another_folder(shapes, tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path/'project')
     assert main(['train', 'photos', *SMALL, '--num-workers', '0']) == 0
     assert Run('runs/photos').plan.data.path == 'photos'
+    evaluate('runs/photos')
     (tmp_path/'project').rename(tmp_path/'moved')
     monkeypatch.chdir(tmp_path/'elsewhere')
     for verb in ('eval', 'export', 'resume'): assert main([verb, '../moved/runs/photos']) == 0, capsys.readouterr().err
+    ev, edits = Evaluation.load('../moved/runs/photos'), Edits('../moved/runs/photos')
+    assert Path(ev.source(0)).is_file() and edits.root.samefile(tmp_path/'moved/photos')
     (tmp_path/'moved/photos').rename(tmp_path/'gone')
     assert main(['eval', '../moved/runs/photos']) == 2 and 'There is no folder' in capsys.readouterr().err
 
