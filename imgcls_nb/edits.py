@@ -57,9 +57,9 @@ def _place(path): # of the log, and of the data
     if path.is_file(): return path.parent/'edits.jsonl', path.parent
     if not path.is_dir(): raise InputError(f"There is no '{path}' to write edits in. Give a run folder, or the folder of a list.")
     if not (path/'config.yaml').is_file(): return path/'edits.jsonl', path
-    from imgcls_nb.plan import follow_path, plan_from_yaml
-    plan = plan_from_yaml((path/'config.yaml').read_text('utf-8'), str(path/'config.yaml'))
-    data = Path(follow_path(plan.data.path, plan.run, path))
+    from imgcls_nb.plan import follow_plan, plan_from_yaml
+    plan = plan_from_yaml((path/'config.yaml').read_bytes(), str(path/'config.yaml'))
+    data = Path(follow_plan(plan, path).data.path)
     return path/'edits.jsonl', data.parent if data.is_file() else data
 
 # %% ../nbs/57_edits.ipynb #6e2489a4

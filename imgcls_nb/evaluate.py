@@ -279,7 +279,15 @@ def evaluate_plan(
     plan = at_hand(plan, say=lambda text: None) # and where it is judged neither
     learn = learner_from_plan(replace(plan, model=replace(plan.model, pretrained=False), run=None, **judged))
     load_weights(learn.model, weights)
+    if plan.run and _is_first(): _say_if_others(plan.run, learn.dls.valid_ds)
     return evaluate(learn, **kwargs)
+
+def _say_if_others(run, pics): # than the run was validated on
+    from imgcls_nb.runs import Run
+    try: then = Run(run).data['valid']
+    except (InputError, KeyError, TypeError): return # nobody knows
+    if then['list_sha256'] != pics.list_hash():
+        print(f"The run was validated on {then['pictures']:,} pictures; these {len(pics):,} are others, or have other labels.")
 
 # %% ../nbs/55_evaluate.ipynb #1631a610
 def plot_confusion(

@@ -427,11 +427,11 @@ def _opened(cls, folder, said, check):
         if isinstance(e, InputError): raise
         raise InputError(f"'{folder}' is damaged: {e}. Evaluate again.") from e
 
-def _root(root, run): # as it was typed where the run was trained; a damaged plan is another matter
-    if root is None or run is None or os.path.isdir(root): return root
+def _root(root, run): # may be as it was typed where the training was begun
+    if root is None or run is None or os.path.isabs(root): return root
     from imgcls_nb.plan import follow_path, plan_from_yaml
-    try: return follow_path(root, plan_from_yaml((run/'config.yaml').read_text('utf-8')).run, run)
-    except (InputError, OSError): return root
+    try: return follow_path(root, plan_from_yaml((run/'config.yaml').read_bytes()).run, run)
+    except (InputError, OSError): return root # the numbers do not need the plan, and whoever does says what it lacks
 
 # %% ../nbs/54_evaluation.ipynb #48c13acb
 def _read_manifest(file):

@@ -15,7 +15,6 @@ import subprocess
 import time
 from bisect import bisect_left
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from .documents import MAX_BYTES, read_json
 from .engines import cpu_features, cpu_name
 from .files import in_words, link_file, sync_folder, write_atomic
 from .locks import Lock
-from .plan import Plan, follow_path, plan_from_yaml, plan_to_yaml
+from .plan import Plan, follow_plan, plan_from_yaml, plan_to_yaml, tell_plan
 from .ranks import rank, world
 
 # %% ../nbs/40_runs.ipynb #e62b1de5
@@ -57,13 +56,15 @@ class Run:
 
     @property
     def plan(self) -> Plan:
-        "What was asked for, from config.yaml; its pictures are where `follow_path` finds them"
+        "What was asked for, from config.yaml; its paths are those that lead there from the working directory"
+        return follow_plan(self._written_plan(), self.path)
+
+    def _written_plan(self):
         file = self.path/'config.yaml'
-        try: plan = plan_from_yaml(_read(file), str(file))
+        try: return plan_from_yaml(_read(file), str(file))
         except InputError as e:
             raise InputError(f"{e} Without it the run cannot go on. Put the file back as it was; or start a new run from its "
                              f"weights: pretrained='{self.path/'latest.safetensors'}'.") from e
-        return replace(plan, data=replace(plan.data, path=follow_path(plan.data.path, plan.run, self.path)))
 
     @property
     def data(self) -> dict:
@@ -193,6 +194,7 @@ def _is_saved(self:Run, file): # by fastai's `learn.save`, by a start that was k
 @patch
 def write_plan(self:Run, plan):
     "Put `plan` into config.yaml, whole or not at all"
+    with suppress(InputError): plan = tell_plan(plan, self._written_plan().run, self.path) # else it is the first, or damaged
     with self._explained('plan'): write_atomic(self.path/'config.yaml', plan_to_yaml(plan).encode())
 
 def _write_json(file, values): write_atomic(file, json.dumps(values, indent=1, ensure_ascii=False).encode())

@@ -54,6 +54,7 @@ def command(
 
 def run_eval(args): # Of the command line
     "Say how good a run, or the network of a config, is on its validation pictures"
+    _check_data(args)
     if args.config: ev = _eval_config(args)
     else:
         from imgcls_nb.evaluate import evaluate_plan
@@ -73,6 +74,7 @@ def run_export(args): # Of the command line
     "Write a model file"
     from imgcls_nb.export import export_onnx
     from imgcls_nb.trained import trained_from_plan
+    _check_data(args)
     trained = _config_trained(args) if args.config else trained_from_plan(*_with_data(args))
     out = args.out or (_save_dir(args) if args.config else f'{args.run}/model.onnx')
     if args.out and (args.out.endswith('/') or os.path.isdir(args.out)): out = os.path.join(args.out, 'model.onnx')
@@ -160,7 +162,8 @@ def run_config(args): # Of the command line
     from imgcls_nb.plan import plan_to_yaml
     from imgcls_nb.words import plan_in_words
     if bool(args.file) == bool(args.config):
-        raise InputError("imgcls config takes one YAML file: imgcls config configs/quick_start/digits.yaml")
+        both = f", and '{args.file}' and '{args.config}' are two" if args.file else ", such as configs/quick_start/digits.yaml"
+        raise InputError(f"imgcls config takes one YAML file{both}.")
     file = args.file or args.config
     config = read_config(file, args.override)
     if 'PreProcess' in config and 'Arch' not in config:
@@ -187,7 +190,7 @@ def _config_plan(args):
     return plan
 
 def _check_root(root, config): # a folder that nobody typed
-    if _is_there(root): return
+    if not root or _is_there(root): return
     key = 'DataLoader.{}.dataset.image_root'.format
     raise InputError(f"There is no folder '{root}', which {config} names as {key('Train')}. Put the pictures there, or say where "
                      f"they are: -o {key('Train')}=FOLDER -o {key('Eval')}=FOLDER.")
@@ -226,14 +229,21 @@ def _with_data(args): # the same, for what looks at the pictures of the run
     plan, weights, facts = _checkpoint(args)
     return _find_data(plan, args), weights, facts
 
-def _find_data(plan, args): # where the pictures are now
-    if args.data: return replace(plan, data=replace(plan.data, path=args.data))
-    root = plan.data.path
-    if _is_there(root): return plan
-    raise InputError(f"There is no folder '{root}', where config.yaml in '{args.run}' has the pictures. If they were moved, say "
-                     f"where they are: {command(args.verb, args.run)} --data FOLDER")
+def _check_data(args): # a config says where the pictures are
+    if args.config: _check_beside(args, 'data', 'DataLoader.Eval.dataset.image_root=FOLDER')
 
-def _is_there(root): return not root or os.path.exists(os.path.expanduser(root)) or any(o in root for o in '*?[{')
+def _find_data(plan, args): # where the pictures are now
+    path, held = plan.data.path, plan.data.valid_path
+    write = f"Write into config.yaml in '{args.run}', as data.path and data.valid_path, where they are now."
+    if args.data and held:
+        raise InputError(f"The run has pictures in '{path}' and in '{held}', and --data is one folder. {write}")
+    if args.data: return replace(plan, data=replace(plan.data, path=args.data))
+    gone = next((o for o in (path, held) if o and not _is_there(o)), None)
+    if gone is None: return plan
+    how = write if held else f"If they were moved, say where they are: {command(args.verb, args.run)} --data FOLDER"
+    raise InputError(f"There is no folder '{gone}', where config.yaml in '{args.run}' has the pictures. {how}")
+
+def _is_there(root): return root.endswith('.tar') or os.path.exists(os.path.expanduser(root)) # a pattern of tar files
 
 def _save_dir(args):
     from imgcls_nb.config import read_config
@@ -281,7 +291,6 @@ def _check_source(args):
 def _config_trained(args):
     from imgcls_nb.config.inference import trained_from_config
     _check_source(args)
-    if args.verb == 'export': _check_beside(args, 'data', 'DataLoader.Eval.dataset.image_root=FOLDER')
     return trained_from_config(_config_plan(args), args.verb)
 
 def _is_first(): return not is_one_of_many() or os.environ['RANK'] == '0'
@@ -296,7 +305,6 @@ def _log(plan, name, line): # a run's log; a folder that is not there is not mad
 def _eval_config(args):
     from imgcls_nb.config.inference import eval_line, evaluate_config
     _check_source(args)
-    _check_beside(args, 'data', 'DataLoader.Eval.dataset.image_root=FOLDER')
     plan = _config_plan(args)
     ev = evaluate_config(plan)
     _log(plan, 'eval', eval_line(ev))

@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -22,10 +23,12 @@ from imgcls_nb import verbs
 from imgcls_nb.checkpoints import read_manifest
 from imgcls_nb.cli import main
 from imgcls_nb.core import InputError, list_images
+from imgcls_nb.datasets import make_shapes
 from imgcls_nb.edits import Edits
 from imgcls_nb.evaluate import evaluate
 from imgcls_nb.evaluation import Evaluation
 from imgcls_nb.metadata import read_card
+from imgcls_nb.plan import plan_from_yaml, plan_to_yaml
 from imgcls_nb.runs import Run
 from imgcls_nb.shipped import list_shipped
 
@@ -299,7 +302,8 @@ def test_an_unknown_verb_in_a_process_of_its_own(tmp_path):
 
 @pytest.mark.parametrize('args, says', [
     (['config', 'nowhere.yaml'], "no config file 'nowhere.yaml'"), (['config'], 'takes one YAML file'),
-    (['config', QUICK, '-c', QUICK], 'takes one YAML file'), (['train'], 'a folder of pictures, or -c'),
+    (['config', QUICK, '-c', 'x.yaml'], "takes one YAML file, and 'configs.*' and 'x.yaml' are two"),
+    (['train'], 'a folder of pictures, or -c'),
     (['train', 'nowhere', '-c', QUICK], 'a folder of pictures, or -c'),
     (['config', QUICK, '-o', 'Globl.x=1'], "no 'Globl'.*Did you mean 'Global'"),
     (['config', QUICK, '-o', 'Global.epoch=1'], "Did you mean 'epochs'"),
@@ -345,20 +349,43 @@ def test_an_interrupted_training_names_its_run(monkeypatch, capsys, shapes, tmp_
     assert main(['train', str(shapes), '--arch', 'test_resnet', '--size', '32', '--epochs', '2', '--run', str(run)]) == 130
     assert f"interrupted. Next: imgcls resume '{run}'" in capsys.readouterr().err
 
-def test_a_run_is_used_from_another_folder(shapes, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def project(shapes, tmp_path, monkeypatch): # with a run; beside it is a folder with other photos, in which we are
     shutil.copytree(shapes, tmp_path/'project/photos')
-    (tmp_path/'elsewhere').mkdir()
+    make_shapes(tmp_path/'elsewhere/photos', n=3)
     monkeypatch.chdir(tmp_path/'project')
     assert main(['train', 'photos', *SMALL, '--num-workers', '0']) == 0
-    assert Run('runs/photos').plan.data.path == 'photos'
     evaluate('runs/photos')
-    (tmp_path/'project').rename(tmp_path/'moved')
     monkeypatch.chdir(tmp_path/'elsewhere')
-    for verb in ('eval', 'export', 'resume'): assert main([verb, '../moved/runs/photos']) == 0, capsys.readouterr().err
-    ev, edits = Evaluation.load('../moved/runs/photos'), Edits('../moved/runs/photos')
-    assert Path(ev.source(0)).is_file() and edits.root.samefile(tmp_path/'moved/photos')
-    (tmp_path/'moved/photos').rename(tmp_path/'gone')
-    assert main(['eval', '../moved/runs/photos']) == 2 and 'There is no folder' in capsys.readouterr().err
+    return tmp_path/'project'
+
+def test_a_run_is_used_from_another_folder(project, capsys):
+    moved, there = project.with_name('moved'), '../moved/runs/photos'
+    project.rename(moved)
+    capsys.readouterr()
+    for verb in ('eval', 'export', 'resume'): assert main([verb, there]) == 0, capsys.readouterr().err
+    assert main(['resume', there, '--epochs', '3', '--num-workers', '0']) == 0
+    assert 'are others' not in capsys.readouterr().out, "these are the pictures of the run"
+    assert plan_from_yaml((moved/'runs/photos/config.yaml').read_text()).data.path == 'photos', "so it can be moved again"
+    ev, edits = Evaluation.load(there), Edits(there)
+    assert moved in Path(ev.source(0)).resolve().parents and edits.root.samefile(moved/'photos')
+    (moved/'runs/photos/config.yaml').write_bytes(b'\xff')
+    assert len(Evaluation.load(there)) == len(ev), "the numbers do not need the plan"
+
+def test_other_pictures_than_a_run_was_validated_on(project, capsys):
+    (project/'photos').rename(project/'gone')
+    assert main(['eval', '../project/runs/photos']) == 0 # of the working directory, as there are none where it began
+    assert re.search('The run was validated on 12 pictures; these .* are others', capsys.readouterr().out)
+    assert main(['eval', '../project/runs/photos', '--data', '../project/gone']) == 0
+    assert 'are others' not in capsys.readouterr().out
+
+def test_pictures_in_two_folders_that_moved_away(refused, trained_run, shapes, tmp_path):
+    run = shutil.copytree(trained_run, tmp_path/'run')
+    plan = plan_from_yaml((run/'config.yaml').read_text())
+    (run/'config.yaml').write_text(plan_to_yaml(replace(plan, data=replace(plan.data, valid_path='held'))))
+    said = "Write into config.yaml in 'run', as data.path and data.valid_path"
+    assert said in (told := refused('eval', 'run')) and "no folder 'held'" in told
+    assert said in (told := refused('eval', 'run', '--data', shapes)) and '--data is one folder' in told
 
 @pytest.mark.parametrize('verb', ['lab', 'app', 'serve'])
 @pytest.mark.parametrize('port', ['-1', '65536', 'http'])

@@ -212,6 +212,19 @@ def test_calls_that_were_still_to_come_are_in_the_folder(pictures, tmp_path):
     shutil.move(tmp_path/'run', tmp_path/'moved')
     assert outcome(resume_run(tmp_path/'moved')) == outcome(whole)
 
+def test_the_weights_that_it_began_with_may_be_gone(pictures, tmp_path):
+    torch.save(make(pictures, None).model.state_dict(), first := tmp_path/'first.pth')
+    calls = (FitPlan('fit', dict(n_epoch=2)),)
+    plan = replace(make(pictures, tmp_path/'run', pretrained=first).plan, schedule=calls)
+    whole = train_plan(replace(plan, run=str(tmp_path/'whole')))
+    assert killed(learner_from_plan(plan), partial(run_schedule, schedule=calls), 'before_batch', 5)
+    copy = shutil.copytree(tmp_path/'run', tmp_path/'copy')
+    first.unlink()
+    assert outcome(resume_run(tmp_path/'run')) == outcome(whole)
+    assert Run(tmp_path/'run').plan.model.pretrained == str(first), "it still says what it began with"
+    for o in copy.glob('latest*'): o.unlink()
+    with pytest.raises(InputError, match='no weights at'): resume_run(copy)
+
 # In one process
 
 @pytest.mark.parametrize('event, n', [('before_batch', 1), ('after_step', 4), ('after_epoch', 1), ('before_validate', 2)])

@@ -18,19 +18,63 @@ from imgcls_nb.checkpoints import save_checkpoint
 from imgcls_nb.comparing import compare, plan_settings
 from imgcls_nb.core import InputError
 from imgcls_nb.locks import Holder, Lock, _me
-from imgcls_nb.plan import DataPlan, FitPlan, ModelPlan, ObjectivePlan, Plan
+from imgcls_nb.plan import DataPlan, FitPlan, ModelPlan, ObjectivePlan, Plan, plan_from_yaml, plan_to_yaml
 from imgcls_nb.runs import Run, describe_env
 
 posix = pytest.mark.skipif(os.name != 'posix', reason="needs fork and signals")
 linux = pytest.mark.skipif(platform.system() != 'Linux', reason="needs /proc")
 
-def plan(**kwargs): return Plan(DataPlan('photos', **kwargs), ModelPlan('resnet18'))
+def plan(path='photos', **kwargs): return Plan(DataPlan(path, **kwargs), ModelPlan('resnet18'))
 
 @pytest.fixture
 def run(tmp_path):
     run = Run(tmp_path/'run')
     run.start(plan(seed=7), dict(vocab=['cat', 'dog']))
     return run
+
+@pytest.fixture
+def project(tmp_path, monkeypatch): # one with photos, beside another with other photos, in which we are
+    for o in 'one/photos/train one/held one/lists one/train one/runs/a two/photos'.split(): (tmp_path/o).mkdir(parents=True)
+    (tmp_path/'one/lists/all.txt').write_text('')
+    monkeypatch.chdir(tmp_path/'two')
+    return tmp_path/'one'
+
+def written(project, run='runs/a', **data):
+    (project/'runs/a/config.yaml').write_text(plan_to_yaml(replace(plan(**data), run=run)))
+    return Run(project/'runs/a')
+
+@pytest.mark.parametrize('data, found', [
+    (dict(), dict(path='{}/photos')), (dict(path='.'), dict(path='{}')), (dict(path='{}/held'), dict(path='{}/held')),
+    (dict(train='lists/all.txt', valid_path='held'), dict(path='{}/photos', train='{}/lists/all.txt', valid_path='{}/held')),
+    (dict(train='train'), dict(train='train')), (dict(valid=.2), dict(valid=.2)),
+    (dict(label_file='gone.txt'), dict(label_file='gone.txt')),
+    (dict(path='held/{{0..9}}.tar'), dict(path='{}/held/{{0..9}}.tar'))], ids=str)
+def test_paths_of_a_plan_lead_there_from_another_folder(project, data, found):
+    def full(o): return {k: v.format(project.as_posix()) if isinstance(v, str) else v for k, v in o.items()}
+    run = written(project, **full(data))
+    got = run.plan.data
+    assert {k: getattr(got, k) for k in found} == full(found)
+    before = run.path.joinpath('config.yaml').read_text()
+    run.write_plan(replace(run.plan, run=str(run.path)))
+    after = plan_from_yaml(run.path.joinpath('config.yaml').read_text())
+    if not os.path.isabs(full(data).get('path', '')): assert after == plan_from_yaml(before), "as it was typed where it began"
+    else: assert after.data.path == 'held'
+
+@pytest.mark.parametrize('run, named, follows', [
+    ('../one/runs/a', 'runs/a', True), ('../two/../one/runs/a', 'runs/a', True), ('../one/runs/b', 'runs/a', True),
+    ('../one/other', 'runs/a', False), ('../one/runs/a', '../one/runs/a', False), ('../one/runs/a', '/x/runs/a', False)])
+def test_where_a_run_was_begun(project, run, named, follows):
+    written(project, named).path.rename(project.parent/'two'/run)
+    assert Run(run).plan.data.path == ((project/'photos').as_posix() if follows else 'photos')
+
+def test_a_plan_that_goes_on_from_elsewhere(project):
+    run = written(project)
+    run.write_plan(replace(run.plan, run='../one/runs/a', data=replace(run.plan.data, path='photos'))) # those that are here
+    said = plan_from_yaml(run.path.joinpath('config.yaml').read_text())
+    assert said.run == 'runs/a' and said.data.path == (project.parent/'two/photos').as_posix()
+    run.path.joinpath('config.yaml').write_text('data: [') # damaged
+    run.write_plan(plan())
+    assert run.plan == plan()
 
 def left_by(run, **changes): # a lock file, as another process would have left it
     (run.path/'run.lock').write_text(json.dumps(asdict(replace(_me('theirs'), **changes))))
