@@ -114,11 +114,11 @@ def move_pictures(
 ) -> Path|None: # The journal, by which `revert_moves` puts everything back; None: there was nothing to move
     "Carry out edits on class folders by moving files"
     if not edits.file.is_file(): return None
-    with appending(edits.file): # until it is written what is done, nobody adds an edit, or moves the same
-        journal = _begin(edits)
+    with appending(edits.file) as log: # between looking and writing nobody adds an edit, takes one back, or moves the same
+        journal = _begin(edits, log)
     return journal and finish_moves(journal)
 
-def _begin(edits):
+def _begin(edits, log):
     for o in sorted(edits.file.parent.glob('moves-*.jsonl')):
         if _read_journal(o)[1] not in ('done', 'undone'):
             raise InputError(f"'{o}' was begun and not finished. Finish it with finish_moves, or take it back with revert_moves.")
@@ -128,7 +128,9 @@ def _begin(edits):
     carried = [edit for o in changes for edit in o.edits]
     made = sorted({p.as_posix() for _, to in moves for p in Path(to).parents if not (edits.root/p).exists()}, key=len)
     said = dict(root=str(edits.root.absolute()), log=str(edits.file.absolute()), moves=moves, made=made, edits=carried)
-    return _new_journal(edits.file, json.dumps(said).encode() + b'\n')
+    journal = _new_journal(edits.file, json.dumps(said).encode() + b'\n')
+    _add(log, dict(done=carried)) # from here on they cannot be taken back one by one
+    return journal
 
 def _new_journal(log, data): # whole, and under a name that nobody has; other logs may lie in the folder
     draft = log.with_name(f'.{log.stem}-moves.part')
@@ -147,10 +149,18 @@ def finish_moves(
     "Do the moves of a journal that are not done yet"
     said, state = _read_journal(journal)
     if state == 'undone': raise InputError(f"'{journal}' was taken back. Move the pictures again, with move_pictures.")
+    if state == 'done': return Path(journal)
+    _check_standing(journal, said)
     root = Path(said['root'])
     for src, dst in said['moves']: move_file(root/src, root/dst)
-    if state != 'done': _close(journal, said, 'done')
+    _close(journal, said, 'done')
     return Path(journal)
+
+def _check_standing(journal, said): # a kill may have come before it was noted that they are carried out
+    standing = {o['edit'] for o in Edits(said['log'], said['root']).standing()}
+    if lost := [o for o in said['edits'] if o not in standing]:
+        raise InputError(f"{len(lost)} of the edits of '{journal}' were taken back before their pictures had moved. Put back "
+                         "what has, with revert_moves, and move the pictures again.")
 
 # %% ../nbs/59_moves.ipynb #85abd3e0
 def _close(journal, said, state): # the log first: to say it twice does no harm
@@ -158,7 +168,9 @@ def _close(journal, said, state): # the log first: to say it twice does no harm
     _say(journal, dict(state=state))
 
 def _say(file, event):
-    with appending(file) as f: append_line(f, json.dumps(event | dict(time=round(time.time(), 3))).encode())
+    with appending(file) as f: _add(f, event)
+
+def _add(f, event): append_line(f, json.dumps(event | dict(time=round(time.time(), 3))).encode())
 
 def _read_journal(file): # what it says, and how far it came: 'begun', 'done', 'reverting' or 'undone'
     try:
@@ -180,6 +192,7 @@ def revert_moves(
 ):
     "Put all files back to where they were"
     said, state = _read_journal(journal)
+    if state == 'undone': return
     root, wrong = Path(said['root']), []
     if state == 'done': _say(journal, dict(state='reverting'))
     for src, dst in reversed(said['moves']):
@@ -190,4 +203,4 @@ def revert_moves(
     if wrong:
         raise InputError(f"{len(wrong)} of {len(said['moves'])} pictures are not back:\n  " + '\n  '.join(wrong[:20]) +
                          "\nThe others are. Mend this, and call revert_moves again.")
-    if state != 'undone': _close(journal, said, 'undone')
+    _close(journal, said, 'undone')

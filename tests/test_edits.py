@@ -418,6 +418,10 @@ def test_pictures_without_files_have_no_list(tmp_path):
 @pytest.fixture
 def few(tmp_path): return make_shapes(tmp_path/'few', n=3)
 
+def test_a_run_whose_plan_cannot_be_read(tmp_path):
+    (tmp_path/'config.yaml').write_bytes(b'data: \xff\xfe')
+    with pytest.raises(InputError, match='config.yaml'): Edits(tmp_path)
+
 def prepared(pictures):
     edits = Edits(pictures)
     edits.relabel('circle/000.png', 'circle', 'square')
@@ -493,6 +497,42 @@ def test_logs_of_one_folder_have_journals_of_their_own(few):
     assert [o.name for o in journals] == ['moves-1.jsonl', 'moves-2.jsonl'] and not list(few.glob('.*.part'))
     (few/'.a-moves.part').write_bytes(b'new')
     assert moves._new_journal(few/'a.jsonl', b'x').name == 'moves-3.jsonl'
+
+def test_an_edit_is_not_taken_back_while_its_picture_moves(few, monkeypatch):
+    said, real = [], moves.move_file
+    def meanwhile(src, dst):
+        with pytest.raises(InputError, match='has been moved for this edit'): Edits(few).undo()
+        Edits(few).ignore('circle/002.png') # of another picture
+        said.append(dst.name)
+        return real(src, dst)
+    monkeypatch.setattr(moves, 'move_file', lambda src, dst: real(src, dst) if src.suffix == '.part' else meanwhile(src, dst))
+    edits = Edits(few)
+    edits.relabel('circle/000.png', 'circle', 'square')
+    move_pictures(edits)
+    assert said == ['000-1.png'] and net(edits) == [('circle/002.png', 'ignore', False, True)]
+
+def test_an_edit_that_was_taken_back_before_its_picture_moved(few):
+    before, edits = contents(few), Edits(few)
+    edits.relabel('circle/000.png', 'circle', 'square')
+    with open(edits.file, 'a+b') as nothing: journal = moves._begin(edits, nothing)
+    lines = edits.file.read_bytes().splitlines(keepends=True)
+    edits.file.write_bytes(lines[0]) # the kill came before it was noted
+    edits.undo()
+    with pytest.raises(InputError, match='1 of the edits.*taken back before.*revert_moves'): finish_moves(journal)
+    revert_moves(journal)
+    assert contents(few) == before and move_pictures(edits) is None
+
+def test_an_earlier_journal_moves_nothing(few):
+    edits = Edits(few)
+    edits.relabel('circle/000.png', 'circle', 'square')
+    first = move_pictures(edits)
+    revert_moves(first)
+    second, moved = move_pictures(edits), contents(few)
+    revert_moves(first)
+    assert contents(few) == moved and edits.changes() == []
+    (few/'square/000-1.png').rename(few/'circle/000.png') # by hand
+    finish_moves(second)
+    assert (few/'circle/000.png').exists(), "it was finished before"
 
 class Killed(BaseException): pass
 
