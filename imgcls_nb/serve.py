@@ -188,7 +188,7 @@ def open_port(
     try:
         sock.bind((host, port))
         sock.listen()
-    except (OSError, OverflowError) as e:
+    except (OSError, OverflowError, TypeError, UnicodeError) as e: # a name that is none
         sock.close()
         raise InputError(f"{host}:{port} cannot be listened on ({getattr(e, 'strerror', None) or e}). "
                          "Give another --port, 0 for any that is free.") from e

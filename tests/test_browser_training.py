@@ -86,6 +86,7 @@ def steps(page):
 def test_both_themes_can_be_read(page):
     for name in ('JupyterLab Light', 'JupyterLab Dark'):
         set_theme(page, name)
+        page.wait_for_timeout(500) # colours fade over
         snap(page, f'training-{name.split()[-1].lower()}')
         assert violations(page) == []
     set_theme(page, 'JupyterLab Light')

@@ -135,8 +135,8 @@ def test_a_cell_shows_its_pictures_and_a_digit_repairs_one(page, work):
     assert (edit['picture'], edit['old'], edit['new']) == (name, KINDS[truth], KINDS[guess])
     assert apply(work, 'confusion.jsonl', 'mended.txt') == before | {name: KINDS[guess]} and before[name] == KINDS[truth]
     viewer.press('u')
-    assert 'Taken back' in viewer.note() and viewer.at() == name
-    assert apply(work, 'confusion.jsonl', 'undone.txt') == before
+    wait_for(lambda: 'Taken back' in viewer.note(), 10, 'the word')
+    assert viewer.at() == name and apply(work, 'confusion.jsonl', 'undone.txt') == before
 
 def test_twenty_wrong_labels_are_repaired_by_keyboard(page, work):
     viewer, before = Viewer(page, 1), read_list(work/'shapes/train_list.txt')
@@ -201,6 +201,13 @@ def test_the_cursor_stays_in_sight_in_a_small_window(page):
             assert hidden()
             viewer.press('ArrowRight')
             assert not hidden()
+        viewer.press('Home')
+        scroll('lower', '.icd-at')
+        assert hidden()
+        before = panel.evaluate('o => o.scrollTop')
+        viewer.box.locator('.icd-at').click()
+        viewer.box.locator('.icd-grid[aria-busy=false]').wait_for(timeout=10_000)
+        assert panel.evaluate('o => o.scrollTop') == before, 'nothing moves under the mouse'
     finally: page.set_viewport_size(dict(width=1300, height=6000))
 
 def test_a_reload_finds_the_viewers_again(page, url):
@@ -256,7 +263,7 @@ def test_chosen_pictures_are_left_out_moved_and_taken_back(page, work):
     assert last['picture'] == viewer.names()[6] and last['field'] == 'split' and last['old'] != last['new']
     viewer.box.locator('.icd-grid').focus()
     viewer.press('u')
-    assert 'Taken back' in viewer.note()
+    wait_for(lambda: 'Taken back' in viewer.note(), 10, 'the word')
 
 def test_deleted_pictures_have_a_place(page, work):
     from imgcls_nb.evaluation import Evaluation

@@ -211,6 +211,7 @@ def test_a_defect_of_ours_is_500(predictor, pictures, monkeypatch):
 def test_a_port_that_is_taken():
     with open_port(port=0) as sock, pytest.raises(InputError, match='--port, 0 for any'): open_port(port=sock.getsockname()[1])
     with pytest.raises(InputError, match='cannot be listened on'): open_port('127.0.0.1', 99999)
+    with pytest.raises(InputError, match='cannot be listened on'): open_port('ü'*300)
 
 def test_the_verb(predictor, pictures):
     command = [sys.executable, '-m', 'imgcls_nb.cli', 'serve', str(predictor.path), '--port', '0', '--threshold', '1']

@@ -25,7 +25,9 @@ def first_table(page): return re.search(r'(?:^\|.*\n)+', page.read_text(encoding
 
 def from_root(text, folder):
     "A text of a notebook in `folder` for a page at the root: links lead where they led"
-    return re.sub(r'\]\((?![a-z]+:|#)([^)\s]+)', lambda m: f']({posixpath.normpath(posixpath.join(folder, m[1]))}', text)
+    def swap(m): return f']({posixpath.normpath(posixpath.join(folder, m[1]))}'
+    parts = re.split(r'(^```.*?^```|`[^`\n]*`)', text, flags=re.M | re.S) # code stays
+    return ''.join(o if i % 2 else re.sub(r'\]\((?![a-z]+:|#)([^)\s]+)', swap, o) for i, o in enumerate(parts))
 
 def blocks(nb, folder):
     for cell in nb.cells:

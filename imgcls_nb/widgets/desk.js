@@ -52,6 +52,7 @@ function render({ model, el: root }) {
       el("div", { className: "icd-top" }, status, open, files, back, next), list, empty), side)
   let cards = [], floor = 0
   let at = -1, sure = true, sent = 0 // the card with the frame, whether it is known, and how many messages were sent
+  let typing = false // what a key has moved is brought into sight; what lies under a mouse stays where it is
 
   const take = async from => { // files that were chosen or dropped, one message each
     for (const file of [...from.files])
@@ -62,10 +63,10 @@ function render({ model, el: root }) {
     const tops = cards.map(o => o.offsetTop)
     return Math.max(1, tops.filter(o => o === tops[0]).length)
   }
-  const reveal = card => { // the pictures are scrolled, and the notebook only for who has the keyboard on them
+  const reveal = card => { // the pictures are scrolled, and the notebook only for who types
     const [top, bottom] = [card.offsetTop - 4, card.offsetTop + card.offsetHeight + 4]
     list.scrollTop = Math.min(Math.max(list.scrollTop, bottom - list.clientHeight), top)
-    if (!list.matches(":focus")) return
+    if (!typing || !list.matches(":focus")) return
     for (const o of [chips.querySelector("[aria-pressed=true]"), big, card]) // where not all have room, the last wins
       o?.scrollIntoView({ block: "nearest" })
   }
@@ -155,6 +156,7 @@ function render({ model, el: root }) {
     if (e.target !== list && (e.key === " " || e.key === "Escape")) return
     e.preventDefault()
     e.stopPropagation()
+    typing = true
     const key = { key: e.key, shift: e.shiftKey, columns: columns() }
     const to = { ArrowLeft: at - 1, ArrowRight: at + 1, ArrowUp: at - key.columns, ArrowDown: at + key.columns }[e.key]
     if (e.key === "/") find.focus()
@@ -164,6 +166,7 @@ function render({ model, el: root }) {
       if (![" ", "a", "Escape"].includes(e.key)) step(to)
     }
   })
+  for (const kind of ["pointerdown", "wheel"]) desk.addEventListener(kind, () => { typing = false }, { passive: true })
   desk.addEventListener("dragover", e => {
     if (!model.get("marks").drops || !e.dataTransfer.types.includes("Files")) return
     e.preventDefault()
