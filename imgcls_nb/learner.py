@@ -10,6 +10,7 @@ from .data import ImageDataLoaders, dls_from_plan # first, because it imports fa
 
 # %% ../nbs/45_learner.ipynb #d43e4f05
 import copy
+import gc
 import inspect
 import os
 from contextlib import ExitStack, contextmanager, suppress
@@ -230,6 +231,7 @@ def _build(plan, dls, loss_func=None, opt_func=None, metrics=None, cbs=None):
     check_sync_bn(plan.sync_bn, device)
     if plan.run and not rank(): Run(plan.run).check_alone(Path(plan.data.path))
     if not opt_func: read_optimizer(obj.opt, obj.opt_args) # what cannot be is said before a network is built
+    gc.collect() # learners that nobody has any more end their loader processes now, and give back their memory
     model, dls = _build_model(plan, dls, channels_last)
     learn = ImageLearner(dls, model, as_loss(loss_func) if loss_func else _loss(obj, dls), opt_func or _optimizer(obj, model),
                          splitter=_splitter(obj), wd=obj.weight_decay, wd_bn_bias=obj.decay_norm_bias or not opt_func,

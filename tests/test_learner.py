@@ -1,6 +1,8 @@
 "Training: what repeats, what is written, what survives an interrupt, and what a fastai user expects"
+import gc
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -468,3 +470,14 @@ def test_fastai_methods(dls, tmp_path):
         learn.load('mine')
         assert equal(weights(learn), before)
         assert ClassificationInterpretation.from_learner(learn).confusion_matrix().sum() == 12
+
+def test_learners_that_are_gone_keep_no_processes(shapes):
+    before, most = len(multiprocessing.active_children()), 0
+    gc.disable() # as it seldom looks through what is old
+    try:
+        for _ in range(4): # as one tries rates in a loop
+            learn = image_learner(image_dls(shapes, size=32, bs=8, num_workers=1, device='cpu'), 'test_resnet')
+            with learn.no_bar(): learn.fit(1)
+            most = max(most, len(multiprocessing.active_children()) - before)
+    finally: gc.enable()
+    assert 2 <= most <= 4, "of this one, and of the one before"
