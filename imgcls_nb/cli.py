@@ -231,7 +231,7 @@ def _add_lookups(verbs):
     _add_options(p, [o for o in _OPTIONS if o[0] in ('train', 'valid', 'label-file')])
     p.add_argument('--source', default='auto', help='form of the data, such as files, table or shards (default: %(default)s)')
     p.add_argument('--seed', type=int, default=42, help='of the split, where a share is held out (default: %(default)s)')
-    p.add_argument('--limit', type=int, default=10, help='files to name for each finding (default: %(default)s)')
+    p.add_argument('--limit', type=_count, default=10, help='files to name for each finding (default: %(default)s)')
     p.add_argument('--json', type=_new_file, metavar='FILE', help='write the whole report there as well')
 
     p = _add_verb(verbs, 'models', run_models, 'Search the networks there are, by name, size, cost and accuracy')

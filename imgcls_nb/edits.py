@@ -44,7 +44,8 @@ class Edits:
         paths = [i for i, o in enumerate(names) if os.path.isabs(o) or o.startswith(start) or self._is_path(o)]
         if paths:
             from imgcls_nb.pictures import names_below
-            for i, o in zip(paths, names_below(self.root, [names[i] for i in paths])): names[i] = o
+            full = [o if (o := names[i]).startswith(start) else os.path.abspath(o) for i in paths]
+            for i, o in zip(paths, names_below(self.root, full)): names[i] = o
         return [o.replace(os.sep, '/') for o in names]
 
     def _is_path(self, name): return os.path.isfile(name) and not (self.root/name).is_file()

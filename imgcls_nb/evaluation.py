@@ -360,10 +360,20 @@ def _save(self:Evaluation, folder):
         files = dict(probs=_store(folder, 'probs.npy', lambda f: np.save(f, self.probs)),
                      targs=_store(folder, 'targs.npy', lambda f: np.save(f, self.targs)),
                      names=_store(folder, 'names.json', lambda f: f.write(json.dumps(self.paths, indent=0).encode())))
-        facts = dict(schema=SCHEMA, pictures=len(self), vocab=list(self.vocab), root=self.root, temperature=self.temperature,
+        facts = dict(schema=SCHEMA, pictures=len(self), vocab=list(self.vocab), root=_kept_root(self.root, _run_above(folder)),
+                     temperature=self.temperature,
                      list_sha256=self.list_hash(), facts=self.facts, files=files)
         write_atomic(folder/MANIFEST, json.dumps(facts, indent=1).encode())
         _drop_others(folder, {o['file'] for o in files.values()})
+
+def _run_above(folder): return next((o for o in folder.absolute().parents[:2] if (o/'config.yaml').is_file()), None)
+
+def _home(run): # where its training was begun
+    from imgcls_nb.plan import begun_in, plan_from_yaml
+    try: return begun_in(plan_from_yaml((run/'config.yaml').read_bytes()).run, run)
+    except (InputError, OSError): return None # the numbers do not need the plan, and whoever does says what it lacks
+
+def _kept_root(root, run): return root if root is None or run is None or _home(run) == Path.cwd() else os.path.abspath(root)
 
 # %% ../nbs/54_evaluation.ipynb #fe2e2653
 def _store(folder, name, write): # named after its content
@@ -421,17 +431,16 @@ def _opened(cls, folder, said, check):
         probs, targs = (np.load(files[k], mmap_mode='r' if k == 'probs' and said['pictures'] else None, allow_pickle=False)
                         for k in ('probs', 'targs'))
         names = json.loads(files['names'].read_text('utf-8'))
-        run = next((o for o in folder.absolute().parents[:2] if (o/'config.yaml').is_file()), None)
+        run = _run_above(folder)
         return cls(probs, targs, said['vocab'], names, _root(said['root'], run), said['temperature'], said['facts'], run)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         if isinstance(e, InputError): raise
         raise InputError(f"'{folder}' is damaged: {e}. Evaluate again.") from e
 
-def _root(root, run): # may be as it was typed where the training was begun
-    if root is None or run is None or os.path.isabs(root): return root
-    from imgcls_nb.plan import follow_path, plan_from_yaml
-    try: return follow_path(root, plan_from_yaml((run/'config.yaml').read_bytes()).run, run)
-    except (InputError, OSError): return root # the numbers do not need the plan, and whoever does says what it lacks
+def _root(root, run): # is kept as it was typed where the training was begun
+    if root is None or run is None: return root
+    from imgcls_nb.plan import follow_path
+    return follow_path(root, _home(run))
 
 # %% ../nbs/54_evaluation.ipynb #48c13acb
 def _read_manifest(file):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'MOST', 'CHOICES', 'DataPlan', 'ModelPlan', 'ObjectivePlan', 'FitPlan', 'Plan', 'plan_to_dict',
-           'plan_to_yaml', 'plan_from_dict', 'plan_from_yaml', 'begun_in', 'follow_path', 'follow_plan', 'tell_plan']
+           'plan_to_yaml', 'plan_from_dict', 'plan_from_yaml', 'begun_in', 'follow_path', 'own_paths', 'follow_plan',
+           'tell_plan']
 
 # %% ../nbs/05_plan.ipynb #d1d9b958
 import json
@@ -213,54 +214,57 @@ def begun_in(
     folder, # Where that folder is now
 ) -> Path|None: # Absolute; None: that cannot be told, for the folder was moved to another, or `run` leads upwards or is absolute
     "In which folder a training was begun"
-    if not run or os.path.isabs(run): return None
-    folder, parts = Path(os.path.abspath(folder)), Path(run).parts
-    home = Path(*folder.parts[:len(folder.parts) - len(parts)])
-    return home if (home/run).parent == folder.parent else None # it may have a new name
+    return _begun(run, folder)[0]
+
+def _begun(run, folder): # the same, and the run folder below it, which may have a new name
+    if run and not os.path.isabs(run):
+        for at in (Path(os.path.abspath(folder)), Path(folder).resolve()): # it may be a link, or lie below one
+            home = Path(*at.parts[:max(1, len(at.parts) - len(Path(run).parts))])
+            if (home/run).parent == at.parent: return home, at
+    return None, None
 
 def follow_path(
     path:str, # As it was typed
-    run:str|None, # The run folder as the plan has it
-    folder, # Where that folder is now
+    home:Path|None, # From `begun_in`
 ) -> str: # The same, or an absolute path
-    "Where a path leads: from where the training was begun, if something is there, and else from here"
-    home = begun_in(run, folder)
-    if home in (None, Path.cwd()) or os.path.isabs(path): return path
-    return (home/path).as_posix() if _is_there(home/path) else path
-
-def _is_there(path): return path.exists() or path.suffix == '.tar' and path.parent.is_dir() # a pattern of tar files
+    "A path that leads from the working directory to where it led from another folder"
+    return path if home in (None, Path.cwd()) or path.startswith('~') else (home/path).as_posix()
 
 # %% ../nbs/05_plan.ipynb #25d119a3
-_PATHS = 'path', 'train', 'valid', 'valid_path', 'label_file' # of a `DataPlan`
+def own_paths(
+    data:DataPlan, # `path`, `train`, `valid`, `valid_path` and `label_file` are read
+) -> dict: # Field to path
+    "The paths of a plan but for those that are names below `path`"
+    root, found = Path(data.path).expanduser(), {k: getattr(data, k) for k in ('train', 'valid', 'valid_path', 'label_file')}
+    return dict(path=data.path) | {k: o for k, o in found.items() if isinstance(o, str) and o
+                                   and (os.path.isabs(o) or not (root/o).exists())}
 
 def follow_plan(
     plan:Plan, # As config.yaml has it
     folder, # The run folder, where it is now
 ) -> Plan: # Its pictures are found from the working directory
     "A plan as it is read from another folder than the one in which the training was begun"
-    data = replace(plan.data, path=follow_path(plan.data.path, plan.run, folder))
-    return replace(plan, data=replace(data, **{k: follow_path(o, plan.run, folder) for k, o in _own_paths(data)}))
-
-def _own_paths(data): # not those that are names below `path`
-    for k in _PATHS:
-        o = getattr(data, k)
-        if not isinstance(o, str) or not o: continue
-        if k == 'path' or os.path.isabs(o) or not (Path(data.path).expanduser()/o).exists(): yield k, o
+    home = begun_in(plan.run, folder)
+    if home in (None, Path.cwd()): return plan
+    data = replace(plan.data, path=follow_path(plan.data.path, home))
+    found = {k: follow_path(o, home) for k, o in own_paths(data).items() if (home/o).exists() or Path(o).exists()}
+    return replace(plan, data=replace(data, **found))
 
 # %% ../nbs/05_plan.ipynb #8dad7c4b
 def tell_plan(
     plan:Plan, # With paths as they are found from the working directory
-    run:str|None, # The run folder as the plan had it before
+    run:str|None, # The run folder as the plan had it before; None: there is no plan yet
     folder, # Where that folder is now
 ) -> Plan: # For config.yaml
     "The inverse of `follow_plan`"
-    home = begun_in(run, folder)
-    if home is None: return plan
-    plan = replace(plan, run=Path(os.path.abspath(folder)).relative_to(home).as_posix())
+    home, at = next((o for o in (_begun(run, folder), _begun(plan.run, folder)) if o[0]), (None, None))
+    if home: plan = replace(plan, run=at.relative_to(home).as_posix())
     if home == Path.cwd(): return plan
-    told = {k: _seen_from(home, o) for k, o in _own_paths(plan.data) if os.path.isabs(o) or _is_there(Path(o))}
+    told = {k: _seen_from(home, o) for k, o in own_paths(plan.data).items() if os.path.isabs(o) or _is_there(o)}
     return replace(plan, data=replace(plan.data, **told))
 
+def _is_there(path): return os.path.exists(path) or path.endswith('.tar') # a pattern of tar files
+
 def _seen_from(home, path):
-    path = Path(os.path.abspath(os.path.expanduser(path)))
-    return (path.relative_to(home) if path.is_relative_to(home) else path).as_posix()
+    path = Path(os.path.abspath(path))
+    return (path.relative_to(home) if home and path.is_relative_to(home) else path).as_posix()

@@ -8,6 +8,7 @@ __all__ = ['ASIDE', 'FREE', 'NEVER', 'LENGTH', 'INTERRUPTED', 'GIVEN_UP', 'INSID
            'Resumption', 'take_up', 'check_call', 'end_call', 'give_up', 'tell_again']
 
 # %% ../nbs/44_resume.ipynb #f25d92dc
+import os
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -35,7 +36,12 @@ def plan_changes(
 ) -> dict: # Dotted name to a pair of values
     "The settings of two plans that differ, but for the training calls"
     a, b = _flat(then), _flat(now)
-    return {k: (a.get(k), b.get(k)) for k in a | b if k not in ASIDE and a.get(k) != b.get(k)}
+    return {k: (a.get(k), b.get(k)) for k in a | b if k not in ASIDE and not _is_alike(k, a.get(k), b.get(k))}
+
+_PLACES = 'run', *(f'data.{o}' for o in ('path', 'train', 'valid', 'valid_path', 'label_file'))
+
+def _is_alike(name, a, b): # two ways to write a path are
+    return a == b or name in _PLACES and isinstance(a, str) and isinstance(b, str) and os.path.abspath(a) == os.path.abspath(b)
 
 def _flat(plan): # one level of names, with dots; who only tells of a training is no part of it
     flat, plan = {}, replace(plan, callbacks=[o for o in plan.callbacks if o[0] not in ('console', *TRACKERS)])

@@ -194,7 +194,9 @@ def _is_saved(self:Run, file): # by fastai's `learn.save`, by a start that was k
 @patch
 def write_plan(self:Run, plan):
     "Put `plan` into config.yaml, whole or not at all"
-    with suppress(InputError): plan = tell_plan(plan, self._written_plan().run, self.path) # else it is the first, or damaged
+    before = None
+    with suppress(InputError): before = self._written_plan().run # else it is the first, or the other is damaged
+    plan = tell_plan(plan, before, self.path)
     with self._explained('plan'): write_atomic(self.path/'config.yaml', plan_to_yaml(plan).encode())
 
 def _write_json(file, values): write_atomic(file, json.dumps(values, indent=1, ensure_ascii=False).encode())

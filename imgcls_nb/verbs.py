@@ -36,6 +36,7 @@ def run_resume(args): # Of the command line
     from imgcls_nb.learner import resume_run
     from imgcls_nb.ranks import has_begun
     from imgcls_nb.runs import Run
+    _check_run(args, 'checkpoint')
     path = _find_data(Run.open(args.run).plan, args).data.path
     settings = {k: v for k, v in dict(path=path, num_workers=args.num_workers).items() if v is not None}
     checkpoint = True if has_begun() else args.checkpoint or True # a restart keeps what was trained since
@@ -197,6 +198,8 @@ def _check_root(root, config): # a folder that nobody typed
 
 def _plan_of(file):
     from imgcls_nb.plan import plan_from_yaml
+    if not os.path.isfile(file):
+        raise InputError(f"There is no file '{file}' for --plan. Give a run's config.yaml, or what imgcls config --yaml prints.")
     with open(file, 'rb') as f: return plan_from_yaml(f.read(), file)
 
 def _overridden(args): return tuple(o.partition('=')[0].strip() for o in args.override)
@@ -218,12 +221,15 @@ def _checkpoint(args): # its plan, its weights, its facts
     if args.run.endswith('.onnx'):
         raise InputError(f"imgcls {args.verb} takes a run folder, and '{args.run}' is a model file. It labels pictures by: "
                          f"imgcls predict {args.run} PICTURES")
-    run, name = os.path.split(args.run)
-    if not os.path.isdir(args.run) and os.path.isfile(os.path.join(run, 'config.yaml')):
-        raise InputError(f"imgcls {args.verb} takes a run folder, and '{args.run}' is in one. For these weights: imgcls "
-                         f"{args.verb} {run or '.'} --weights {name.removesuffix('.safetensors')}")
+    _check_run(args, 'weights')
     from imgcls_nb.trained import checkpoint_of
     return checkpoint_of(args.run, args.weights)
+
+def _check_run(args, option): # the path of a checkpoint is none
+    run, name = os.path.split(args.run)
+    if os.path.isdir(args.run) or not os.path.isfile(os.path.join(run, 'config.yaml')): return
+    raise InputError(f"imgcls {args.verb} takes a run folder, and '{args.run}' is in one. For this checkpoint: imgcls "
+                     f"{args.verb} {run or '.'} --{option} {name.removesuffix('.safetensors')}")
 
 def _with_data(args): # the same, for what looks at the pictures of the run
     plan, weights, facts = _checkpoint(args)
@@ -233,15 +239,18 @@ def _check_data(args): # a config says where the pictures are
     if args.config: _check_beside(args, 'data', 'DataLoader.Eval.dataset.image_root=FOLDER')
 
 def _find_data(plan, args): # where the pictures are now
+    from imgcls_nb.plan import own_paths
     path, held = plan.data.path, plan.data.valid_path
-    write = f"Write into config.yaml in '{args.run}', as data.path and data.valid_path, where they are now."
     if args.data and held:
-        raise InputError(f"The run has pictures in '{path}' and in '{held}', and --data is one folder. {write}")
-    if args.data: return replace(plan, data=replace(plan.data, path=args.data))
-    gone = next((o for o in (path, held) if o and not _is_there(o)), None)
-    if gone is None: return plan
-    how = write if held else f"If they were moved, say where they are: {command(args.verb, args.run)} --data FOLDER"
-    raise InputError(f"There is no folder '{gone}', where config.yaml in '{args.run}' has the pictures. {how}")
+        raise InputError(f"The run has pictures in '{path}' and in '{held}', and --data is one folder. Write into config.yaml in "
+                         f"'{args.run}', as data.path and data.valid_path, where they are now.")
+    if args.data: plan = replace(plan, data=replace(plan.data, path=args.data))
+    for k, o in own_paths(plan.data).items():
+        if k in ('train', 'valid') or not o or _is_there(o): continue
+        if k == 'path' and args.data: raise InputError(f"There is no folder '{o}' for --data. Give that of the pictures.")
+        how = f"write there where it is now{f', or say it: {command(args.verb, args.run)} --data FOLDER' if k == 'path' else ''}"
+        raise InputError(f"There is no '{o}', which config.yaml in '{args.run}' has as data.{k}. If it was moved, {how}")
+    return plan
 
 def _is_there(root): return root.endswith('.tar') or os.path.exists(os.path.expanduser(root)) # a pattern of tar files
 

@@ -267,8 +267,8 @@ def test_pictures_that_moved_away(refused, imgcls, trained_run, shapes, tmp_path
     (run/'config.yaml').write_text((run/'config.yaml').read_text().replace(str(shapes), 'gone'))
     for verb in ('eval', 'export', 'resume'):
         said = refused(verb, 'run')
-        assert "no folder 'gone', where config.yaml in 'run' has" in said and f'imgcls {verb} run --data FOLDER' in said
-        assert "no folder 'nowhere'" in refused(verb, 'run', '--data', 'nowhere')
+        assert "no 'gone', which config.yaml in 'run' has as data.path" in said and f'imgcls {verb} run --data FOLDER' in said
+        assert "no folder 'nowhere' for --data" in refused(verb, 'run', '--data', 'nowhere')
         imgcls(verb, 'run', '--data', shapes)
     assert labels(imgcls('infer', 'run', shapes/'circle')[0]), "to label other pictures they are not needed"
 
@@ -374,7 +374,8 @@ def test_a_run_is_used_from_another_folder(project, capsys):
 
 def test_other_pictures_than_a_run_was_validated_on(project, capsys):
     (project/'photos').rename(project/'gone')
-    assert main(['eval', '../project/runs/photos']) == 0 # of the working directory, as there are none where it began
+    assert main(['eval', '../project/runs/photos']) == 2, "those of that name in the working directory are not taken"
+    assert main(['eval', '../project/runs/photos', '--data', 'photos']) == 0
     assert re.search('The run was validated on 12 pictures; these .* are others', capsys.readouterr().out)
     assert main(['eval', '../project/runs/photos', '--data', '../project/gone']) == 0
     assert 'are others' not in capsys.readouterr().out
@@ -383,9 +384,16 @@ def test_pictures_in_two_folders_that_moved_away(refused, trained_run, shapes, t
     run = shutil.copytree(trained_run, tmp_path/'run')
     plan = plan_from_yaml((run/'config.yaml').read_text())
     (run/'config.yaml').write_text(plan_to_yaml(replace(plan, data=replace(plan.data, valid_path='held'))))
-    said = "Write into config.yaml in 'run', as data.path and data.valid_path"
-    assert said in (told := refused('eval', 'run')) and "no folder 'held'" in told
-    assert said in (told := refused('eval', 'run', '--data', shapes)) and '--data is one folder' in told
+    assert "no 'held', which config.yaml in 'run' has as data.valid_path. If it was moved, write there" in refused('eval', 'run')
+    assert '--data is one folder. Write into config.yaml' in refused('eval', 'run', '--data', shapes)
+
+def test_a_checkpoint_for_a_run(refused, trained_run):
+    for verb, option in (('resume', 'checkpoint'), ('eval', 'weights')):
+        assert f'--{option} latest' in refused(verb, f'{trained_run}/latest')
+
+def test_a_plan_for_a_config(refused, trained_run):
+    assert 'imgcls train --plan' in refused('config', f'{trained_run}/config.yaml')
+    for o in ('nowhere.yaml', '.'): assert f"no file '{o}' for --plan. Give a run's config.yaml" in refused('train', '--plan', o)
 
 @pytest.mark.parametrize('verb', ['lab', 'app', 'serve'])
 @pytest.mark.parametrize('port', ['-1', '65536', 'http'])

@@ -418,6 +418,13 @@ def test_pictures_without_files_have_no_list(tmp_path):
 @pytest.fixture
 def few(tmp_path): return make_shapes(tmp_path/'few', n=3)
 
+def test_paths_from_where_one_is(few, monkeypatch):
+    monkeypatch.chdir(few.parent)
+    assert Edits(few).names_of([f'{few.name}/circle/001.png', 'circle/001.png']) == ['circle/001.png']*2
+    monkeypatch.chdir(few/'circle')
+    assert Edits(few).names_of(['001.png', '../square/002.png', 'circle/001.png']) == [
+        'circle/001.png', 'square/002.png', 'circle/001.png']
+
 def test_a_run_whose_plan_cannot_be_read(tmp_path):
     (tmp_path/'config.yaml').write_bytes(b'data: \xff\xfe')
     with pytest.raises(InputError, match='config.yaml'): Edits(tmp_path)

@@ -10,6 +10,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ from imgcls_nb.checkpoints import save_checkpoint
 from imgcls_nb.comparing import compare, plan_settings
 from imgcls_nb.core import InputError
 from imgcls_nb.locks import Holder, Lock, _me
-from imgcls_nb.plan import DataPlan, FitPlan, ModelPlan, ObjectivePlan, Plan, plan_from_yaml, plan_to_yaml
+from imgcls_nb.plan import DataPlan, FitPlan, ModelPlan, ObjectivePlan, Plan, begun_in, plan_from_yaml, plan_to_yaml
+from imgcls_nb.resume import plan_changes
 from imgcls_nb.runs import Run, describe_env
 
 posix = pytest.mark.skipif(os.name != 'posix', reason="needs fork and signals")
@@ -60,12 +62,46 @@ def test_paths_of_a_plan_lead_there_from_another_folder(project, data, found):
     if not os.path.isabs(full(data).get('path', '')): assert after == plan_from_yaml(before), "as it was typed where it began"
     else: assert after.data.path == 'held'
 
-@pytest.mark.parametrize('run, named, follows', [
-    ('../one/runs/a', 'runs/a', True), ('../two/../one/runs/a', 'runs/a', True), ('../one/runs/b', 'runs/a', True),
-    ('../one/other', 'runs/a', False), ('../one/runs/a', '../one/runs/a', False), ('../one/runs/a', '/x/runs/a', False)])
-def test_where_a_run_was_begun(project, run, named, follows):
+@pytest.mark.parametrize('run, named, home', [
+    ('../one/runs/a', 'runs/a', 'one'), ('../two/../one/runs/a', 'runs/a', 'one'), ('../one/runs/b', 'runs/a', 'one'),
+    ('../two/runs/a', 'runs/a', 'two'), ('../two/a', 'a', 'two'), ('../one/other', 'runs/a', None),
+    ('../one/runs/a', '../runs/a', None), ('../one/runs/a', '/x/runs/a', None), ('../one/runs/a', None, None)])
+def test_where_a_run_was_begun(project, run, named, home):
+    (project.parent/'two/runs').mkdir()
     written(project, named).path.rename(project.parent/'two'/run)
-    assert Run(run).plan.data.path == ((project/'photos').as_posix() if follows else 'photos')
+    assert begun_in(named, run) == (home and project.parent/home)
+    assert Run(run).plan.data.path == ((project/'photos').as_posix() if home == 'one' else 'photos')
+
+@pytest.mark.skipif(os.name == 'nt', reason='needs links')
+def test_links_to_runs(project, monkeypatch):
+    run = written(project).path
+    (project/'link').symlink_to(run)
+    (project.parent/'beside').symlink_to(project)
+    for o in (project/'link', '../beside/link', '../beside/runs/a'): assert Path(Run(o).plan.data.path).samefile(project/'photos')
+    monkeypatch.chdir(project)
+    Run('link').write_plan(replace(Run('link').plan, run='link'))
+    assert Run('runs/a').plan == plan_from_yaml((run/'config.yaml').read_text()) == replace(plan(), run='runs/a')
+    shutil.move(run.parent, project.parent/'large') # all runs are on another disk
+    (project/'runs').symlink_to(project.parent/'large')
+    monkeypatch.chdir(project.parent)
+    assert Run('one/runs/a').plan.data.path == (project/'photos').as_posix()
+
+def test_paths_of_a_run_elsewhere_are_absolute(project, monkeypatch): # its name does not tell where it was begun
+    monkeypatch.chdir(project)
+    for run in (project.parent/'far', Path('../up')):
+        run.mkdir()
+        Run(run).write_plan(replace(plan(valid='held', train='train'), run=str(run)))
+        data = Run(run).plan.data
+        assert (data.path, data.valid, data.train) == (str(project/'photos'), str(project/'held'), 'train')
+        assert plan_changes(Run(run).plan, replace(plan(valid='held', train='train'), run=str(run))) == {}, "the same places"
+
+def test_what_is_gone_is_not_looked_for_elsewhere(project, monkeypatch):
+    run, there = written(project, train='lists/all.txt'), project.parent/'two'
+    (there/'lists').mkdir()
+    (there/'lists/all.txt').write_text('')
+    shutil.rmtree(project/'lists')
+    shutil.rmtree(project/'photos')
+    assert (run.plan.data.path, run.plan.data.train) == (str(project/'photos'), str(project/'lists/all.txt'))
 
 def test_a_plan_that_goes_on_from_elsewhere(project):
     run = written(project)
@@ -73,8 +109,8 @@ def test_a_plan_that_goes_on_from_elsewhere(project):
     said = plan_from_yaml(run.path.joinpath('config.yaml').read_text())
     assert said.run == 'runs/a' and said.data.path == (project.parent/'two/photos').as_posix()
     run.path.joinpath('config.yaml').write_text('data: [') # damaged
-    run.write_plan(plan())
-    assert run.plan == plan()
+    run.write_plan(plan(str(project)))
+    assert run.plan == plan(str(project))
 
 def left_by(run, **changes): # a lock file, as another process would have left it
     (run.path/'run.lock').write_text(json.dumps(asdict(replace(_me('theirs'), **changes))))
@@ -345,7 +381,7 @@ def make_run(folder, epochs=2, **changes):
 
 def test_settings_that_differ_come_first(tmp_path):
     make_run(tmp_path/'a')
-    make_run(tmp_path/'b', epochs=4, objective=ObjectivePlan(opt='sgd', weight_decay=.1), run='elsewhere')
+    make_run(tmp_path/'b', epochs=4, objective=ObjectivePlan(opt='sgd', weight_decay=.1), run='../elsewhere')
     table = compare([tmp_path/'a', Run(tmp_path/'b')]).table
     assert list(table)[:4] == ['objective.opt', 'objective.weight_decay', 'schedule', 'status']
     assert table.loc['a', 'objective.weight_decay'] == '' and table.loc['b', 'schedule'] == 'fine_tune(epochs=4)'

@@ -32,7 +32,9 @@ def read_config(
     file = find_config(path)
     cfg = read_yaml(file.read_bytes(), f"'{path}'")
     if not isinstance(cfg, dict) or not all(isinstance(o, dict) for o in cfg.values()):
-        raise InputError(f"'{path}' is no config: expected sections such as Global, Arch and DataLoader.")
+        plan = isinstance(cfg, dict) and {'data', 'model'} <= cfg.keys()
+        raise InputError(f"'{path}' is no config: expected sections such as Global, Arch and DataLoader." +
+                         plan*f" It is a plan, as runs keep one: imgcls train --plan {path}")
     cfg = read_values(cfg)
     for text in overrides: _override(cfg, text)
     return cfg
