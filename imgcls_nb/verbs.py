@@ -197,10 +197,12 @@ def _check_root(root, config): # a folder that nobody typed
                      f"they are: -o {key('Train')}=FOLDER -o {key('Eval')}=FOLDER.")
 
 def _plan_of(file):
-    from imgcls_nb.plan import plan_from_yaml
+    from imgcls_nb.plan import follow_plan, plan_from_yaml
     if not os.path.isfile(file):
         raise InputError(f"There is no file '{file}' for --plan. Give a run's config.yaml, or what imgcls config --yaml prints.")
-    with open(file, 'rb') as f: return plan_from_yaml(f.read(), file)
+    with open(file, 'rb') as f: plan = plan_from_yaml(f.read(), file)
+    folder = os.path.dirname(os.path.abspath(file))
+    return follow_plan(plan, folder) if os.path.isfile(os.path.join(folder, 'run.jsonl')) else plan # of a run, with its pictures
 
 def _overridden(args): return tuple(o.partition('=')[0].strip() for o in args.override)
 

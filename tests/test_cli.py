@@ -367,6 +367,8 @@ def test_a_run_is_used_from_another_folder(project, capsys):
     assert main(['resume', there, '--epochs', '3', '--num-workers', '0']) == 0
     assert 'are others' not in capsys.readouterr().out, "these are the pictures of the run"
     assert plan_from_yaml((moved/'runs/photos/config.yaml').read_text()).data.path == 'photos', "so it can be moved again"
+    assert main(['train', '--plan', f'{there}/config.yaml']) == 0
+    assert Path(Run('runs/photos').plan.data.path).samefile(moved/'photos'), "a run like it, here"
     ev, edits = Evaluation.load(there), Edits(there)
     assert moved in Path(ev.source(0)).resolve().parents and edits.root.samefile(moved/'photos')
     (moved/'runs/photos/config.yaml').write_bytes(b'\xff')
