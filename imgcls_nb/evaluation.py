@@ -21,6 +21,7 @@ from .confusion import Confusion
 from .core import InputError, did_you_mean
 from .files import appending, in_words, sha256, sync_folder, write_atomic
 from .intervals import Interval, bootstrap, share_interval
+from .plan import follow_path, home_of
 from .scores import MEANS, count_pairs, mean_score
 
 # %% ../nbs/54_evaluation.ipynb #9ccb9fad
@@ -361,19 +362,13 @@ def _save(self:Evaluation, folder):
                      targs=_store(folder, 'targs.npy', lambda f: np.save(f, self.targs)),
                      names=_store(folder, 'names.json', lambda f: f.write(json.dumps(self.paths, indent=0).encode())))
         facts = dict(schema=SCHEMA, pictures=len(self), vocab=list(self.vocab), root=_kept_root(self.root, _run_above(folder)),
-                     temperature=self.temperature,
-                     list_sha256=self.list_hash(), facts=self.facts, files=files)
+                     temperature=self.temperature, list_sha256=self.list_hash(), facts=self.facts, files=files)
         write_atomic(folder/MANIFEST, json.dumps(facts, indent=1).encode())
         _drop_others(folder, {o['file'] for o in files.values()})
 
 def _run_above(folder): return next((o for o in folder.absolute().parents[:2] if (o/'config.yaml').is_file()), None)
 
-def _home(run): # where its training was begun
-    from imgcls_nb.plan import begun_in, plan_from_yaml
-    try: return begun_in(plan_from_yaml((run/'config.yaml').read_bytes()).run, run)
-    except (InputError, OSError): return None # the numbers do not need the plan, and whoever does says what it lacks
-
-def _kept_root(root, run): return root if root is None or run is None or _home(run) == Path.cwd() else os.path.abspath(root)
+def _kept_root(root, run): return root if root is None or run is None or home_of(run) == Path.cwd() else os.path.abspath(root)
 
 # %% ../nbs/54_evaluation.ipynb #fe2e2653
 def _store(folder, name, write): # named after its content
@@ -437,10 +432,7 @@ def _opened(cls, folder, said, check):
         if isinstance(e, InputError): raise
         raise InputError(f"'{folder}' is damaged: {e}. Evaluate again.") from e
 
-def _root(root, run): # is kept as it was typed where the training was begun
-    if root is None or run is None: return root
-    from imgcls_nb.plan import follow_path
-    return follow_path(root, _home(run))
+def _root(root, run): return root if root is None or run is None else follow_path(root, home_of(run))
 
 # %% ../nbs/54_evaluation.ipynb #48c13acb
 def _read_manifest(file):

@@ -52,9 +52,7 @@ from .names import is_number
 from .optim import make_optimizer, read_optimizer
 from .plan import FitPlan, ModelPlan, ObjectivePlan, Plan
 from .ranks import rank, world
-from imgcls_nb.resume import (
-    INSIDE, INTERRUPTED, LENGTH, check_call, end_call, find_checkpoint, give_up, take_up, tell_again,
-)
+from .resume import INSIDE, INTERRUPTED, LENGTH, check_call, end_call, find_checkpoint, give_up, take_up, tell_again
 from .runs import Run
 from .samplers import class_weights
 from .schedules import fit_scheduled
@@ -430,12 +428,11 @@ def resume_run(
     **settings # Changed fields of the run's `DataPlan`, such as `path` or `num_workers`
 ) -> ImageLearner: # At the end of its training
     "Go on with a run from its folder alone"
-    opened = Run.open(run)
-    plan = opened.plan
+    plan = Run.open(run).plan
     custom = tuple(o for o in plan.custom if o not in INSIDE)
     plan = replace(plan, run=str(run), data=replace(plan.data, **settings), custom=custom)
     calls = plan.schedule if epochs is None else (*plan.schedule[:-1], _longer(plan, epochs))
-    return _without_first_weights(plan, find_checkpoint(opened, checkpoint)).resume(checkpoint, allow, calls)
+    return _without_first_weights(plan, find_checkpoint(Run(run), checkpoint)).resume(checkpoint, allow, calls)
 
 def _without_first_weights(plan, found): # those that it began with are replaced by those of the checkpoint, and may be gone
     if found is None: return learner_from_plan(plan)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'MOST', 'CHOICES', 'DataPlan', 'ModelPlan', 'ObjectivePlan', 'FitPlan', 'Plan', 'plan_to_dict',
-           'plan_to_yaml', 'plan_from_dict', 'plan_from_yaml', 'begun_in', 'follow_path', 'own_paths', 'follow_plan',
-           'tell_plan']
+           'plan_to_yaml', 'plan_from_dict', 'plan_from_yaml', 'begun_in', 'home_of', 'follow_path', 'own_paths',
+           'follow_plan', 'tell_plan']
 
 # %% ../nbs/05_plan.ipynb #d1d9b958
 import json
@@ -215,6 +215,13 @@ def begun_in(
 ) -> Path|None: # Absolute; None: that cannot be told, for the folder was moved to another, or `run` leads upwards or is absolute
     "In which folder a training was begun"
     return _begun(run, folder)[0]
+
+def home_of(
+    folder, # A run folder
+) -> Path|None: # None: its config.yaml cannot tell
+    "In which folder the training of a run was begun"
+    try: return begun_in(plan_from_yaml((Path(folder)/'config.yaml').read_bytes()).run, folder)
+    except (InputError, OSError): return None # who needs the plan says what it lacks
 
 def _begun(run, folder): # the same, and the run folder below it, which may have a new name
     if run and not os.path.isabs(run):
