@@ -334,8 +334,8 @@ def resumed(monkeypatch, tmp_path):
         return asked[-1]
     return ask
 
-def test_a_restart_goes_on_with_what_this_launch_has_begun(resumed, pictures, tmp_path, monkeypatch):
-    train, back = ('train', pictures), ('resume', 'runs/x', '--checkpoint', 'epoch_1')
+def test_a_restart_goes_on_with_what_this_launch_has_begun(resumed, pictures, trained_run, tmp_path, monkeypatch):
+    train, back = ('train', pictures), ('resume', trained_run, '--checkpoint', 'epoch_1')
     monkeypatch.setenv('IMGCLS_LOGS', str(tmp_path))
     monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
     assert (resumed(*train), resumed(*back)) == (None, 'epoch_1'), "an attempt that opened no run has left nothing"
